@@ -1,0 +1,1 @@
+"""Autoregressive systems (survey 5)."""

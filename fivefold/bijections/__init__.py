@@ -1,0 +1,1 @@
+"""The parts of flows: invertible maps with their log-determinants."""

@@ -1,0 +1,169 @@
+"""Which systems there are: the family folders are the registry.
+
+A public file in a family folder with one public `System` subclass is in the catalogue. What
+`fivefold list` prints is read from the source, so nothing is imported (and torch is not started).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fivefold.space import Space
+    from fivefold.system import System
+
+FAMILIES = {
+    "energy": "energy-based",
+    "diffusion": "diffusion",
+    "vae": "variational autoencoder",
+    "gan": "generative adversarial",
+    "autoregressive": "autoregressive",
+    "flow": "normalizing flow",
+}
+
+
+class UnknownSystem(ValueError):
+    """No system of that name: names the nearest."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the catalogue.
+
+    `densities` maps each kind of space that fits to the kind of density there.
+    """
+
+    id: str
+    family: str
+    title: str
+    section: str
+    reference: str
+    summary: str
+    densities: dict[str, str]
+    sampling: str
+    free_form: bool
+    presets: tuple[str, ...]
+    module: str
+    class_name: str
+
+    def load(self) -> type[System]:
+        """The class; imports its module."""
+        return getattr(importlib.import_module(self.module), self.class_name)  # type: ignore[no-any-return]
+
+    def to_json(self) -> dict[str, Any]:
+        kinds = sorted(set(self.densities.values()))
+        return {
+            "id": self.id,
+            "family": self.family,
+            "section": self.section,
+            "reference": self.reference,
+            "density": self.densities if len(kinds) > 1 else kinds[0],
+            "spaces": list(self.densities),
+            "summary": self.summary,
+        }
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Every system of the package, by id."""
+    root = Path(__file__).parent
+    found = {}
+    for family in FAMILIES:
+        for path in sorted((root / family).glob("[!_]*.py")):
+            entry = _read(path, family, f"fivefold.{family}.{path.stem}", path.stem.replace("_", "-"))
+            found[entry.id] = entry
+    return found
+
+
+def find(name: str) -> Entry:
+    """The entry of an id, or of a dotted module name outside the package."""
+    if name in entries():
+        return entries()[name]
+    if "." in name:
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is None or spec.origin is None:
+            raise UnknownSystem(f"no module {name!r} on the Python path")
+        return _read(Path(spec.origin), name.split(".")[0], name, name)
+    near = difflib.get_close_matches(name, entries(), 1, 0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UnknownSystem(f"no system {name!r}{hint} (fivefold list shows all)")
+
+
+def of_class(cls: type[System]) -> Entry:
+    """The entry of a system's class."""
+    module = cls.__module__
+    for entry in entries().values():
+        if entry.module == module:
+            return entry
+    return find(module)
+
+
+def fitting(space_kind: str) -> list[str]:
+    """Ids of the systems that model this kind of space."""
+    return [entry.id for entry in entries().values() if space_kind in entry.densities]
+
+
+def build(name: str, space: Space, **arguments: Any) -> System:
+    """The system of that name on `space`; where it does not fit, `Unfit` with the list of those that do."""
+    from fivefold.system import Unfit
+
+    try:
+        return find(name).load()(space, **arguments)
+    except Unfit as error:
+        others = [other for other in fitting(space.kind) if other != name]
+        raise Unfit(f"{error}. Systems for {space.kind} data: {', '.join(others)}") from error
+
+
+def _read(path: Path, family: str, module: str, name: str) -> Entry:
+    """The entry of one file, from its syntax tree."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    classes = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and not node.name.startswith("_")
+        and any("System" in ast.unparse(base) for base in node.bases)
+    ]
+    if len(classes) != 1:
+        raise UnknownSystem(f"{path}: expected one public System subclass, found {len(classes)}")
+    facts = {
+        target.id: node.value
+        for node in classes[0].body
+        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and isinstance(target, ast.Name)
+    }
+    lines = (ast.get_docstring(classes[0]) or "").split("\n\n")
+    title, _, source = lines[0].strip().rstrip(".").partition(" (")
+    section, _, reference = source.rstrip(")").partition("; ")
+    densities = facts["densities"]
+    if not isinstance(densities, ast.Dict):
+        raise UnknownSystem(f"{path}: densities must be a literal dictionary")
+    presets = facts.get("presets")
+    return Entry(
+        id=name,
+        family=family,
+        title=title,
+        section=section.removeprefix("survey "),
+        reference=reference,
+        summary=" ".join(lines[1].split()) if len(lines) > 1 else "",
+        densities={
+            ast.literal_eval(key): value.attr.lower().replace("_", " ")
+            for key, value in zip(densities.keys, densities.values, strict=True)
+            if key is not None and isinstance(value, ast.Attribute)
+        },
+        sampling=ast.literal_eval(facts["sampling"]) if "sampling" in facts else "direct",
+        free_form=ast.literal_eval(facts["free_form"]) if "free_form" in facts else True,
+        presets=tuple(ast.literal_eval(key) for key in presets.keys if key) if isinstance(presets, ast.Dict) else (),
+        module=module,
+        class_name=classes[0].name,
+    )

@@ -1,0 +1,69 @@
+"""A data set in three splits, each giving encoded batches by index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fivefold.space import Batch, Space
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split.
+
+    Either `x` holds them encoded (possibly as uint8 to save memory), or `read` encodes those of an
+    index tensor from a memory-mapped or on-disk source, so that a data set larger than memory trains.
+    """
+
+    size: int
+    x: Tensor | None = None
+    condition: Tensor | None = None
+    read: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def batch(self, index: Tensor | slice) -> Batch:
+        """Encoded examples at `index` (on the CPU unless the split was moved)."""
+        if self.x is not None:
+            x = self.x[index]
+            x = x.long() if x.dtype is torch.uint8 else x
+        else:
+            assert self.read is not None
+            x = self.read(torch.arange(self.size)[index])
+        return Batch(x, None if self.condition is None else self.condition[index])
+
+    def spread(self, n: int) -> Batch:
+        """At most `n` examples spread evenly over the split: always the same ones."""
+        if n >= self.size:
+            return self.batch(slice(None))
+        return self.batch(torch.linspace(0, self.size - 1, n).round().long())
+
+    def to(self, device: torch.device) -> Split:
+        """Held on `device` where it is in memory."""
+        if self.x is None:
+            return self
+        condition = None if self.condition is None else self.condition.to(device)
+        return Split(self.size, self.x.to(device), condition)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: its space (fitted on the training split), its splits and a fingerprint of its content.
+
+    `source` is what the user named, so that a run can find the data again; `notes` are lines for people
+    about what was inferred.
+    """
+
+    name: str
+    space: Space
+    train: Split
+    valid: Split
+    test: Split
+    fingerprint: str
+    source: str = ""
+    notes: tuple[str, ...] = field(default=())

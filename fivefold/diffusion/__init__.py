@@ -1,0 +1,1 @@
+"""Diffusion systems (survey 2.3)."""

@@ -1,0 +1,1 @@
+"""Normalizing flows (survey 6)."""

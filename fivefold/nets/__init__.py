@@ -1,0 +1,1 @@
+"""Architectures used by more than one system; no losses."""

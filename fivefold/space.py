@@ -1,0 +1,309 @@
+"""Space: what one example is, and all that was fitted on the training split to encode it.
+
+Encoded examples are what networks see:
+
+| kind  | encoded tensor                                                         |
+|-------|------------------------------------------------------------------------|
+| image | int64 `(B, C, H, W)` in {0..levels-1}; float32, standardised, if real  |
+| text  | int64 `(B, T)`, indices of `symbols`                                   |
+| audio | int64 `(B, T)` in {0..65535}, 16-bit samples shifted by 32,768         |
+| table | float32 `(B, D)`: real columns standardised, integer columns minus     |
+|       | their minimum, categorical columns as codes                            |
+
+The user's own form (what `decode` returns and `encode` takes) is a NumPy array in the user's
+layout and dtype for images and audio, a list of strings for text, and for tables a DataFrame
+where the data had named columns, otherwise a NumPy array.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AUDIO_OFFSET = 32768  # 16-bit samples -32768..32767 are encoded as 0..65535
+
+
+class Batch(NamedTuple):
+    """Encoded examples `x` and, in a conditional space, their encoded `condition` (both `(B, ...)`)."""
+
+    x: Tensor
+    condition: Tensor | None = None
+
+
+class DataError(ValueError):
+    """The data given do not fit: says what was given, what was expected and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    `kind` is "real", "integer" or "categorical". Real: encoded as (value - location) / scale.
+    Integer: encoded as value - location, in {0..levels-1}. Categorical: index into `categories`.
+    `dtype` is the NumPy or pandas dtype in which samples come back.
+    """
+
+    name: str
+    kind: str = "real"
+    dtype: str = "float64"
+    location: float = 0.0
+    scale: float = 1.0
+    levels: int | None = None
+    categories: tuple[Any, ...] = ()
+
+    @property
+    def log_det(self) -> float:
+        """ln |d encoded / d value| in nats; 0 for discrete columns (unit steps stay unit steps)."""
+        return -math.log(self.scale) if self.kind == "real" else 0.0
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        if self.kind == "categorical":
+            table = {value: code for code, value in enumerate(self.categories)}
+            values = [_category(value) for value in values]
+            unknown = sorted({str(v) for v in values if v not in table})
+            if unknown:
+                raise DataError(
+                    f"column {self.name!r}: {', '.join(unknown[:5])} not among the {len(table)} known "
+                    f"categories ({', '.join(map(str, self.categories[:8]))}, ...)"
+                )
+            return np.array([table[v] for v in values], dtype=np.float32)
+        values = np.asarray(values, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise DataError(f"column {self.name!r} has {(~np.isfinite(values)).sum()} missing or infinite values")
+        if self.kind == "integer":
+            code = values - self.location
+            assert self.levels is not None
+            if (code < 0).any() or (code >= self.levels).any() or (code != np.round(code)).any():
+                top = self.location + self.levels - 1
+                raise DataError(
+                    f"column {self.name!r}: expected whole numbers from {self.location:g} to {top:g}, "
+                    f"got values from {values.min():g} to {values.max():g}"
+                )
+            return code.astype(np.float32)
+        return ((values - self.location) / self.scale).astype(np.float32)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        codes = codes.astype(np.float64)
+        if self.kind == "real":
+            return (codes * self.scale + self.location).astype(self.dtype)
+        assert self.levels is not None
+        codes = np.clip(np.round(codes), 0, self.levels - 1)
+        if self.kind == "integer":
+            return (codes + self.location).astype(self.dtype)
+        values = np.empty(len(self.categories), dtype=object)
+        values[:] = self.categories
+        return values[codes.astype(int)]
+
+
+def _category(value: Any) -> Any:
+    """A category as it is stored: NumPy scalars as Python's own, missing as None."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if value is None or value != value else value
+
+
+@dataclass(frozen=True)
+class Space:
+    """What one example is: see the module's table.
+
+    `shape` is the encoded shape of one example: (C, H, W), (T,) or (D,). `levels` is the number of
+    values of every dimension when they are all discrete with the same count, None otherwise.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    levels: int | None = None
+    columns: tuple[Column, ...] = ()
+    location: float = 0.0  # of real images: encoded = (value - location) / scale
+    scale: float = 1.0
+    layout: str = "CHW"  # of the user's image arrays: "HW", "HWC" or "CHW"
+    dtype: str = "uint8"  # of the user's arrays
+    symbols: str = ""  # of text: the alphabet, in code order
+    rate: int | None = None  # of audio: samples per second
+    frame: bool = False  # tables: come back as a DataFrame
+    condition: Space | None = None
+    name: str = field(default="", compare=False)  # of the data, for messages
+
+    @property
+    def dims(self) -> int:
+        """Number of dimensions D of one example."""
+        return math.prod(self.shape)
+
+    @cached_property
+    def dim_levels(self) -> tuple[int | None, ...]:
+        """Per flattened dimension the number of values, None where it is real."""
+        if self.columns:
+            return tuple(column.levels for column in self.columns)
+        return (self.levels,) * self.dims
+
+    @property
+    def discrete(self) -> bool:
+        """True when every dimension is discrete, so that densities are probabilities."""
+        return all(levels is not None for levels in self.dim_levels)
+
+    @property
+    def log_det(self) -> float:
+        """ln |det d encoded / d value| in nats, a constant of the space: `log p(value) = log p(encoded) + log_det`."""
+        if self.columns:
+            return sum(column.log_det for column in self.columns)
+        return 0.0 if self.discrete else -self.dims * math.log(self.scale)
+
+    def encode(self, data: Any) -> Tensor:
+        """The user's examples as the encoded tensor `(B, *shape)`; raises DataError where they do not fit."""
+        return _ENCODE[self.kind](self, data)
+
+    def decode(self, x: Tensor) -> Any:
+        """Encoded examples `(B, *shape)` in the user's own form."""
+        return _DECODE[self.kind](self, x.detach().cpu())
+
+    def conditioned_on(self, condition: Space | None) -> Self:
+        return replace(self, condition=condition)
+
+    def describe(self) -> str:
+        """One line for people: kind, shape, levels, columns, rate."""
+        words = {
+            "image": lambda: f"{'x'.join(map(str, self.shape))} (channels x height x width)",
+            "table": lambda: _describe_columns(self.columns),
+            "text": lambda: f"{self.shape[0]} characters of {len(self.symbols)} symbols",
+            "audio": lambda: f"{self.shape[0]} samples at {self.rate} Hz",
+        }[self.kind]()
+        values = f", {self.levels} levels" if self.levels else ", real values" if self.kind == "image" else ""
+        condition = f"; given {self.condition.describe()}" if self.condition else ""
+        return f"{self.kind}: {words}{values}{condition}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        known = {f.name for f in fields(cls)}
+        record = {key: value for key, value in record.items() if key in known}
+        columns = tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in record.pop("columns", ()))
+        condition = record.pop("condition", None)
+        return cls(
+            **{**record, "shape": tuple(record["shape"])},
+            columns=columns,
+            condition=cls.from_json(condition) if condition else None,
+        )
+
+
+def _describe_columns(columns: tuple[Column, ...]) -> str:
+    def one(column: Column) -> str:
+        if column.kind == "real":
+            return f"{column.name} real"
+        return f"{column.name} {column.kind} ({column.levels})"
+
+    shown = ", ".join(one(column) for column in columns[:6])
+    return f"{len(columns)} columns: {shown}{', ...' if len(columns) > 6 else ''}"
+
+
+def label_space(categories: tuple[Any, ...], name: str = "label", dtype: str = "int64") -> Space:
+    """The Space of one categorical label, as conditions use it: encoded `(B, 1)`."""
+    column = Column(name, "categorical", dtype, levels=len(categories), categories=tuple(categories))
+    return Space("table", (1,), levels=len(categories), columns=(column,))
+
+
+def _encode_image(space: Space, data: Any) -> Tensor:
+    x = np.asarray(data)
+    channels, height, width = space.shape
+    expected = {"HW": (height, width), "HWC": (height, width, channels), "CHW": (channels, height, width)}[space.layout]
+    if x.shape[1:] != expected:
+        raise DataError(f"expected images of shape (N, {', '.join(map(str, expected))}), got {x.shape}")
+    if space.layout == "HW":
+        x = x[:, None]
+    elif space.layout == "HWC":
+        x = np.moveaxis(x, -1, 1)
+    if space.levels is None:
+        _refuse_nonfinite(x)
+        return torch.from_numpy(((x - space.location) / space.scale).astype(np.float32))
+    return _integers(x, space.levels)
+
+
+def _encode_text(space: Space, data: Any) -> Tensor:
+    if isinstance(data, np.ndarray) and data.dtype != object and data.dtype.kind in "iu":
+        return _integers(data, len(space.symbols))  # already codes, as memory-mapped text is kept
+    codes = {symbol: code for code, symbol in enumerate(space.symbols)}
+    length = space.shape[0]
+    wrong = [len(text) for text in data if len(text) != length]
+    if wrong:
+        raise DataError(f"expected texts of {length} characters, got one of {wrong[0]}")
+    unknown = sorted({symbol for text in data for symbol in text} - codes.keys())
+    if unknown:
+        raise DataError(f"symbols not in the training text: {' '.join(map(repr, unknown[:8]))}")
+    return torch.tensor([[codes[symbol] for symbol in text] for text in data])
+
+
+def _encode_audio(space: Space, data: Any) -> Tensor:
+    x = np.asarray(data)
+    if x.ndim != 2 or x.shape[1] != space.shape[0]:
+        raise DataError(f"expected 16-bit audio of shape (N, {space.shape[0]}), got {x.shape}")
+    return _integers(x.astype(np.int64) + AUDIO_OFFSET, 65536)
+
+
+def _encode_table(space: Space, data: Any) -> Tensor:
+    if hasattr(data, "columns"):  # a DataFrame: by name, in any order
+        missing = [c.name for c in space.columns if c.name not in data.columns]
+        if missing:
+            raise DataError(f"columns missing: {', '.join(missing)}; given: {', '.join(map(str, data.columns))}")
+        columns = [data[c.name].to_numpy() for c in space.columns]
+    else:
+        x = np.asarray(data)
+        if x.ndim != 2 or x.shape[1] != len(space.columns):
+            raise DataError(f"expected a table of shape (N, {len(space.columns)}), got {x.shape}")
+        columns = list(x.T)
+    encoded = [column.encode(values) for column, values in zip(space.columns, columns, strict=True)]
+    return torch.from_numpy(np.stack(encoded, axis=1))
+
+
+def _integers(x: np.ndarray, levels: int) -> Tensor:
+    if x.dtype.kind == "f":
+        _refuse_nonfinite(x)
+    if x.size and (x.min() < 0 or x.max() >= levels):
+        raise DataError(f"expected whole numbers in 0..{levels - 1}, got {x.min()}..{x.max()}")
+    if x.dtype.kind == "f" and (x != np.round(x)).any():
+        raise DataError(f"expected whole numbers in 0..{levels - 1}, got fractions")
+    return torch.from_numpy(np.ascontiguousarray(x).astype(np.int64))
+
+
+def _refuse_nonfinite(x: np.ndarray) -> None:
+    bad = int((~np.isfinite(x)).sum())
+    if bad:
+        raise DataError(f"{bad} values are missing (NaN) or infinite; remove or fill them first")
+
+
+def _decode_image(space: Space, x: Tensor) -> np.ndarray:
+    if space.levels is None:
+        values = (x.double() * space.scale + space.location).numpy()
+    else:
+        values = x.round().clamp(0, space.levels - 1).numpy()
+    if space.layout == "HW":
+        values = values[:, 0]
+    elif space.layout == "HWC":
+        values = np.moveaxis(values, 1, -1)
+    return values.astype(space.dtype)
+
+
+def _decode_text(space: Space, x: Tensor) -> list[str]:
+    return ["".join(space.symbols[code] for code in row) for row in x.tolist()]
+
+
+def _decode_audio(space: Space, x: Tensor) -> np.ndarray:
+    return (x.round().clamp(0, 65535) - AUDIO_OFFSET).numpy().astype(np.int16)
+
+
+def _decode_table(space: Space, x: Tensor) -> Any:
+    columns = [column.decode(codes) for column, codes in zip(space.columns, x.numpy().T, strict=True)]
+    if not space.frame:
+        return np.stack(columns, axis=1)
+    import pandas as pd
+
+    return pd.DataFrame({c.name: pd.Series(v, dtype=c.dtype) for c, v in zip(space.columns, columns, strict=True)})
+
+
+_ENCODE = {"image": _encode_image, "text": _encode_text, "audio": _encode_audio, "table": _encode_table}
+_DECODE = {"image": _decode_image, "text": _decode_text, "audio": _decode_audio, "table": _decode_table}

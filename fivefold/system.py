@@ -1,0 +1,277 @@
+"""The contract: a generative model is a distribution that learns.
+
+A system is one class in one file. It says which spaces it fits and what kind of density it has,
+and writes `loss` (or `updates`, where there are several players), `_sample` and `_log_prob` on
+encoded examples. Everything a user calls (`sample`, `log_prob`, ...) is final and here: it encodes
+and decodes once and adds the log-determinant of the encoding, so no system can forget it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.space import Batch, Space
+
+__all__ = ["Batch", "Density", "LatentSystem", "Score", "Space", "System", "Unfit", "Update", "seeded"]
+
+
+class Density(Enum):
+    """The kind of density a system has. The kind travels with the number wherever it is shown."""
+
+    EXACT = "exact"
+    LOWER_BOUND = "lower bound"
+    ESTIMATE = "estimate"  # with a standard error
+    UNNORMALISED = "unnormalised"  # up to a constant: never in bits, never ranked
+    NONE = "none"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its value can be averaged and shown in nats or bits."""
+        return self in (Density.EXACT, Density.LOWER_BOUND, Density.ESTIMATE)
+
+
+class Update(NamedTuple):
+    """One optimiser step: minimise `loss` over the parameters of the module `player`.
+
+    `stats` are logged. What `yield` returns is this step's `stats` summed over micro-batches and
+    ranks, handed to one of the micro-batches' generators (None to the others), for state that must
+    move once a step.
+    """
+
+    player: nn.Module
+    loss: Tensor
+    stats: dict[str, Tensor] = {}
+
+
+class Score(NamedTuple):
+    """Log-probability in nats of each example and its standard error (0 where it is not sampled)."""
+
+    log_prob: Tensor
+    standard_error: Tensor
+
+
+class Unfit(ValueError):
+    """A system cannot be built on this space (or with this part in a slot): says why."""
+
+
+class System(nn.Module, ABC):
+    """Base of every model. Subclasses take `space` first; every other argument has a default and a type.
+
+    Class facts, literals so that the catalogue can read them without importing:
+
+    - `densities`: kind of space -> kind of density there. Its keys are the spaces that fit; an
+      instance's `density` may differ from it where options or columns make it so.
+    - `free_form`: Table 1's "free-form Jacobian" column.
+    - `sampling`: "autoregressive", "mcmc", "iterative" or "direct", for Table 2's star rule.
+    - `presets`: name -> arguments of the constructor, `optimizers` or `fit`; "default" always applies.
+    """
+
+    densities: ClassVar[dict[str, Density]]
+    free_form: ClassVar[bool] = True
+    sampling: ClassVar[str] = "direct"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    density: Density
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if space.kind not in self.densities:
+            raise Unfit(f"{name} models {' and '.join(self.densities)} data, not {space.kind}")
+        self.space = space
+        self.density = self.densities[space.kind]
+
+    # --- what a system writes -------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar to minimise, the mean over the batch, of a system with one player."""
+        raise NotImplementedError(f"{type(self).__name__} writes neither loss nor updates")
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        """One training iteration as a generator: one `yield` is one optimiser step.
+
+        `progress` in [0, 1] over the budget is the only clock. Never yield inside a context manager
+        such as `no_grad`; nothing but registered buffers survives an iteration.
+        """
+        yield Update(self, self.loss(batch))
+
+    def optimizers(self, lr: float = 1e-3) -> dict[nn.Module, torch.optim.Optimizer]:
+        """An optimiser for every player.
+
+        Args:
+            lr: learning rate.
+        """
+        return {self: torch.optim.Adam(self.parameters(), lr, fused=True)}
+
+    def learning_rate(self, progress: float) -> float:
+        """Factor on every learning rate at `progress`; constant unless a system says otherwise."""
+        return 1.0
+
+    @abstractmethod
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        """`n` encoded examples `(n, *shape)`; `condition` is encoded, with n rows."""
+
+    def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        """Nats `(B,)` of encoded examples, of the kind `density`; or a pair with standard errors."""
+        raise NotImplementedError
+
+    def monitor(self, batch: Batch) -> dict[str, float]:
+        """Signs of collapse, measured on a validation batch now and then (in eval mode, no grad)."""
+        return {}
+
+    def networks(self) -> list[nn.Module]:
+        """Modules that compilation may replace (called through `forward`, no double backward)."""
+        return [m for m in self.children() if type(m).forward is not nn.Module.forward]  # type: ignore[attr-defined]
+
+    @property
+    def sample_evaluations(self) -> int:
+        """How many network evaluations one sample takes, one after another."""
+        return 1
+
+    # --- what a user calls ----------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @final
+    def sample(self, n: int = 1, condition: Any = None, *, seed: int | None = None, batch_size: int = 500) -> Any:
+        """`n` examples in the user's own form (see `Space`).
+
+        Args:
+            n: how many.
+            condition: in a conditional space, one condition for all or one for each; None draws nothing
+                and is an error there.
+            seed: the same seed gives the same samples; None draws from torch's global generator.
+            batch_size: how many are made at once.
+        """
+        encoded = self._encode_condition(condition, n)
+        return self.space.decode(self.sample_encoded(n, encoded, seed=seed, batch_size=batch_size))
+
+    @final
+    def sample_encoded(
+        self, n: int, condition: Tensor | None = None, *, seed: int | None = None, batch_size: int = 500
+    ) -> Tensor:
+        """As `sample`, encoded: `(n, *shape)` on the system's device."""
+        if n < 1:
+            raise ValueError(f"sample needs n of at least 1, got {n}")
+        parts = condition.split(batch_size) if condition is not None else [None] * -(-n // batch_size)
+        with seeded(seed, self.device), self.evaluating():
+            return torch.cat(
+                [self._sample(min(batch_size, n - i * batch_size), part) for i, part in enumerate(parts)]
+            )
+
+    @final
+    def log_prob(self, data: Any, condition: Any = None, *, seed: int | None = 0) -> Tensor:
+        """Nats `(B,)`, float64, of the user's examples in the user's units; of the kind `density` says.
+
+        Raises `Unfit` where the system has no density.
+        """
+        return self.score(data, condition, seed=seed).log_prob
+
+    @final
+    def score(self, data: Any, condition: Any = None, *, seed: int | None = 0, batch_size: int = 250) -> Score:
+        """`log_prob` with its standard errors."""
+        x = self.space.encode(data)
+        return self.score_encoded(Batch(x, self._encode_condition(condition, len(x))), seed=seed, batch_size=batch_size)
+
+    @final
+    def score_encoded(self, batch: Batch, *, seed: int | None = 0, batch_size: int = 250) -> Score:
+        """As `score`, of encoded examples; still in the user's units."""
+        if self.density is Density.NONE:
+            raise Unfit(f"{type(self).__name__} has no density: it can only sample")
+        conditions = [None] * -(-len(batch.x) // batch_size) if batch.condition is None else batch.condition.split(batch_size)
+        values, errors = [], []
+        with seeded(seed, self.device), self.evaluating():
+            for x, condition in zip(batch.x.split(batch_size), conditions, strict=True):
+                condition = None if condition is None else condition.to(self.device)
+                result = self._log_prob(x.to(self.device), condition)
+                value, error = result if isinstance(result, tuple) else (result, torch.zeros_like(result))
+                values.append(value.double().cpu())
+                errors.append(error.double().cpu())
+        return Score(torch.cat(values) + self.space.log_det, torch.cat(errors))
+
+    @final
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In eval mode and without gradients, then back to the mode before."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(was_training)
+
+    def _encode_condition(self, condition: Any, n: int) -> Tensor | None:
+        space = self.space.condition
+        if space is None:
+            if condition is not None:
+                raise Unfit(f"{type(self).__name__} was trained without a condition; leave it out")
+            return None
+        if condition is None:
+            raise Unfit(f"this model needs a condition: {space.describe()}")
+        if space.kind == "table" and not hasattr(condition, "columns"):
+            import numpy as np
+
+            condition = np.asarray(condition, dtype=object).reshape(-1, len(space.columns))
+        encoded = space.encode(condition)
+        encoded = encoded.expand(n, *encoded.shape[1:]) if len(encoded) == 1 else encoded
+        if len(encoded) != n:
+            raise ValueError(f"expected 1 or {n} conditions, got {len(encoded)}")
+        return encoded.to(self.device)
+
+
+class LatentSystem(System):
+    """A system with a latent code of each example: it can encode, reconstruct and interpolate."""
+
+    @abstractmethod
+    def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """The latent code of encoded examples, `(B, ...)`, without noise."""
+
+    @abstractmethod
+    def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples of latent codes, without noise."""
+
+    @final
+    def encode(self, data: Any, condition: Any = None) -> Tensor:
+        """Latent codes of the user's examples."""
+        return self._apply_encoded(self._encode, data, condition)
+
+    @final
+    def reconstruct(self, data: Any, condition: Any = None) -> Any:
+        """The user's examples through the latent code and back."""
+        return self.space.decode(self._apply_encoded(lambda x, c: self._decode(self._encode(x, c), c), data, condition))
+
+    @final
+    def interpolate(self, start: Any, end: Any, steps: int = 8, condition: Any = None) -> Any:
+        """From one example (a batch of one) to another in `steps` along the straight line of their codes."""
+        a, b = self.encode(start, condition), self.encode(end, condition)
+        weights = torch.linspace(0, 1, steps, device=a.device).view(-1, *[1] * (a.dim() - 1))
+        with self.evaluating():
+            return self.space.decode(self._decode(torch.lerp(a, b, weights), self._encode_condition(condition, steps)))
+
+    def _apply_encoded(self, f: Callable[[Tensor, Tensor | None], Tensor], data: Any, condition: Any) -> Tensor:
+        x = self.space.encode(data).to(self.device)
+        with seeded(0, self.device), self.evaluating():
+            return f(x, self._encode_condition(condition, len(x)))
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run with torch's generators seeded, then put them back as they were; None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
