@@ -1,0 +1,40 @@
+"""A condition as a vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fivefold.nets.mlp import MLP
+from fivefold.space import Space
+from fivefold.tools.scaling import centre
+
+
+class ConditionEmbedding(nn.Module):
+    """An encoded condition `(B, ...)` as `(B, width)`: categorical dimensions one-hot, others centred, then an MLP.
+
+    Args:
+        space: the condition's Space, or None, where `forward` gives None.
+        width: of the embedding.
+    """
+
+    def __init__(self, space: Space | None, width: int) -> None:
+        super().__init__()
+        self.space = space
+        self.width = 0 if space is None else width
+        if space is not None:
+            categorical = [column.kind == "categorical" for column in space.columns] or [space.kind == "text"] * space.dims
+            levels = [n for n, is_one in zip(space.dim_levels, categorical, strict=True) if is_one]
+            self.register_buffer("is_categorical", torch.tensor(categorical), persistent=False)
+            self.is_categorical: Tensor
+            self.levels = [n for n in levels if n is not None]
+            self.net = MLP(sum(self.levels) + categorical.count(False), width, width, layers=1)
+
+    def forward(self, condition: Tensor | None) -> Tensor | None:
+        if self.space is None or condition is None:
+            return None
+        flat, real = condition.flatten(1), centre(condition, self.space).flatten(1)
+        codes = flat[:, self.is_categorical].long()
+        one_hot = [F.one_hot(codes[:, i], n).float() for i, n in enumerate(self.levels)]
+        return self.net(torch.cat([*one_hot, real[:, ~self.is_categorical]], 1))

@@ -1,0 +1,87 @@
+"""Densities and samplers of the outputs of networks; all in nats, elementwise, parameters in the last dimension.
+
+Samplers invert the distribution function of given uniform noise, so that two ways of computing the
+same parameters (cached and full) give the same sample.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    """ln P of x in {0, 1}; `logits` and `x` of the same shape."""
+    return -F.binary_cross_entropy_with_logits(logits, x.to(logits.dtype), reduction="none")
+
+
+def categorical_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    """ln P of integer `x` `(...)` under `logits` `(..., L)`."""
+    return logits.log_softmax(-1).gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
+
+
+def categorical_sample(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Integers `(...)` by inverting the distribution function of `logits` `(..., L)` at `uniform` `(...)`."""
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    return (uniform.double().unsqueeze(-1) * cdf[..., -1:] >= cdf).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """ln N(x; mean, exp(log_scale)^2)."""
+    return -0.5 * ((x - mean) * torch.exp(-log_scale)) ** 2 - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+def standard_normal_log_prob(z: Tensor) -> Tensor:
+    """ln N(z; 0, I) summed over all but the first dimension: `(B,)`."""
+    return (-0.5 * (z**2 + math.log(2 * math.pi))).flatten(1).sum(1)
+
+
+def logistic_mixture_log_prob(params: Tensor, x: Tensor) -> Tensor:
+    """ln density of real `x` `(...)` under a mixture of logistics.
+
+    `params` `(..., 3K)`: K mixture logits, K means, K log-scales (clamped below at -7).
+    """
+    weights, means, log_scales = _mixture(params)
+    z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
+    log_density = -z - log_scales - 2 * F.softplus(-z)
+    return (weights.log_softmax(-1) + log_density).logsumexp(-1)
+
+
+def discretised_logistic_mixture_log_prob(params: Tensor, x: Tensor, levels: int) -> Tensor:
+    """ln P of integer `x` in {0..levels-1} under a mixture of logistics on [-1, 1] (PixelCNN++; survey 5.2).
+
+    Each level has the mass of its cell; the first and last take the tails, so the levels sum to 1.
+    `params` as in `logistic_mixture_log_prob`, in units where the levels span [-1, 1].
+    """
+    weights, means, log_scales = _mixture(params)
+    half = 1 / (levels - 1)
+    centred = (2 * half * x.to(params.dtype) - 1).unsqueeze(-1)
+    inverse = torch.exp(-log_scales)
+    upper, lower = (centred - means + half) * inverse, (centred - means - half) * inverse
+    first, last = (x == 0).unsqueeze(-1), (x == levels - 1).unsqueeze(-1)
+    # ln(sigmoid(upper) - sigmoid(lower)) = ln sigmoid(upper) + ln sigmoid(-lower) + ln(1 - e^(lower - upper))
+    interior = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+    log_mass = torch.where(first, F.logsigmoid(upper), torch.where(last, F.logsigmoid(-lower), interior))
+    return (weights.log_softmax(-1) + log_mass).logsumexp(-1)
+
+
+def logistic_mixture_sample(params: Tensor, uniform: Tensor) -> Tensor:
+    """Real samples `(...)`; `uniform` `(..., 2)` chooses the component and the point in it."""
+    weights, means, log_scales = _mixture(params)
+    component = categorical_sample(weights, uniform[..., 0]).unsqueeze(-1)
+    mean, log_scale = means.gather(-1, component).squeeze(-1), log_scales.gather(-1, component).squeeze(-1)
+    return mean + torch.exp(log_scale) * torch.logit(uniform[..., 1], eps=1e-6)
+
+
+def discretised_logistic_mixture_sample(params: Tensor, uniform: Tensor, levels: int) -> Tensor:
+    """Integers `(...)` in {0..levels-1}: the cell that a sample of the mixture falls in."""
+    x = logistic_mixture_sample(params, uniform)
+    return ((x + 1) * (levels - 1) / 2).round().clamp(0, levels - 1).long()
+
+
+def _mixture(params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    weights, means, log_scales = params.chunk(3, -1)
+    return weights, means, log_scales.clamp(min=-7.0)

@@ -1,0 +1,110 @@
+"""Between encoded examples and the real numbers that networks like; real dimensions pass unchanged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fivefold.space import Space
+
+
+def _affine(space: Space, device: torch.device, offset: int) -> tuple[Tensor | float, Tensor | float]:
+    """Scale and shift that take 0..levels-1+`offset`... of each dimension to [-1, 1]; identity where real."""
+    if space.levels is not None:
+        return 2 / max(space.levels - offset, 1), -1.0
+    if not space.columns or all(levels is None for levels in space.dim_levels):
+        return 1.0, 0.0
+    scale = [1.0 if levels is None else 2 / max(levels - offset, 1) for levels in space.dim_levels]
+    shift = [0.0 if levels is None else -1.0 for levels in space.dim_levels]
+    return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
+
+
+def centre(x: Tensor, space: Space) -> Tensor:
+    """Levels 0..L-1 to [-1, 1], both ends included; float32 of the same shape."""
+    scale, shift = _affine(space, x.device, 1)
+    return x.float() * scale + shift
+
+
+def uncentre(y: Tensor, space: Space) -> Tensor:
+    """The encoded examples nearest to `y`: inverse of `centre`, rounded and clamped where discrete."""
+    scale, shift = _affine(space, y.device, 1)
+    return _to_levels(((y - shift) / scale), space, torch.round)
+
+
+def dequantise(x: Tensor, space: Space) -> Tensor:
+    """Uniform noise in each unit cell, scaled to [-1, 1): 2 (x + u) / L - 1 (survey 6; [86] for why it is a bound)."""
+    scale, shift = _affine(space, x.device, 0)
+    return (x.float() + torch.rand(x.shape, device=x.device) * _is_discrete(space, x.device)) * scale + shift
+
+
+def quantise(y: Tensor, space: Space) -> Tensor:
+    """Inverse of `dequantise`: the cell that `y` lies in."""
+    scale, shift = _affine(space, y.device, 0)
+    return _to_levels((y - shift) / scale, space, torch.floor)
+
+
+def dequantise_log_det(space: Space) -> float:
+    """ln |dy/dx| of `dequantise` in nats: the sum of ln(2/L) over the discrete dimensions."""
+    return sum(math.log(2 / levels) for levels in space.dim_levels if levels is not None)
+
+
+def dequantised_log_prob(
+    log_prob: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    condition: Tensor | None,
+    space: Space,
+    samples: int,
+) -> tuple[Tensor, Tensor]:
+    """ln P(x) of a continuous density: exact where all dimensions are real, else a lower bound in expectation.
+
+    P(x) is the integral of the density over the cell of x, here the mean over `samples` points in it
+    (importance-weighted, so the bound tightens with `samples`).
+
+    Args:
+        log_prob: nats `(B,)` of continuous points `(B, *shape)` given a condition.
+        x: encoded examples `(B, *shape)`.
+        condition: encoded, or None.
+        space: of the examples.
+        samples: points in each cell.
+
+    Returns:
+        Nats `(B,)` and their standard errors (by the delta method; 0 where nothing is sampled).
+    """
+    if all(levels is None for levels in space.dim_levels):
+        value = log_prob(x, condition)
+        return value, torch.zeros_like(value)
+    repeated = x.repeat(samples, *[1] * (x.dim() - 1))
+    condition = None if condition is None else condition.repeat(samples, *[1] * (condition.dim() - 1))
+    values = log_prob(dequantise(repeated, space), condition).view(samples, -1) + dequantise_log_det(space)
+    return log_mean_exp(values)
+
+
+def log_mean_exp(values: Tensor) -> tuple[Tensor, Tensor]:
+    """ln of the mean of exp(values) over dim 0, `(K, B)` to `(B,)`, and its standard error (delta method)."""
+    samples = len(values)
+    mean = values.logsumexp(0) - math.log(samples)
+    if samples == 1:
+        return mean, torch.zeros_like(mean)
+    weights = (values - mean).exp()  # of mean 1
+    return mean, weights.std(0) / math.sqrt(samples)
+
+
+def _is_discrete(space: Space, device: torch.device) -> Tensor | float:
+    if space.levels is not None:
+        return 1.0
+    if not space.columns:
+        return 0.0
+    return torch.tensor([float(levels is not None) for levels in space.dim_levels], device=device)
+
+
+def _to_levels(x: Tensor, space: Space, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    if space.levels is not None:
+        x = rounding(x).clamp(0, space.levels - 1)
+        return x if space.columns else x.long()
+    if not space.columns:
+        return x
+    top = torch.tensor([math.inf if levels is None else levels - 1.0 for levels in space.dim_levels], device=x.device)
+    return torch.where(top.isinf(), x, torch.minimum(rounding(x).clamp(min=0), top))
