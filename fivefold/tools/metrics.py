@@ -1,0 +1,238 @@
+"""Distances between two samples: float64 features `(n, D)` of generated examples and `(m, D)` of real ones.
+
+Each function is the reference formula and returns a float64 tensor; `MEASURES` has them all with a
+standard error by the grouped jackknife, except the two-sample classifier's, which is binomial. All but
+`frechet_distance` are either unbiased or shares. The Fréchet distance is biased upward by about
+(tr C)/n, and more where n is not much larger than D, so it only means something beside others of the
+same sizes: systems that are compared have the same number of samples, and so does the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MINIMUM = 50  # examples on either side; below, no measure here says anything
+MANIFOLD_NEIGHBOUR = 3  # k of precision and recall, as in Kynkäänniemi et al.
+BALL_NEIGHBOUR = 5  # k of density and coverage, as in Naeem et al.
+COPY_RATIO = 1 / 3  # a copy is this much nearer to its nearest training example than to the second nearest
+
+
+class TooFew(ValueError):
+    """Not enough examples for a measure to mean anything: says how many there are and are needed."""
+
+
+class Estimate(NamedTuple):
+    """A measured value and its standard error."""
+
+    value: float
+    error: float
+
+
+class Measure(NamedTuple):
+    """What a value in the table means.
+
+    `best` is "low", "high" or a number that a perfect model reaches; `text` explains it to people.
+    """
+
+    title: str
+    best: str | float
+    text: str
+
+
+MEASURES = {
+    "frechet": Measure("Fréchet distance", "low", "between Gaussians fitted to the features of both"),
+    "kernel": Measure("Kernel distance", "low", "squared maximum mean discrepancy, cubic kernel, unbiased"),
+    "precision": Measure("Precision", "high", "share of samples that lie within the real examples' manifold"),
+    "recall": Measure("Recall", "high", "share of real examples that lie within the samples' manifold"),
+    "density": Measure("Density", "high", "real examples' neighbourhoods that a sample lies in, against expectation"),
+    "coverage": Measure("Coverage", "high", "share of real examples with a sample in their neighbourhood"),
+    "two_sample_accuracy": Measure("Told from real", 0.5, "accuracy of a classifier of samples against real examples"),
+    "memorisation": Measure("Memorisation", 0.5, "chance that a sample is nearer to the training set than unseen data"),
+    "copies": Measure("Copies", "low", "share of samples three times nearer to one training example than to any other"),
+}
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Squared 2-Wasserstein distance between Gaussians fitted to `x` and `y` (Heusel et al. 2017), `()`.
+
+    |mean_x - mean_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)). With C = F'F the trace of the root is the
+    sum of the singular values of F_x F_y': no matrix root, and right where C is singular.
+    """
+    x, y = x.double(), y.double()
+    factors = _covariance_factor(x), _covariance_factor(y)
+    root = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
+    spread = factors[0].square().sum() + factors[1].square().sum()
+    return (x.mean(0) - y.mean(0)).square().sum() + spread - 2 * root
+
+
+def _covariance_factor(x: Tensor) -> Tensor:
+    """F `(min(n, D), D)` with F'F the unbiased covariance of the rows of `x`."""
+    centred = (x - x.mean(0)) / math.sqrt(len(x) - 1)
+    return centred if len(x) <= x.shape[1] else torch.linalg.qr(centred, mode="r").R
+
+
+def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased squared maximum mean discrepancy with the kernel (x'y / D + 1)^3 (Bińkowski et al. 2018), `()`.
+
+    Over all pairs, so it needs no random subsets; can be below 0.
+    """
+    return _kernel_distance(_cubic_kernel(x, x), _cubic_kernel(x, y), _cubic_kernel(y, y))
+
+
+def _cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x.double() @ y.double().T / x.shape[1] + 1) ** 3
+
+
+def _kernel_distance(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
+    def off_diagonal_mean(k: Tensor) -> Tensor:
+        return (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))
+
+    return off_diagonal_mean(xx) + off_diagonal_mean(yy) - 2 * xy.mean()
+
+
+def neighbourhood_scores(x: Tensor, y: Tensor) -> Tensor:
+    """Precision, recall, density and coverage of samples `x` against real `y`, `(4,)`.
+
+    Precision and recall (Kynkäänniemi et al. 2019): the share of one set inside the other's manifold,
+    the union of balls that reach each point's third neighbour. Density and coverage (Naeem et al. 2020):
+    how many balls of real points (to the fifth neighbour) hold a sample, over 5; share that hold any.
+    """
+    return _neighbourhood_scores(_distances(x, x), _distances(x, y), _distances(y, y))
+
+
+def _neighbourhood_scores(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
+    in_real = xy <= _radii(yy, MANIFOLD_NEIGHBOUR)
+    in_fake = xy <= _radii(xx, MANIFOLD_NEIGHBOUR)[:, None]
+    in_ball = xy < _radii(yy, BALL_NEIGHBOUR)
+    scores = in_real.any(1), in_fake.any(0), in_ball.sum(1) / BALL_NEIGHBOUR, in_ball.any(0)
+    return torch.stack([score.double().mean() for score in scores])
+
+
+def _radii(distances: Tensor, k: int) -> Tensor:
+    """Distance of each point to its k-th neighbour `(n,)`, of all distances `(n, n)`; the 0-th is the point itself."""
+    return distances.kthvalue(k + 1, dim=1).values
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean distances `(n, m)` in float64, by differences: exact 0 for equal rows."""
+    return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def two_sample_accuracy(x: Tensor, y: Tensor, folds: int = 5) -> Estimate:
+    """How well a classifier tells samples `x` from real `y` (Lopez-Paz & Oquab 2017): 0.5 where it cannot.
+
+    Cross-validated, so every example is judged by a classifier that has not seen it. The classifier votes
+    among the sqrt(n) nearest neighbours. As many of each as the smaller set has; the error is binomial.
+    """
+    n = min(len(x), len(y))
+    distances = _distances(joint := torch.cat([x[:n], y[:n]]), joint)
+    label = torch.arange(2 * n, device=x.device) >= n
+    fold = torch.arange(2 * n, device=x.device) % n % folds  # pairs (i, n + i) together: folds are balanced
+    unseen = fold[:, None] == fold
+    k = math.isqrt(round(2 * n * (1 - 1 / folds))) // 2 * 2 + 1  # odd: no ties
+    nearest = distances.masked_fill(unseen, math.inf).topk(k, largest=False).indices
+    correct = (label[nearest].double().mean(1) > 0.5) == label
+    accuracy = float(correct.double().mean())
+    return Estimate(accuracy, math.sqrt(accuracy * (1 - accuracy) / (2 * n)))
+
+
+def nearest_two(x: Tensor, training: Tensor, *, of_training: bool = False, chunk: int = 500) -> Tensor:
+    """Distances of `x` `(n, D)` to its nearest and second nearest training example, `(n, 2)`.
+
+    `of_training`: the rows of `x` are themselves in `training`, and are left out once each.
+    """
+    skip = int(of_training)
+    parts = [_distances(part, training).topk(2 + skip, largest=False).values[:, skip:] for part in x.split(chunk)]
+    return torch.cat(parts)
+
+
+def memorisation(sample_distances: Tensor, unseen_distances: Tensor) -> Tensor:
+    """P(d < d') + P(d = d') / 2 for d of a sample and d' of an unseen example to the training set, `()`.
+
+    The Mann-Whitney statistic of distances to the nearest training example (Meehan et al. 2020): 0.5
+    where samples are as near to the training set as unseen data are, towards 1 where they repeat it.
+    """
+    ordered = torch.sort(unseen_distances.double()).values
+    below = torch.searchsorted(ordered, sample_distances.double(), right=False)
+    not_above = torch.searchsorted(ordered, sample_distances.double(), right=True)
+    return 1 - (below + not_above).double().mean() / (2 * len(ordered))
+
+
+def copies(nearest: Tensor) -> Tensor:
+    """Whether each row of `nearest_two` is a copy of one training example, `(n,)` (Yoon et al. 2023)."""
+    return nearest[:, 0] < COPY_RATIO * nearest[:, 1]
+
+
+def jackknife(statistic: Callable[[Tensor, Tensor], Tensor], n: int, m: int, groups: int = 20) -> list[Estimate]:
+    """`statistic` of two samples, each of its values with a standard error: groups of either are left out in turn.
+
+    Args:
+        statistic: from the indices that are kept of the first and of the second sample to values `(S,)` or `()`.
+        n: size of the first sample.
+        m: size of the second sample.
+        groups: how many each sample is cut into; interleaved, so that the order of examples hardly matters.
+    """
+    first, second = torch.arange(n), torch.arange(m)
+    value = statistic(first, second).reshape(-1)
+    without_first = [statistic(first[keep], second).reshape(-1) for keep in _leave_out(n, groups)]
+    without_second = [statistic(first, second[keep]).reshape(-1) for keep in _leave_out(m, groups)]
+    parts = [(len(v) - 1) * torch.stack(v).var(0, correction=0) for v in (without_first, without_second)]
+    errors = torch.stack(parts).sum(0).sqrt()
+    return [Estimate(*pair) for pair in zip(value.tolist(), errors.tolist(), strict=True)]
+
+
+def _leave_out(n: int, groups: int) -> list[Tensor]:
+    groups = min(groups, n)
+    return [torch.arange(n) % groups != group for group in range(groups)]
+
+
+def measure(x: Tensor, y: Tensor, training: Tensor, *, of_training: bool = False) -> dict[str, Estimate]:
+    """Every measure in `MEASURES` of samples `x` `(n, D)` against unseen real examples `y` `(m, D)`.
+
+    Args:
+        x: features of the samples.
+        y: features of held-out data.
+        training: features of the training data, for memorisation.
+        of_training: `x` is itself part of `training`: the floor.
+
+    Raises:
+        TooFew: fewer than `MINIMUM` samples or held-out examples.
+    """
+    for name, points in (("samples", x), ("held-out examples", y), ("training examples", training)):
+        if len(points) < MINIMUM:
+            raise TooFew(f"{len(points)} {name}; sample quality needs at least {MINIMUM}")
+    [frechet] = jackknife(lambda i, j: frechet_distance(x[i], y[j]), len(x), len(y))
+    scores = _of_pairs(_cubic_kernel, _kernel_distance, x, y)
+    n = min(len(x), len(y))  # a manifold grows with the number of points it is made of
+    scores += _of_pairs(_distances, _neighbourhood_scores, x[:n], y[:n])
+    near_x, near_y = nearest_two(x, training, of_training=of_training), nearest_two(y, training)
+    scores += [two_sample_accuracy(x, y)]
+    scores += jackknife(lambda i, j: memorisation(near_x[i, 0], near_y[j, 0]), len(x), len(y))
+    share = float(copies(near_x).double().mean())
+    scores += [Estimate(share, math.sqrt(share * (1 - share) / len(x)))]
+    return dict(zip(MEASURES, [frechet, *scores], strict=True))
+
+
+def _of_pairs(
+    pair: Callable[[Tensor, Tensor], Tensor],
+    statistic: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+) -> list[Estimate]:
+    """Jackknife of a statistic of matrices over pairs, which are computed once."""
+    xx, xy, yy = pair(x, x), pair(x, y), pair(y, y)
+    return jackknife(lambda i, j: statistic(xx[i][:, i], xy[i][:, j], yy[j][:, j]), len(x), len(y))
+
+
+def principal_features(x: Tensor, k: int = 64) -> Callable[[Tensor], Tensor]:
+    """A projection of `(B, ...)` onto at most `k` principal components of `x` `(N, ...)`: float64, `(B, <=k)`."""
+    flat = x.flatten(1).double()
+    mean = flat.mean(0)
+    _, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean))
+    basis = vectors.flip(1)[:, :k]
+    return lambda other: (other.flatten(1).double() - mean.to(other.device)) @ basis.to(other.device)
