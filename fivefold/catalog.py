@@ -83,20 +83,18 @@ def entries() -> dict[str, Entry]:
 
 
 def find(name: str) -> Entry:
-    """The entry of an id, or of a dotted module name outside the package."""
+    """The entry of an id, or of the name of a module on the Python path (`mypackage.mymodel`)."""
     if name in entries():
         return entries()[name]
-    if "." in name:
-        try:
-            spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:
-            spec = None
-        if spec is None or spec.origin is None:
-            raise UnknownSystem(f"no module {name!r} on the Python path")
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):
+        spec = None
+    if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
         return _read(Path(spec.origin), name.split(".")[0], name, name)
     near = difflib.get_close_matches(name, entries(), 1, 0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownSystem(f"no system {name!r}{hint} (fivefold list shows all)")
+    raise UnknownSystem(f"no system {name!r} in the catalogue and no module of that name{hint} (fivefold list shows all)")
 
 
 def of_class(cls: type[System]) -> Entry:

@@ -79,6 +79,7 @@ class System(nn.Module, ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     density: Density
+    density_note: str = ""  # how it is computed, for people: "64 samples"
 
     def __init__(self, space: Space) -> None:
         super().__init__()

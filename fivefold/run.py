@@ -1,0 +1,206 @@
+"""The run folder: what a training leaves behind, whole at every instant.
+
+| file                | content                                                              |
+|---------------------|----------------------------------------------------------------------|
+| run.json            | system, arguments, space, data fingerprint, versions, status, metrics |
+| weights.safetensors | the best weights so far                                              |
+| training.pt         | what resuming needs: system, optimisers, average, counters, best     |
+| log.jsonl           | a line a log point or validation                                     |
+
+Each file is replaced by rename and carries a checksum, so a kill leaves the last good one and a
+truncated or edited one is named. Nothing that is read can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+import fivefold
+from fivefold import catalog
+from fivefold.files import replacing, write_json
+from fivefold.space import Space
+from fivefold.system import System
+
+if TYPE_CHECKING:
+    from fivefold.data import Data
+
+
+class RunError(RuntimeError):
+    """A run folder cannot be made, read or used: names the file and what to do."""
+
+
+class Run:
+    """A run folder; `record` is the content of run.json."""
+
+    def __init__(self, directory: Path, record: dict[str, Any]) -> None:
+        self.directory, self.record = directory, record
+
+    @classmethod
+    def create(cls, directory: str | Path, record: dict[str, Any]) -> Self:
+        """A new folder; an existing one that is not empty is refused."""
+        path = Path(directory)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            what = "holds a run already: fivefold resume goes on with it" if (path / "run.json").exists() else "exists"
+            raise RunError(f"{path} {what}; choose another --out for a new run")
+        versions = {"fivefold": fivefold.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        run = cls(path, {**record, "versions": versions, "status": "running"})
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run.update()
+        except OSError as error:
+            raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
+        return run
+
+    @classmethod
+    def open(cls, directory: str | Path, *, trust: str | None = None) -> Self:
+        """An existing run. A system outside the package loads only when `trust` names its module."""
+        path = Path(directory) / "run.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            checksum = record.pop("checksum")
+        except FileNotFoundError:
+            raise RunError(f"{directory} is not a run: it has no run.json") from None
+        except (ValueError, KeyError, AttributeError):
+            raise RunError(f"{path} is truncated or not fivefold's; the run cannot be used without it") from None
+        if checksum != _digest(record):
+            raise RunError(f"{path} was changed since it was written; put it back or train again")
+        if record["system"] not in catalog.entries() and trust != record["system"]:
+            raise RunError(
+                f"{directory} needs the module {record['system']!r}, which would be imported and run; "
+                f"name it as trusted (--trust {record['system']}) if it is yours"
+            )
+        return cls(Path(directory), record)
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json."""
+        self.record.update(changes)
+        write_json(self.directory / "run.json", {**self.record, "checksum": _digest(self.record)})
+
+    def save(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+        """Write the checkpoint; where that fails the last one stays whole."""
+        from safetensors.torch import save_file
+
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+        metadata = {"sha256": _weights_digest(weights), "system": self.record["system"]}
+        try:
+            with replacing(self.directory / "training.pt") as path:
+                torch.save(training, path)
+            with replacing(self.directory / "weights.safetensors") as path:
+                save_file(weights, path, metadata)
+        except (OSError, RuntimeError) as error:
+            raise RunError(
+                f"cannot save to {self.directory}: {error}; the last checkpoint is whole: "
+                f"make room, then fivefold resume {self.directory}"
+            ) from error
+
+    def append_log(self, event: dict[str, Any]) -> None:
+        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def log_bytes(self) -> int:
+        path = self.directory / "log.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def truncate_log(self, size: int) -> None:
+        """Drop what was logged after the checkpoint that training resumes from."""
+        path = self.directory / "log.jsonl"
+        if self.log_bytes() < size:
+            raise RunError(f"{path} is shorter than when it was written ({self.log_bytes()} of {size} bytes)")
+        if path.exists():
+            with path.open("r+b") as file:
+                file.truncate(size)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl; a last line that a kill cut short is left out."""
+        path = self.directory / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+        try:
+            return [json.loads(line) for line in lines[:-1]]
+        except ValueError:
+            raise RunError(f"{path} has a line that is not JSON: the file was changed") from None
+
+    def load_training(self, device: torch.device) -> dict[str, Any] | None:
+        """The state to resume from; None where nothing was saved yet."""
+        path = self.directory / "training.pt"
+        if not path.exists():
+            return None
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise RunError(f"{path} is damaged (in {damaged}): it cannot be resumed")
+            return torch.load(path, map_location=device, weights_only=True)
+        except RunError:
+            raise
+        except Exception as error:
+            raise RunError(f"{path} is truncated, damaged or not fivefold's: it cannot be resumed ({error})") from error
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """The best weights, checked against their checksum."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.directory / "weights.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing: the run has not saved yet, or the file was moved") from None
+        except SafetensorError as error:
+            raise RunError(f"{path} is truncated, damaged or not fivefold's ({error})") from error
+        if metadata.get("sha256") != _weights_digest(weights):
+            raise RunError(f"{path} was changed since it was written, or is not fivefold's")
+        return weights
+
+    def load_data(self) -> Data:
+        """The data that the run was trained on, from where the user named it."""
+        from fivefold.data import load_data
+
+        data = self.record["data"]
+        if not data["source"]:
+            raise RunError(f"{self.directory} was trained on data in memory: give the data again")
+        return load_data(data["source"], **data["arguments"])
+
+    def load_system(self) -> System:
+        """The system with its best weights, in eval mode, on the CPU."""
+        space = Space.from_json(self.record["space"])
+        system = catalog.build(self.record["system"], space, **self.record["arguments"]["system"])
+        weights = self.load_weights()
+        try:
+            system.load_state_dict(weights)
+        except RuntimeError as error:
+            raise RunError(f"{self.directory}: weights.safetensors is of another system or version: {error}") from error
+        return system.eval()
+
+
+def load(directory: str | Path, *, trust: str | None = None) -> System:
+    """The trained system of a run folder, with its best weights, in eval mode.
+
+    Raises RunError where a file is missing, truncated, edited or of something else, and where the
+    system lives outside the package and `trust` does not name its module.
+    """
+    return Run.open(directory, trust=trust).load_system()
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_digest(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name}:{tuple(weights[name].shape)}:{weights[name].dtype};".encode())
+        digest.update(weights[name].contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

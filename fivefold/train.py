@@ -1,0 +1,617 @@
+"""One loop for every system: any number of players, one optimiser step a `yield`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fivefold import catalog, ranks
+from fivefold.arguments import arguments
+from fivefold.budget import Budget
+from fivefold.data.splits import Data, Split
+from fivefold.run import Run, RunError
+from fivefold.space import Batch
+from fivefold.system import System, Update
+from fivefold.validation import Validation
+
+Event = dict[str, Any]
+Precision = Literal["32", "bf16", "fp16"]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diverged(RuntimeError):
+    """Training became non-finite more often than `retries` allows; the last good weights are kept."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted; its run is saved and can be resumed."""
+
+
+class NonFinite(ArithmeticError):
+    """A loss or gradient is NaN or infinite: names the player, the step and the module."""
+
+
+class Trainer:
+    """Trains a system on data until the budget is spent.
+
+    Args:
+        budget: how long: 60s, 10m, 5000steps or 20epochs; seconds count training time only.
+        seed: of the initial weights, the order of examples and all noise.
+        batch_size: examples an iteration, over all ranks and micro-batches.
+        accumulate: micro-batches an iteration is split into, to save memory.
+        precision: 32, bf16, or fp16 with loss scaling.
+        clip: largest norm of a player's gradient; 0 does not clip.
+        ema: decay of the exponential moving average of the weights, which is then what is kept; 0 for none.
+        evaluations: how many times over the budget to validate; the best weights are kept.
+        retries: how often to go back and halve the learning rate after a non-finite loss or gradient.
+        checkpoint_seconds: how often to save what is needed to resume.
+        compile: compile the networks (seconds to minutes before the first step).
+        tensorboard: write curves for TensorBoard into the run folder.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        data: Data,
+        optimizers: dict[nn.Module, torch.optim.Optimizer],
+        run: Run | None,
+        watch: Callable[[Event], None],
+        *,
+        budget: str = "60s",
+        seed: int = 0,
+        batch_size: int = 64,
+        accumulate: int = 1,
+        precision: Precision = "32",
+        clip: float = 0.0,
+        ema: float = 0.0,
+        evaluations: int = 10,
+        retries: int = 3,
+        checkpoint_seconds: float = 30.0,
+        compile: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
+        self.system, self.run, self.watch = system, run, watch
+        self.device = system.device
+        self.optimizers = optimizers
+        self.names = {player: _player_name(system, player) for player in optimizers}
+        self.params = {p: [w for g in o.param_groups for w in g["params"]] for p, o in optimizers.items()}
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        self.budget, self.seed, self.clip, self.ema_decay = Budget.parse(budget), seed, clip, ema
+        self.ema = copy.deepcopy(system) if ema else None
+        self.accumulate, self.retries = accumulate, retries
+        self.batches = _Batches(data.train.to(self.device), batch_size, accumulate, seed)
+        self.autocast = _AUTOCAST.get(precision)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.validation = Validation(data, self.device)
+        self.evaluations, self.checkpoint_seconds = evaluations, checkpoint_seconds
+        self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
+        self.best: dict[str, Any] | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        self.pending: list[tuple[nn.Module, Tensor, Tensor]] = []
+        self.log = _Log(run, tensorboard, watch)
+        if compile:
+            for network in system.networks():
+                network.compile()
+        ranks.same_everywhere(system)
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def train(self) -> System:
+        """Until the budget is spent; returns the best system by validation, in eval mode."""
+        self.system.train()
+        self.good = self.state()
+        self._save()
+        saved = time.monotonic()
+        with _interruptible() as interrupted:
+            while not self._finished(interrupted.is_set()):
+                started = time.perf_counter()
+                try:
+                    self._iterate()
+                    self._check(everything=self.device.type == "cpu")
+                except NonFinite as error:
+                    self._go_back(error)
+                self.seconds += time.perf_counter() - started
+                self.progress = self._progress()
+                self.log.step(self)
+                if self._crossed(self.evaluations):
+                    self._validate()
+                if time.monotonic() - saved > self.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+        if interrupted.is_set() and self.progress < 1:
+            self._save(status="stopped")
+            where = f"fivefold resume {self.run.directory}" if self.run else "nothing was saved: no folder was named"
+            raise Stopped(f"stopped at {self.progress:.0%} of {self.budget}; go on with: {where}")
+        if self.best is None or self.best["step"] != self.step:
+            self._validate()
+        self._save(status="finished")
+        return self.result()
+
+    def _iterate(self) -> None:
+        """One iteration of the system: its generators, one a micro-batch, advanced in lockstep."""
+        _seed_step(self.seed, self.step)
+        self._before = self.progress
+        factor = self.system.learning_rate(self.progress) * self.learning_factor
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        streams = [self.system.updates(batch, self.progress) for batch in self.batches.at(self.step)]
+        reply: dict[str, Tensor] | None = None
+        while (player := self._advance(streams, reply)) is not None:
+            reply = self.stats
+            self._descend(player)
+        self.step += 1
+        if self.ema is not None:
+            update_average(self.ema, self.system, min(self.ema_decay, (1 + self.step) / (10 + self.step)))
+
+    def _advance(self, streams: list[Iterator[Update]], reply: dict[str, Tensor] | None) -> nn.Module | None:
+        """Advance every micro-batch to its next `yield` and add up gradients; the player, or None at the end."""
+        players: set[nn.Module | None] = set()
+        self.stats: dict[str, Tensor] = {}
+        self.loss = torch.zeros((), device=self.device)
+        for i, stream in enumerate(streams):
+            update = self._next(stream, reply if i == 0 else None)
+            players.add(update.player if update else None)
+            if update is None:
+                continue
+            if update.player not in self.params:
+                raise RuntimeError(f"{type(update.player).__name__} yields but has no optimiser")
+            if not torch.is_grad_enabled() or not update.loss.requires_grad:
+                raise RuntimeError("a system yielded inside no_grad, or a loss that no parameter enters")
+            loss = update.loss / len(streams)
+            self.scaler.scale(loss).backward(inputs=self.params[update.player])
+            self.loss += loss.detach()
+            for name, value in update.stats.items():
+                self.stats[name] = value.detach().float() + self.stats.get(name, 0.0)
+        if len(players) != 1:
+            raise RuntimeError("micro-batches yielded different players: order must not depend on the data")
+        return players.pop()
+
+    def _next(self, stream: Iterator[Update], reply: dict[str, Tensor] | None) -> Update | None:
+        with self._precision():
+            try:
+                return stream.send(reply)  # type: ignore[attr-defined]
+            except StopIteration:
+                return None
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+    def _descend(self, player: nn.Module) -> None:
+        """One optimiser step of `player` along the gradients at hand, averaged over ranks."""
+        params, optimizer = self.params[player], self.optimizers[player]
+        grads = [p.grad for p in params if p.grad is not None]
+        if ranks.world() > 1:
+            ranks.sum_flat([*grads, self.loss, *self.stats.values()])
+            torch._foreach_div_([*grads, self.loss], float(ranks.world()))
+        self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.get_total_norm(grads)
+        if self.clip:
+            torch.nn.utils.clip_grads_with_norm_(params, self.clip, norm)
+        self.pending.append((player, self.loss, self.loss if self.scaler.is_enabled() else norm))
+        if self.device.type == "cpu":
+            self._check_finite(*self.pending[-1])
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        for p in params:
+            p.grad = None
+
+    # --- the guard ------------------------------------------------------------------------------
+
+    def _check(self, everything: bool) -> None:
+        """Log the losses since the last check; on an accelerator only now and then, since reading waits."""
+        if everything or len(self.pending) >= 16:
+            for player, loss, norm in self.pending:
+                if self.device.type != "cpu":
+                    self._check_finite(player, loss, norm)
+                self.log.losses(self.names[player], loss.item())
+            self.pending.clear()
+            self.log.stats(self.stats)
+
+    def _check_finite(self, player: nn.Module, loss: Tensor, norm: Tensor) -> None:
+        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
+            return
+        what = "gradient" if math.isfinite(loss.item()) else "loss"
+        module = _first_bad(player)
+        raise NonFinite(f"{what} of {self.names[player]} is not finite at step {self.step}, first in {module}")
+
+    def _go_back(self, error: NonFinite) -> None:
+        """To the last good state with half the learning rate, or stop where that was done too often."""
+        self.failures += 1
+        failures, factor, seconds = self.failures, self.learning_factor / 2, self.seconds
+        self.load_state(self.good)
+        self.failures, self.learning_factor, self.seconds = failures, factor, seconds
+        self.pending.clear()
+        self.log.event({"step": self.step, "went_back": str(error), "learning_factor": factor})
+        if failures > self.retries:
+            self._save(status="diverged", error=str(error))
+            raise Diverged(
+                f"{error}. Went back and halved the learning rate {self.retries} times. The last good weights "
+                f"(step {self.step}) are kept; a smaller --lr or --clip 1 usually mends it."
+            ) from error
+
+    # --- validation, checkpoints ----------------------------------------------------------------
+
+    def averaged(self) -> System:
+        """The system that is kept: the moving average where there is one."""
+        return self.ema if self.ema is not None else self.system
+
+    def _validate(self) -> None:
+        """Measure, keep the best weights, remember this state as good."""
+        self._check(everything=True)
+        if ranks.rank() == 0:
+            value, name, monitor = self.validation(self.averaged())
+            if math.isfinite(value) and (self.best is None or value < self.best["value"]):
+                self.best = {"value": value, "name": name, "step": self.step, "seconds": self.seconds}
+                self.best_weights = _clone(self.averaged().state_dict())
+            self.log.event(
+                {"step": self.step, "seconds": self.seconds, "progress": self.progress}
+                | {"validation": value, "name": name, "monitor": monitor}
+            )
+        self.good = self.state()
+
+    def result(self) -> System:
+        """The best system by validation, in eval mode."""
+        system = self.system
+        if self.best_weights:
+            system.load_state_dict(self.best_weights)
+        return system.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next iteration depends on, copied."""
+        return _clone(
+            {
+                "system": self.system.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else {},
+                "optimizers": {self.names[p]: o.state_dict() for p, o in self.optimizers.items()},
+                "scaler": self.scaler.state_dict(),
+                "best": self.best,
+                "best_weights": self.best_weights,
+                **{name: getattr(self, name) for name in _COUNTERS},
+            }
+        )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        state = _clone(state)
+        self.system.load_state_dict(state["system"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        for player, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][self.names[player]])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best, self.best_weights = state["best"], state["best_weights"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+
+    def _save(self, status: str = "running", error: str | None = None) -> None:
+        if self.run is None or ranks.rank() != 0:
+            return
+        weights = self.best_weights or self.averaged().state_dict()
+        spent = {"steps": self.step, "seconds": self.seconds, "examples": self.step * self.batches.size}
+        self.log.flush()
+        self.run.save(weights, self.state() | {"log_bytes": self.run.log_bytes()})
+        self.run.update(status=status, error=error, progress=self.progress, best=self.best, **spent)
+
+    # --- the clock ------------------------------------------------------------------------------
+
+    def _finished(self, interrupted: bool) -> bool:
+        progress, stop = ranks.from_first([self._progress(), float(interrupted)])
+        self.progress = progress
+        return progress >= 1 or bool(stop)
+
+    def _progress(self) -> float:
+        epochs = self.step * self.batches.size / self.batches.examples
+        return self.budget.progress(seconds=self.seconds, steps=self.step, epochs=epochs)
+
+    def _crossed(self, parts: int) -> bool:
+        """Whether the last iteration passed one of `parts` equal marks of the budget."""
+        return math.floor(self.progress * parts) > math.floor(self._before * parts)
+
+
+_COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress")
+
+
+class _Batches:
+    """The batches of each step: a function of seed and step alone, so that nothing need be stored."""
+
+    def __init__(self, split: Split, size: int, parts: int, seed: int) -> None:
+        self.split, self.parts, self.seed, self.examples = split, parts, seed, len(split)
+        self.size = min(size, self.examples)
+        share = ranks.world() * parts
+        if self.size % share:
+            raise RunError(f"batch size {self.size} does not divide into {ranks.world()} ranks x {parts} micro-batches")
+        self.epoch, self.order = -1, torch.empty(0)
+        self.pool = ThreadPoolExecutor(1) if split.x is None else None
+        self.ahead: tuple[int, Future[list[Batch]]] | None = None
+
+    def at(self, step: int) -> list[Batch]:
+        """The micro-batches of this rank at `step`; read ahead where they come from disk."""
+        if self.pool is None:
+            return self._read(step)
+        ready = self.ahead[1] if self.ahead and self.ahead[0] == step else self.pool.submit(self._read, step)
+        batches = ready.result()
+        self.ahead = (step + 1, self.pool.submit(self._read, step + 1))
+        return batches
+
+    def _read(self, step: int) -> list[Batch]:
+        mine = self._indices(step).chunk(ranks.world())[ranks.rank()]
+        return [self.split.batch(part) for part in (mine.chunk(self.parts) if self.parts > 1 else (mine,))]
+
+    def _indices(self, step: int) -> Tensor:
+        epoch, first = divmod(step * self.size, self.examples)
+        self._permute(epoch)
+        index = self.order[first : first + self.size]
+        if len(index) < self.size:  # the batch runs on into the next epoch
+            self._permute(epoch + 1)
+            index = torch.cat([index, self.order[: self.size - len(index)]])
+        return index
+
+    def _permute(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(_mix(self.seed, epoch, 1))
+            device = "cpu" if self.split.x is None else self.split.x.device
+            self.order = torch.randperm(self.examples, generator=generator).to(device)
+            self.epoch = epoch
+
+
+class _Log:
+    """Means of the losses between log points, to `log.jsonl`, TensorBoard and the watcher."""
+
+    def __init__(self, run: Run | None, tensorboard: bool, watch: Callable[[Event], None]) -> None:
+        self.run, self.watch, self.main = run, watch, ranks.rank() == 0
+        self.sums: dict[str, list[float]] = {}
+        self.latest: dict[str, float] = {}
+        self.last, self.last_seconds, self.last_step, self.started = -1, 0.0, 0, time.monotonic()
+        self.writer = None
+        if tensorboard and run is not None and self.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run.directory / "tensorboard"))
+
+    def losses(self, player: str, value: float) -> None:
+        total = self.sums.setdefault(player, [0.0, 0.0])
+        total[0] += value
+        total[1] += 1
+
+    def stats(self, stats: dict[str, Tensor]) -> None:
+        self.scalars = stats
+
+    def step(self, trainer: Trainer) -> None:
+        """A line at each of 200 marks of the budget, and at least every second for the watcher."""
+        mark = int(trainer.progress * 200)
+        if mark == self.last and time.monotonic() - self.started < 1:
+            return
+        self.started = time.monotonic()
+        trainer._check(everything=True)
+        spent, steps = trainer.seconds - self.last_seconds, trainer.step - self.last_step
+        rate = steps * trainer.batches.size / spent if spent > 0 else 0.0
+        event = {
+            "step": trainer.step,
+            "seconds": trainer.seconds,
+            "examples": trainer.step * trainer.batches.size,
+            "progress": trainer.progress,
+            "loss": {name: total / count for name, (total, count) in self.sums.items()},
+            "stats": {name: value.item() for name, value in self.scalars.items() if value.numel() == 1},
+            "examples_per_second": rate,
+        }
+        if mark == self.last:  # between marks only the watcher is told
+            self.watch(event)
+            return
+        self.event(event)
+        self.last, self.last_seconds, self.last_step = mark, trainer.seconds, trainer.step
+        self.sums = {}
+
+    def event(self, event: Event) -> None:
+        if not self.main:
+            return
+        if self.run is not None:
+            self.run.append_log(event)
+        if self.writer is not None:
+            for name, value in _flat(event):
+                self.writer.add_scalar(name, value, event["step"])
+        self.watch(event)
+
+    def flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
+
+def _flat(event: Event, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in event.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value
+
+
+@torch.no_grad()
+def update_average(average: System, system: System, decay: float) -> None:
+    """Move parameters of `average` towards `system`'s by 1 - decay; copy buffers."""
+    torch._foreach_lerp_(list(average.parameters()), list(system.parameters()), 1 - decay)
+    for ours, theirs in zip(average.buffers(), system.buffers(), strict=True):
+        ours.copy_(theirs)
+
+
+def fit(
+    system: str | type[System],
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    preset: str | None = None,
+    device: str = "auto",
+    watch: Callable[[Event], None] = lambda event: None,
+    **options: Any,
+) -> System:
+    """Train a system on data and return it with its best weights by validation, in eval mode.
+
+    Args:
+        system: an id of the catalogue, a dotted module name, or a System class.
+        data: from `load_data`.
+        out: a new folder for the run; None keeps nothing on disk.
+        preset: a name of the system's presets.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        watch: called with each log line.
+        options: of the system's constructor, of its `optimizers`, and of `Trainer` (budget, seed, batch_size, ...).
+
+    Raises:
+        Unfit: the system does not fit the data's space; names those that do.
+        OptionError: an option does not exist; names the nearest.
+        Diverged: training was not finite more often than `retries`.
+    """
+    entry = catalog.find(system) if isinstance(system, str) else catalog.of_class(system)
+    split = arguments(entry.load(), preset, options)
+    trainer = _trainer(entry.id, split, data, device, watch)
+    if out is not None and ranks.rank() == 0:
+        record = {"system": entry.id, "preset": preset, "device": device, **_describe(data, trainer, split)}
+        trainer.run = trainer.log.run = Run.create(out, record)
+        if split["fit"].get("tensorboard"):
+            trainer.log = _Log(trainer.run, True, watch)
+    return trainer.train()
+
+
+def resume(
+    directory: str | Path,
+    *,
+    budget: str | None = None,
+    data: Data | None = None,
+    trust: str | None = None,
+    device: str | None = None,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> System:
+    """Finish a run that was stopped or killed, or train a finished one further.
+
+    Args:
+        directory: the run's folder.
+        budget: the new total budget; None keeps the old.
+        data: what to train on; None loads what the run names. Other content than before is refused.
+        trust: the module name of a system outside the package, to allow importing it.
+        device: where to go on; None takes the run's own.
+        watch: called with each log line.
+    """
+    run = Run.open(directory, trust=trust)
+    data = data or run.load_data()
+    if data.fingerprint != run.record["data"]["fingerprint"]:
+        raise RunError(f"{run.directory} was trained on other data: fingerprint {run.record['data']['fingerprint']}")
+    split: dict[str, dict[str, Any]] = run.record["arguments"]
+    if budget is not None:
+        split["fit"]["budget"] = budget
+        run.update(arguments=split)
+    trainer = _trainer(run.record["system"], split, data, device or run.record["device"], watch, run)
+    state = run.load_training(trainer.device)
+    if state is not None:
+        run.truncate_log(state.pop("log_bytes"))
+        trainer.load_state(state)
+        trainer.progress = trainer._progress()
+    return trainer.train()
+
+
+def _trainer(
+    name: str, split: dict[str, dict[str, Any]], data: Data, device: str, watch: Callable[[Event], None], run: Run | None = None
+) -> Trainer:
+    place = choose_device(device)
+    ranks.start(place)
+    torch.manual_seed(split["fit"].get("seed", 0))
+    system = catalog.build(name, data.space, **split["system"]).to(place)
+    optimizers = system.optimizers(**split["optimizers"])
+    return Trainer(system, data, optimizers, run if ranks.rank() == 0 else None, watch, **split["fit"])
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes the accelerator that this rank owns, or the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _describe(data: Data, trainer: Trainer, split: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "arguments": split,
+        "space": data.space.to_json(),
+        "data": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint, "arguments": data.arguments},
+        "budget": str(trainer.budget),
+        "parameters": sum(p.numel() for p in trainer.system.parameters()),
+    }
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Set the event on the first Ctrl-C or termination signal, between steps; the second interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """Noise of a step is a function of seed, step and rank: a resumed run draws what it would have drawn."""
+    mixed = _mix(seed, step, 2 + ranks.rank())
+    torch.default_generator.manual_seed(mixed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(mixed)
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit hash of small numbers (splitmix64's multipliers), so that neighbouring seeds are unrelated."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+def _player_name(system: System, player: nn.Module) -> str:
+    for name, module in system.named_modules():
+        if module is player:
+            return name or "model"
+    raise RuntimeError(f"{type(system).__name__}.optimizers names a {type(player).__name__} that is not part of it")
+
+
+def _first_bad(player: nn.Module) -> str:
+    """The first parameter of `player` with a non-finite value or gradient."""
+    for name, p in player.named_parameters():
+        if not p.isfinite().all():
+            return f"the values of {name}"
+        if p.grad is not None and not p.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the loss itself (parameters and gradients are finite)"
+
+
+def _clone(state: Any) -> Any:
+    """A copy that shares no tensor."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: _clone(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_clone(value) for value in state)
+    return state

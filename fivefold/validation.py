@@ -1,0 +1,66 @@
+"""What training keeps the best weights by: the density where there is one, else the distance of samples."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fivefold.data.splits import Data
+from fivefold.system import Batch, System, seeded
+from fivefold.tools.metrics import frechet_distance, principal_features
+from fivefold.tools.scaling import centre
+
+SAMPLES = 250  # scored or drawn at each validation: a fraction of a second for most systems
+
+
+class Validation:
+    """Call it with a system: `(value, name, monitor)`; the smaller the value, the better the system.
+
+    With a density the value is the mean of -ln p over the validation split, in nats (with its kind in the
+    name); without one, the Fréchet distance between samples and the validation split on at most 64
+    principal components of the training split.
+    """
+
+    def __init__(self, data: Data, device: torch.device) -> None:
+        self.data, self.device = data, device
+        self.batch = _to(data.valid.spread(SAMPLES), device)
+
+    def __call__(self, system: System) -> tuple[float, str, dict[str, float]]:
+        if system.density.comparable:
+            value = -system.score_encoded(self.batch).log_prob.mean().item()
+            name = f"nats ({system.density.value})"
+        else:
+            value, name = self._distance(system), "fréchet distance on principal components"
+        with seeded(0, self.device), system.evaluating():
+            monitor = {key: float(value) for key, value in system.monitor(self.batch).items()}
+        return value, name, monitor
+
+    def _distance(self, system: System) -> float:
+        condition = self._reference.condition
+        samples = system.sample_encoded(len(self._reference.x), condition, seed=0)
+        if not samples.isfinite().all():
+            return float("inf")
+        return frechet_distance(self._features(samples), self._features(self._reference.x)).item()
+
+    @cached_property
+    def _reference(self) -> Batch:
+        """Validation examples, filled up from the training split where there are few."""
+        if len(self.batch.x) >= SAMPLES:
+            return self.batch
+        more = _to(self.data.train.spread(SAMPLES - len(self.batch.x)), self.device)
+        condition = None if more.condition is None else torch.cat([self.batch.condition, more.condition])  # type: ignore[list-item]
+        return Batch(torch.cat([self.batch.x, more.x]), condition)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self._project(centre(x, self.data.space).flatten(1))
+
+    @cached_property
+    def _project(self):  # type: ignore[no-untyped-def]
+        train = _to(self.data.train.spread(5000), self.device)
+        return principal_features(centre(train.x, self.data.space).flatten(1))
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.x.to(device), None if batch.condition is None else batch.condition.to(device))
