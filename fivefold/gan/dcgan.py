@@ -1,0 +1,116 @@
+"""Deep convolutional generative adversarial network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.nets.adversarial import critic_net, generator_net
+from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.tools import games
+from fivefold.tools.scaling import centre, uncentre
+
+
+class DCGAN(System):
+    """Deep convolutional GAN (survey 4.2; Radford et al., 2016).
+
+    A generator and a critic play one of the games of `fivefold.tools.games` (survey 4.1.1): strided
+    convolutions with batch norm on images, multi-layer perceptrons on tables. It samples in one pass
+    and has no density.
+
+    Args:
+        space: what one example is.
+        loss: the game: non-saturating, minimax, wasserstein, wasserstein-gp, least-squares, hinge or relativistic.
+        latent: width of the generator's code.
+        width: channels at full resolution (a quarter of the units of a hidden layer on tables).
+        critics: steps of the critic for one of the generator, on the same examples against new fakes.
+        batch_norm: batch norm in both convolutional networks; a critic under a gradient penalty never has it.
+        weight_clip: bound on the critic's weights, for wasserstein.
+        penalty: weight of the gradient penalty, for wasserstein-gp.
+    """
+
+    densities = {"image": Density.NONE, "table": Density.NONE}
+    presets = {
+        "default": {"ema": 0.995},
+        "paper": {"width": 128, "latent": 100, "batch_size": 128, "lr": 2e-4, "beta1": 0.5, "ema": 0.0},
+        "wgan": {"loss": "wasserstein", "critics": 5, "lr": 2e-4, "beta1": 0.0},
+        "wgan-gp": {"loss": "wasserstein-gp", "critics": 5, "lr": 1e-4, "beta1": 0.0},
+    }
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        loss: str = "non-saturating",
+        latent: int = 64,
+        width: int = 32,
+        critics: int = 1,
+        batch_norm: bool = True,
+        weight_clip: float = 0.01,
+        penalty: float = 10.0,
+    ) -> None:
+        super().__init__(space)
+        self.game = games.game(loss)
+        self.latent, self.critics, self.weight_clip, self.penalty = latent, critics, weight_clip, penalty
+        self.generator = generator_net(space, latent, width, batch_norm)
+        self.critic = critic_net(space, width, batch_norm and not self.game.penalised)
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        real, condition = centre(batch.x, self.space), batch.condition
+        for _ in range(self.critics):
+            with torch.no_grad():
+                fake = self._generate(len(real), condition)
+            yield self._critic_update(real, fake, condition)
+            if self.game.clipped:
+                games.clip_weights(self.critic, self.weight_clip)
+        yield self._generator_update(real, condition)
+
+    def _critic_update(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> Update:
+        real_score, fake_score = self.critic(real, condition), self.critic(fake, condition)
+        loss = self.game.discriminator(real_score, fake_score)
+        if self.game.penalised:
+            loss = loss + self.penalty * games.gradient_penalty(lambda x: self.critic(x, condition), real, fake)
+        return Update(self.critic, loss, {"real": real_score.mean(), "fake": fake_score.mean()})
+
+    def _generator_update(self, real: Tensor, condition: Tensor | None) -> Update:
+        fake_score = self.critic(self._generate(len(real), condition), condition)
+        with torch.no_grad():  # the generator does not enter the critic's value of the data
+            real_score = self.critic(real, condition) if self.game.relative else fake_score.detach()
+        loss = self.game.generator(real_score, fake_score)
+        return Update(self.generator, loss, {"fooled": (fake_score > 0).float().mean()})
+
+    def _generate(self, n: int, condition: Tensor | None) -> Tensor:
+        return self.generator(torch.randn(n, self.latent, device=self.device), condition)
+
+    def optimizers(self, lr: float = 2e-4, beta1: float = 0.5) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam for both players.
+
+        Args:
+            lr: learning rate.
+            beta1: decay of Adam's mean of gradients: 0.5 as in the paper, 0 for Wasserstein games.
+        """
+        return {
+            player: torch.optim.Adam(player.parameters(), lr, (beta1, 0.999), fused=True)
+            for player in (self.generator, self.critic)
+        }
+
+    def networks(self) -> list[nn.Module]:
+        """Not the critic under a gradient penalty: compiled code has no double backward."""
+        return [self.generator] if self.game.penalised else [self.generator, self.critic]
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        return uncentre(self._generate(n, condition), self.space)
+
+    def monitor(self, batch: Batch) -> dict[str, float]:
+        """Share of near-duplicates among samples, and the critic's mean outputs and their gap."""
+        fake = self._generate(len(batch.x), batch.condition)
+        real = centre(batch.x, self.space)
+        scores = self.critic(real, batch.condition).mean().item(), self.critic(fake, batch.condition).mean().item()
+        return {
+            "duplicates": games.duplicate_rate(fake, real).item(),
+            "critic_real": scores[0],
+            "critic_fake": scores[1],
+            "critic_gap": scores[0] - scores[1],
+        }

@@ -1,0 +1,94 @@
+"""Normalisation: batch norm over all ranks, spectral norm and its pause."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm as spectral_norm
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of `(B, C, ...)` per channel, its statistics over the examples of all ranks.
+
+    Outside a process group, or in one of a single rank, it is torch's own. torch's SyncBatchNorm
+    needs CUDA; this works over any backend.
+
+    Args:
+        channels: C.
+        momentum: weight of the newest batch in the running statistics, which evaluation uses.
+        eps: added to the variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and distributed.is_initialized() and distributed.get_world_size() > 1:
+            return self._normalise_over_ranks(x.float()).to(x.dtype)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+    def _normalise_over_ranks(self, x: Tensor) -> Tensor:
+        axes, view = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
+        local = x.new_tensor([x.numel() / x.shape[1]])
+        total = _SumOverRanks.apply(torch.cat([x.sum(axes), local]))
+        mean, count = total[:-1] / total[-1], total[-1].detach()
+        centred = x - mean.view(view)
+        # A second reduction, of squared deviations: E x^2 - (E x)^2 would cancel in float32.
+        variance = _SumOverRanks.apply((centred**2).sum(axes)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale.view(view) + self.bias.view(view)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks; its gradient, that of the sum of all ranks' losses, is again a sum over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        distributed.all_reduce(gradient)
+        return gradient
+
+
+@contextlib.contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """`net` in eval mode, its parametrised (spectrally normalised) weights computed once and as constants.
+
+    For samplers, which evaluate the same weights many times and differentiate by the input alone. Power
+    iterations pause, so that there is one per training step (survey 4.1.2).
+    """
+    was_training = net.training
+    net.eval()
+    try:
+        with parametrize.cached():
+            with torch.no_grad():
+                for module in net.modules():
+                    if parametrize.is_parametrized(module):
+                        for name in module.parametrizations:
+                            getattr(module, name)  # fills the cache
+            yield
+    finally:
+        net.train(was_training)

@@ -1,0 +1,57 @@
+"""Markov chain Monte Carlo: transition kernels that leave a law invariant, or nearly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Gradient = Callable[[Tensor], Tensor]
+
+
+def energy_gradient(energy: Callable[[Tensor], Tensor]) -> Gradient:
+    """dE/dx `(B, ...)` of an energy `(B, ...) -> (B,)`, by the input alone: parameters get no gradient."""
+
+    def gradient(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(energy(x).sum(), x)[0]
+
+    return gradient
+
+
+@torch.no_grad()
+def sgld(
+    gradient: Gradient,
+    x: Tensor,
+    steps: int,
+    step_size: float,
+    noise: float | None = None,
+    clamp: float = math.inf,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Tensor:
+    """Langevin dynamics, x <- x - step_size / 2 dE/dx + e with e ~ N(0, step_size I) (survey Eq. 4).
+
+    Its stationary law tends to exp(-E) as `step_size` goes to 0: for N(0, s^2) the chain's variance is
+    s^2 / (1 - step_size / (4 s^2)).
+
+    Args:
+        gradient: dE/dx of a batch of chains.
+        x: where the chains start, `(B, ...)`; left as it is.
+        steps: how many.
+        step_size: alpha of Eq. 4.
+        noise: standard deviation of e where it is tweaked independently; None: sqrt(step_size). The
+            chains then follow exp(-E / T) at the temperature T = noise^2 / step_size.
+        clamp: largest magnitude of a component of the gradient.
+        bounds: of x, which is clipped to them after each step.
+
+    Returns:
+        The chains' ends, `(B, ...)`, without graph.
+    """
+    noise = math.sqrt(step_size) if noise is None else noise
+    for _ in range(steps):
+        drift = gradient(x).clamp(-clamp, clamp)
+        x = (x - 0.5 * step_size * drift).add_(torch.randn_like(x), alpha=noise).clamp_(*bounds)
+    return x
