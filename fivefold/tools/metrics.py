@@ -1,7 +1,7 @@
 """Distances between two samples: float64 features `(n, D)` of generated examples and `(m, D)` of real ones.
 
 Each function is the reference formula and returns a float64 tensor; `MEASURES` has them all with a
-standard error by the grouped jackknife, except the two-sample classifier's, which is binomial. All but
+standard error by the grouped jackknife, except the shares that are binomial. All but
 `frechet_distance` are either unbiased or shares. The Fréchet distance is biased upward by about
 (tr C)/n, and more where n is not much larger than D, so it only means something beside others of the
 same sizes: systems that are compared have the same number of samples, and so does the floor.
@@ -16,7 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MINIMUM = 50  # examples on either side; below, no measure here says anything
+from fivefold.system import seeded
+
+MINIMUM = 25  # examples on either side; with fewer the errors are guesses too
+PAIRED = 2000  # at most, where every pair of examples is looked at
 MANIFOLD_NEIGHBOUR = 3  # k of precision and recall, as in Kynkäänniemi et al.
 BALL_NEIGHBOUR = 5  # k of density and coverage, as in Naeem et al.
 COPY_RATIO = 1 / 3  # a copy is this much nearer to its nearest training example than to the second nearest
@@ -123,22 +126,28 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def two_sample_accuracy(x: Tensor, y: Tensor, folds: int = 5) -> Estimate:
+def two_sample_accuracy(x: Tensor, y: Tensor, folds: int = 5, most: int = 1000) -> Estimate:
     """How well a classifier tells samples `x` from real `y` (Lopez-Paz & Oquab 2017): 0.5 where it cannot.
 
-    Cross-validated, so every example is judged by a classifier that has not seen it. The classifier votes
-    among the sqrt(n) nearest neighbours. As many of each as the smaller set has; the error is binomial.
+    Ridge regression on the two labels with a Gaussian kernel, as wide as half the median distance.
+    Cross-validated, so every example is judged by a classifier that has not seen it; as many of each as
+    the smaller set has, at most `most`. The error is binomial.
     """
-    n = min(len(x), len(y))
-    distances = _distances(joint := torch.cat([x[:n], y[:n]]), joint)
-    label = torch.arange(2 * n, device=x.device) >= n
-    fold = torch.arange(2 * n, device=x.device) % n % folds  # pairs (i, n + i) together: folds are balanced
-    unseen = fold[:, None] == fold
-    k = math.isqrt(round(2 * n * (1 - 1 / folds))) // 2 * 2 + 1  # odd: no ties
-    nearest = distances.masked_fill(unseen, math.inf).topk(k, largest=False).indices
-    correct = (label[nearest].double().mean(1) > 0.5) == label
-    accuracy = float(correct.double().mean())
-    return Estimate(accuracy, math.sqrt(accuracy * (1 - accuracy) / (2 * n)))
+    n = min(len(x), len(y), most)
+    distances = _distances(joint := torch.cat([spread(x, n), spread(y, n)]), joint)
+    kernel = torch.exp(-2 * (distances / distances.median().clamp(min=1e-12)) ** 2)
+    label = torch.ones(2 * n, dtype=kernel.dtype).index_fill(0, torch.arange(n), -1)
+    fold = torch.arange(2 * n) % n % folds  # pairs (i, n + i) together: folds are balanced
+    guess = torch.empty_like(label)
+    for unseen in (fold == f for f in range(folds)):
+        system = kernel[~unseen][:, ~unseen] + 0.1 * torch.eye(int((~unseen).sum()), dtype=kernel.dtype)
+        guess[unseen] = kernel[unseen][:, ~unseen] @ torch.linalg.solve(system, label[~unseen])
+    return _share(guess.sign() == label)
+
+
+def spread(x: Tensor, n: int) -> Tensor:
+    """At most `n` rows of `x`, evenly spread over them."""
+    return x if n >= len(x) else x[torch.linspace(0, len(x) - 1, n).round().long()]
 
 
 def nearest_two(x: Tensor, training: Tensor, *, of_training: bool = False, chunk: int = 500) -> Tensor:
@@ -201,21 +210,25 @@ def measure(x: Tensor, y: Tensor, training: Tensor, *, of_training: bool = False
         of_training: `x` is itself part of `training`: the floor.
 
     Raises:
-        TooFew: fewer than `MINIMUM` samples or held-out examples.
+        TooFew: fewer than `MINIMUM` of any. The Fréchet distance is left out where there are not more
+            samples and held-out examples than features: covariances without full rank are no estimate.
     """
     for name, points in (("samples", x), ("held-out examples", y), ("training examples", training)):
         if len(points) < MINIMUM:
             raise TooFew(f"{len(points)} {name}; sample quality needs at least {MINIMUM}")
-    [frechet] = jackknife(lambda i, j: frechet_distance(x[i], y[j]), len(x), len(y))
-    scores = _of_pairs(_cubic_kernel, _kernel_distance, x, y)
-    n = min(len(x), len(y))  # a manifold grows with the number of points it is made of
-    scores += _of_pairs(_distances, _neighbourhood_scores, x[:n], y[:n])
     near_x, near_y = nearest_two(x, training, of_training=of_training), nearest_two(y, training)
-    scores += [two_sample_accuracy(x, y)]
-    scores += jackknife(lambda i, j: memorisation(near_x[i, 0], near_y[j, 0]), len(x), len(y))
-    share = float(copies(near_x).double().mean())
-    scores += [Estimate(share, math.sqrt(share * (1 - share) / len(x)))]
-    return dict(zip(MEASURES, [frechet, *scores], strict=True))
+    n = min(len(x), len(y))
+    estimates = _of_pairs(_cubic_kernel, _kernel_distance, x, y)
+    # a manifold grows with the number of points it is made of, so as many of each
+    estimates += _of_pairs(_distances, _neighbourhood_scores, spread(x, n), spread(y, n))
+    estimates += [two_sample_accuracy(x, y)]
+    estimates += jackknife(lambda i, j: memorisation(near_x[i, 0], near_y[j, 0]), len(x), len(y))
+    estimates += [_share(copies(near_x))]
+    found = dict(zip(list(MEASURES)[1:], estimates, strict=True))
+    if n <= x.shape[1]:
+        return found
+    [frechet] = jackknife(lambda i, j: frechet_distance(x[i], y[j]), len(x), len(y))
+    return {"frechet": frechet, **found}
 
 
 def _of_pairs(
@@ -224,15 +237,23 @@ def _of_pairs(
     x: Tensor,
     y: Tensor,
 ) -> list[Estimate]:
-    """Jackknife of a statistic of matrices over pairs, which are computed once."""
+    """Jackknife of a statistic of matrices over pairs, which are computed once; of at most `PAIRED` examples."""
+    x, y = spread(x, PAIRED), spread(y, PAIRED)
     xx, xy, yy = pair(x, x), pair(x, y), pair(y, y)
     return jackknife(lambda i, j: statistic(xx[i][:, i], xy[i][:, j], yy[j][:, j]), len(x), len(y))
+
+
+def _share(hits: Tensor) -> Estimate:
+    """The share of True, with its binomial error."""
+    share = float(hits.double().mean())
+    return Estimate(share, math.sqrt(share * (1 - share) / len(hits)))
 
 
 def principal_features(x: Tensor, k: int = 64) -> Callable[[Tensor], Tensor]:
     """A projection of `(B, ...)` onto at most `k` principal components of `x` `(N, ...)`: float64, `(B, <=k)`."""
     flat = x.flatten(1).double()
     mean = flat.mean(0)
-    _, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean))
-    basis = vectors.flip(1)[:, :k]
+    most = min(flat.shape)
+    with seeded(0, x.device):  # randomised: costs N D k, not D^3
+        basis = torch.svd_lowrank(flat - mean, q=min(k + 16, most), niter=4)[2][:, : min(k, most)]
     return lambda other: (other.flatten(1).double() - mean.to(other.device)) @ basis.to(other.device)
