@@ -1,0 +1,260 @@
+"""Output heads: what a network says about each dimension of a Space, as a distribution.
+
+A network gives `width` parameters for every flattened dimension, `(B, D, width)`; the head turns
+them into log-probabilities and samples. Mixed tables have another distribution per column, each
+using the first of its parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.space import Space
+from fivefold.system import Unfit
+from fivefold.tools import distributions
+
+Likelihood = Literal["auto", "categorical", "logistic-mixture", "gaussian"]
+MOST_CATEGORIES = 256  # of ordered values; beyond, a discretised logistic mixture needs far fewer parameters
+
+
+class Output(Protocol):
+    """The distribution of one dimension, from `width` parameters in the last axis.
+
+    `start` are added to the network's outputs, so that an untrained network covers the data's range.
+    """
+
+    @property
+    def start(self) -> list[float]: ...
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor: ...
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor: ...
+    def mode(self, params: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Two levels by one logit."""
+
+    @property
+    def start(self) -> list[float]:
+        return [0.0]
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return distributions.bernoulli_log_prob(params[..., 0], x)
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        return (uniform[..., 0] < params[..., 0].sigmoid()).long()
+
+    def mode(self, params: Tensor) -> Tensor:
+        return (params[..., 0] > 0).long()
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Any levels, ordered or not, by a logit each."""
+
+    levels: int
+
+    @property
+    def start(self) -> list[float]:
+        return [0.0] * self.levels
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return distributions.categorical_log_prob(params, x)
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        return distributions.categorical_sample(params, uniform[..., 0])
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params.argmax(-1)
+
+
+@dataclass(frozen=True)
+class DiscretisedLogisticMixture:
+    """Ordered levels by the cells of a mixture of logistics on [-1, 1] (PixelCNN++ [190]; survey 5.2)."""
+
+    levels: int
+    mixtures: int
+
+    @property
+    def start(self) -> list[float]:
+        return _mixture_start(self.mixtures, 1.0)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return distributions.discretised_logistic_mixture_log_prob(params, x, self.levels)
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        return distributions.discretised_logistic_mixture_sample(params, uniform, self.levels)
+
+    def mode(self, params: Tensor) -> Tensor:
+        centre = _heaviest_mean(params)
+        return ((centre + 1) * (self.levels - 1) / 2).round().clamp(0, self.levels - 1).long()
+
+
+@dataclass(frozen=True)
+class LogisticMixture:
+    """Real values, standardised, by a mixture of logistics."""
+
+    mixtures: int
+
+    @property
+    def start(self) -> list[float]:
+        return _mixture_start(self.mixtures, 1.5)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return distributions.logistic_mixture_log_prob(params, x)
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        return distributions.logistic_mixture_sample(params, uniform)
+
+    def mode(self, params: Tensor) -> Tensor:
+        return _heaviest_mean(params)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Real values by a mean and a log-scale (clamped below at -7)."""
+
+    @property
+    def start(self) -> list[float]:
+        return [0.0, 0.0]
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return distributions.gaussian_log_prob(x, params[..., 0], params[..., 1].clamp(min=-7.0))
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        noise = torch.special.ndtri(uniform[..., 0].clamp(1e-7, 1 - 1e-7))
+        return params[..., 0] + params[..., 1].clamp(min=-7.0).exp() * noise
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params[..., 0]
+
+
+class Head(nn.Module):
+    """The distributions of all dimensions of `space`.
+
+    Args:
+        space: of the examples, D dimensions when flattened.
+        mixtures: components of logistic mixtures.
+        likelihood: auto takes a categorical for up to 256 levels and for unordered values, a discretised
+            logistic mixture for more, a logistic mixture for real values; or the name of one to prefer.
+
+    Raises:
+        Unfit: where the likelihood named is not one of the space's values.
+    """
+
+    def __init__(self, space: Space, mixtures: int = 8, likelihood: Likelihood = "auto") -> None:
+        super().__init__()
+        self.space = space
+        ordered = _ordered(space)
+        choose = LIKELIHOODS[likelihood]
+        self.outputs = [choose(n, o, mixtures) for n, o in zip(space.dim_levels, ordered, strict=True)]
+        self.width = max(len(output.start) for output in self.outputs)
+        groups: dict[Output, list[int]] = {}
+        for dim, output in enumerate(self.outputs):
+            groups.setdefault(output, []).append(dim)
+        self.groups = list(groups.items())
+        padded = [output.start + [0.0] * (self.width - len(output.start)) for output in self.outputs]
+        start = torch.tensor(padded[:1] if len(groups) == 1 else padded)
+        self.register_buffer("start", start, persistent=False)
+        self.start: Tensor
+        order = [dim for dims in groups.values() for dim in dims]
+        self.register_buffer("position", torch.tensor(order).argsort(), persistent=False)
+        self.position: Tensor
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """Nats `(B, D)` of encoded `x` `(B, *shape)` under `params` `(B, D, width)`."""
+        return self._by_group(lambda output, p, v: output.log_prob(p, v), params, x.flatten(1))
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        """Encoded values `(B, D)` by inverting the distributions at `uniform` `(B, D, 2)` (see `noise`)."""
+        return self._by_group(lambda output, p, u: output.sample(p, u).to(self.dtype), params, uniform)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """About the most likely encoded values `(B, D)`: without noise."""
+        return self._by_group(lambda output, p, _: output.mode(p).to(self.dtype), params, params)
+
+    def sample_dim(self, dim: int, params: Tensor, uniform: Tensor) -> Tensor:
+        """As `sample`, of one flattened dimension: `params` `(B, width)`, `uniform` `(B, 2)`, values `(B,)`."""
+        output = self.outputs[dim]
+        params = params + self.start[min(dim, len(self.start) - 1)]
+        return output.sample(params[..., : len(output.start)], uniform).to(self.dtype)
+
+    def noise(self, n: int) -> Tensor:
+        """Uniform noise `(n, D, 2)` for `sample`: all that sampling `n` examples draws."""
+        return torch.rand(n, self.space.dims, 2, device=self.start.device)
+
+    def from_maps(self, maps: Tensor) -> Tensor:
+        """`(B, C * width, H, W)`, as convolutions give them, as parameters `(B, D, width)`."""
+        channels = self.space.shape[0]
+        return maps.unflatten(1, (channels, self.width)).movedim(2, -1).flatten(1, 3)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of encoded examples."""
+        whole = self.space.levels is not None and not self.space.columns
+        return torch.long if whole else torch.float32
+
+    def _by_group(self, f: Callable[[Output, Tensor, Tensor], Tensor], params: Tensor, values: Tensor) -> Tensor:
+        params = params + self.start
+        if len(self.groups) == 1:
+            return f(self.outputs[0], params, values)
+        parts = [f(output, params[:, dims, : len(output.start)], values[:, dims]) for output, dims in self.groups]
+        return torch.cat(parts, 1)[:, self.position]
+
+
+def _ordered(space: Space) -> list[bool]:
+    """Whether the values of each dimension have an order that a smooth density can use."""
+    if space.columns:
+        return [column.kind != "categorical" for column in space.columns]
+    return [space.kind != "text"] * space.dims
+
+
+def _auto(levels: int | None, ordered: bool, mixtures: int) -> Output:
+    if levels is None:
+        return LogisticMixture(mixtures)
+    if ordered and levels > MOST_CATEGORIES:
+        return DiscretisedLogisticMixture(levels, mixtures)
+    return _categorical(levels, ordered, mixtures)
+
+
+def _categorical(levels: int | None, ordered: bool, mixtures: int) -> Output:
+    if levels is None:
+        return LogisticMixture(mixtures)
+    return Bernoulli() if levels == 2 else Categorical(levels)
+
+
+def _logistic_mixture(levels: int | None, ordered: bool, mixtures: int) -> Output:
+    if levels is None or not ordered or levels <= 2:
+        return _auto(levels, ordered, mixtures)
+    return DiscretisedLogisticMixture(levels, mixtures)
+
+
+def _gaussian(levels: int | None, ordered: bool, mixtures: int) -> Output:
+    if levels is not None:
+        raise Unfit("a gaussian likelihood needs real values; for levels take categorical or logistic-mixture")
+    return Gaussian()
+
+
+LIKELIHOODS: dict[str, Callable[[int | None, bool, int], Output]] = {
+    "auto": _auto,
+    "categorical": _categorical,
+    "logistic-mixture": _logistic_mixture,
+    "gaussian": _gaussian,
+}
+
+
+def _mixture_start(mixtures: int, reach: float) -> list[float]:
+    """Equal weights, means evenly over [-reach, reach], scales that join neighbours."""
+    means = [reach * (2 * k + 1 - mixtures) / mixtures for k in range(mixtures)]
+    return [0.0] * mixtures + means + [math.log(reach / mixtures)] * mixtures
+
+
+def _heaviest_mean(params: Tensor) -> Tensor:
+    weights, means, _ = params.chunk(3, -1)
+    return means.gather(-1, weights.argmax(-1, keepdim=True)).squeeze(-1)
