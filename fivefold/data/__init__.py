@@ -1,27 +1,124 @@
-"""Data: embedded sets by name, the user's own by path."""
+"""Data: embedded sets by name, the user's own by path, arrays and DataFrames in memory."""
 
 from __future__ import annotations
 
-import hashlib
+import difflib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
+import pandas as pd
 
+from fivefold.data import arrays, folders, hub, tables, text
+from fivefold.data.build import build
+from fivefold.data.embedded import EMBEDDED
+from fivefold.data.raw import Options, Raw, with_test
 from fivefold.data.splits import Data, Split
-from fivefold.space import DataError, Space, label_space
+from fivefold.space import DataError
 
-__all__ = ["Data", "DataError", "Split", "load_data"]
+__all__ = ["EMBEDDED", "Data", "DataError", "Split", "load_data"]
 
 
-def load_data(source: Any = "digits", *, condition: str | None = None) -> Data:
-    from sklearn.datasets import load_digits
+def load_data(
+    source: Any = "digits",
+    *,
+    condition: str | None = None,
+    test: Any = None,
+    size: int | tuple[int, int] | None = None,
+    length: int | None = None,
+    missing: str = "refuse",
+    split_seed: int = 0,
+) -> Data:
+    """A data set in three splits, its Space fitted on the training split; everything inferred is in its notes.
 
-    raw = load_digits()
-    x, y = torch.tensor(raw.images).to(torch.uint8)[:, None], torch.tensor(raw.target).float()[:, None]
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    space = Space("image", (1, 8, 8), levels=17, layout="HW", name="digits")
-    if condition:
-        space = space.conditioned_on(label_space(tuple(range(10))))
-    a, b = int(len(x) * 0.75), int(len(x) * 0.85)
-    parts = [Split(len(i), x[i], y[i] if condition else None) for i in (order[:a], order[a:b], order[b:])]
-    return Data("digits", space, *parts, hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16], "digits")
+    The splits are the user's own where there are any (`test`, a column `split`, folders `train/` and
+    `test/`, arrays x_train and x_test), otherwise 75/10/15, always the same.
+
+    Args:
+        source: name of an embedded set, path of a folder, NPZ, NPY, CSV, Parquet or text file, hf:NAME, or an array or
+            DataFrame.
+        condition: column, or "label", that models are conditioned on.
+        test: a source of the same kind whose examples are the test split.
+        size: images are scaled and cropped to this height and width (one number: a square).
+        length: characters of a text window (64), samples of a sound window (1024).
+        missing: rows with missing numbers: "refuse" them, or "drop" them.
+        split_seed: seed of the random split.
+
+    Raises:
+        DataError: the data cannot be modelled as they are; says why and how to mend it.
+    """
+    if missing not in ("refuse", "drop"):
+        raise DataError(f"missing is 'refuse' or 'drop', got {missing!r}")
+    for name, value in (("length", length), ("size", size)):
+        if isinstance(value, int) and value < 1:
+            raise DataError(f"{name} is at least 1, got {value}")
+    options = Options(condition, size, length, missing, split_seed)
+    raw = _read(source, options)
+    if test is not None:
+        raw = with_test(raw, _read(test, options))
+    shown = str(source) if isinstance(source, str | Path) else f"{type(source).__name__} in memory"
+    return build(raw, options, Path(shown).stem or shown, shown)
+
+
+def _read(source: Any, options: Options) -> Raw:
+    if not isinstance(source, str | Path):
+        return arrays.from_memory(source, options)
+    name, path = str(source), Path(source).expanduser()
+    if name in EMBEDDED:
+        return EMBEDDED[name](options)
+    if name.startswith("hf:"):
+        return hub.read(name.removeprefix("hf:"), options)
+    if path.is_dir():
+        return folders.read(path, options)
+    file = path if path.exists() else arrays.map_key(path)[0]
+    if not file.is_file():
+        near = difflib.get_close_matches(name, EMBEDDED, 1, 0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"no data {name!r}{hint} Expected one of {', '.join(EMBEDDED)}, hf:NAME, or a path: {_PATHS}")
+    reader = _READERS.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"cannot tell what {path} is by its suffix {path.suffix!r}; expected {_PATHS}")
+    try:
+        return reader(path, options)
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_csv(path: Path, options: Options) -> Raw:
+    """A CSV file; one whose first line is numbers has no header, and its samples come back as arrays."""
+    try:
+        frame = pd.read_csv(path)
+        if len(frame.columns) and all(map(_is_number, frame.columns)):
+            frame = pd.read_csv(path, header=None, names=[f"x{i}" for i in range(len(frame.columns))])
+            raw = tables.from_frame(frame, named=False)
+            raw.notes.append("the first line is numbers: read without a header")
+            return raw
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    return tables.from_frame(frame)
+
+
+def _is_number(text: str) -> bool:
+    return pd.notna(pd.to_numeric(text, errors="coerce"))
+
+
+def _read_parquet(path: Path, options: Options) -> Raw:
+    try:
+        return tables.from_frame(pd.read_parquet(path))
+    except ImportError as error:
+        raise DataError("Parquet files need the library 'pyarrow': pip install 'fivefold[parquet]'") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+_PATHS = "a folder of images or of WAV files, or a file .npz, .npy, .csv, .parquet, .txt"
+_READERS: dict[str, Callable[[Path, Options], Raw]] = {
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".pq": _read_parquet,
+    ".npz": arrays.read_npz,
+    ".npy": arrays.read_npy,
+    ".txt": text.read,
+    ".text": text.read,
+    ".md": text.read,
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from fivefold.space import Batch, Space
 class Split:
     """Examples of one split.
 
-    Either `x` holds them encoded (possibly as uint8 to save memory), or `read` encodes those of an
-    index tensor from a memory-mapped or on-disk source, so that a data set larger than memory trains.
+    Either `x` holds them encoded (possibly as uint8 or int32 to save memory), or `read` encodes those
+    of an index tensor from a memory-mapped or on-disk source, so that a data set larger than memory trains.
     """
 
     size: int
@@ -31,7 +32,7 @@ class Split:
         """Encoded examples at `index` (on the CPU unless the split was moved)."""
         if self.x is not None:
             x = self.x[index]
-            x = x.long() if x.dtype is torch.uint8 else x
+            x = x if x.is_floating_point() else x.long()
         else:
             assert self.read is not None
             x = self.read(torch.arange(self.size)[index])
@@ -56,7 +57,8 @@ class Data:
     """A data set: its space (fitted on the training split), its splits and a fingerprint of its content.
 
     `source` is what the user named, so that a run can find the data again; `notes` are lines for people
-    about what was inferred.
+    about what was inferred; `entropy` is that of the generating density in nats, where it is known: no
+    model's mean log-probability exceeds its negative but by chance.
     """
 
     name: str
@@ -67,3 +69,10 @@ class Data:
     fingerprint: str
     source: str = ""
     notes: tuple[str, ...] = field(default=())
+    entropy: float | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # `load_data(source, **arguments)` loads it again
+
+    def describe(self) -> str:
+        """Everything that was inferred, in lines for people."""
+        sizes = f"{len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test"
+        return "\n".join((f"{self.name}: {self.space.describe()}", sizes, *self.notes))

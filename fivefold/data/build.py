@@ -1,0 +1,134 @@
+"""From what a reader found to a Data set: split, fit the Space on the training part, encode, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fivefold.data import audio, images, tables, text
+from fivefold.data.raw import PARTS, Options, Part, Raw, Rows, partition
+from fivefold.data.splits import Data, Split
+from fivefold.space import DataError, Space, label_space
+
+IN_MEMORY = 2**30  # bytes: encoded parts up to this size are held in memory
+HASHED = 2**26  # bytes: parts up to this size are fingerprinted whole, larger ones by examples spread over them
+
+_FIT: dict[str, Callable[[Raw, Options], Space]] = {
+    "image": images.fit,
+    "table": tables.fit,
+    "text": text.fit,
+    "audio": audio.fit,
+}
+
+
+def build(raw: Raw, options: Options, name: str, source: str) -> Data:
+    """The Data set of `raw`; raises DataError where the examples cannot be modelled as they are."""
+    if raw.kind == "table":
+        tables.prepare(raw, options)
+    raw = partition(raw, options.split_seed)
+    conditions, condition_space = _condition(raw, options.condition)
+    space = _FIT[raw.kind](raw, options)
+    space = Space.from_json({**space.to_json(), "name": name}).conditioned_on(condition_space)
+    _within_memory = sum(_bytes(part.rows, space) for part in raw.parts.values()) <= IN_MEMORY
+    if not _within_memory:
+        raw.notes.append("larger than 1 GiB: read from disk as it is needed")
+    splits = [_split(raw.parts[part].rows, conditions.get(part), space, _within_memory) for part in PARTS]
+    return Data(
+        name=name,
+        space=space,
+        train=splits[0],
+        valid=splits[1],
+        test=splits[2],
+        fingerprint=_fingerprint(raw, space, conditions),
+        source=source,
+        notes=tuple(raw.notes),
+        entropy=None if condition_space else raw.entropy,
+    )
+
+
+def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | None]:
+    """The encoded condition of every part, and its Space; a table's column is taken out of the table."""
+    labels = {part: raw.parts[part].labels for part in PARTS}
+    has_labels = labels["train"] is not None
+    columns = list(raw.parts["train"].rows[slice(0, 1)].columns) if raw.kind == "table" else []
+    if name is None:
+        if has_labels:
+            raw.notes.append("labels found: condition='label' (--condition label) uses them")
+        return {}, None
+    if name in columns:
+        if len(columns) == 1:
+            raise DataError(f"the condition {name!r} is the only column: nothing is left to model")
+        frames = {part: raw.parts[part].rows[slice(None)] for part in PARTS}
+        raw.parts = {
+            part: Part(tables.TableRows(frame.drop(columns=name)), labels[part]) for part, frame in frames.items()
+        }
+        given = {part: frame[[name]] for part, frame in frames.items()}
+    elif name == "label" and has_labels:
+        given = {part: pd.DataFrame({"label": values}) for part, values in labels.items()}
+    else:
+        choices = ", ".join([*columns, *(["label"] if has_labels else [])])
+        raise DataError(
+            f"no condition {name!r} in these data; " + (f"choose of: {choices}" if choices else "no labels")
+        )
+    space = _condition_space(given, name, raw.notes)
+    raw.notes.append(f"condition: {space.describe()}")
+    return {part: space.encode(frame) for part, frame in given.items()}, space
+
+
+def _condition_space(given: dict[str, pd.DataFrame], name: str, notes: list[str]) -> Space:
+    everything = pd.concat(given.values(), ignore_index=True)
+    if everything[name].nunique(dropna=False) < 2:
+        raise DataError(f"the condition {name!r} has one class only ({everything[name].iloc[0]}): leave it out")
+    if name == "label" and not pd.api.types.is_float_dtype(everything[name]):
+        values = sorted(everything[name].unique().tolist(), key=lambda v: (str(type(v)), v))
+        return label_space(tuple(values), dtype=str(everything[name].dtype))
+    return tables.table_space([tables.infer_column(everything[name], given["train"][name], notes)], named=True)
+
+
+def _bytes(rows: Rows, space: Space) -> int:
+    return len(rows) * space.dims * (1 if _is_small(space) else 4)
+
+
+def _is_small(space: Space) -> bool:
+    return space.kind != "table" and space.levels is not None and space.levels <= 256
+
+
+def _split(rows: Rows, condition: Tensor | None, space: Space, in_memory: bool) -> Split:
+    def read(index: Tensor) -> Tensor:
+        return space.encode(rows[index.numpy()])
+
+    if not in_memory:
+        return Split(len(rows), None, condition, read)
+    held = torch.uint8 if _is_small(space) else torch.int32 if space.levels and space.kind != "table" else torch.float32
+    x = torch.empty((len(rows), *space.shape), dtype=held)
+    for index in torch.arange(len(rows)).split(4096):
+        x[index[0] : index[-1] + 1] = read(index).to(held)
+    return Split(len(rows), x, condition)
+
+
+def _fingerprint(raw: Raw, space: Space, conditions: dict[str, Tensor]) -> str:
+    """Hash of the content as the user has it (not of what was fitted, which may differ in the last bit)."""
+    digest = hashlib.sha256(f"{space.kind} {space.shape} {space.symbols} {space.rate}".encode())
+    for name in PARTS:
+        rows = raw.parts[name].rows
+        size = _bytes(rows, space)
+        count = len(rows) if size <= HASHED else max(256, len(rows) * HASHED // size // 8)
+        index = np.unique(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))
+        digest.update(f"{name} {len(rows)}".encode())
+        for piece in np.array_split(index, -(-len(index) // 4096)):
+            digest.update(_content(rows[piece]))
+        if name in conditions:
+            digest.update(conditions[name].numpy().round(4).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _content(examples: np.ndarray | pd.DataFrame) -> bytes:
+    if isinstance(examples, pd.DataFrame):
+        names = "\0".join(map(str, examples.columns)).encode()
+        return names + pd.util.hash_pandas_object(examples, index=False).to_numpy().tobytes()
+    return np.ascontiguousarray(examples).tobytes()
