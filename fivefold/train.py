@@ -82,7 +82,7 @@ class Trainer:
         compile: bool = False,
         tensorboard: bool = False,
     ) -> None:
-        self.system, self.run, self.watch = system, run, watch
+        self.system, self.run = system, run
         self.device = system.device
         self.optimizers = optimizers
         self.names = {player: _player_name(system, player) for player in optimizers}
@@ -112,6 +112,7 @@ class Trainer:
 
     def train(self) -> System:
         """Until the budget is spent; returns the best system by validation, in eval mode."""
+        self._announce()
         self.system.train()
         self.good = self.state()
         self._save()
@@ -140,6 +141,21 @@ class Trainer:
             self._validate()
         self._save(status="finished")
         return self.result()
+
+    def _announce(self) -> None:
+        """Tell the watcher what is about to happen, how long and how large."""
+        floats = sum(p.numel() for p in self.system.parameters())
+        start = {
+            "system": type(self.system).__name__,
+            "parameters": floats,
+            "device": str(self.device),
+            "examples": self.batches.examples,
+            "batch_size": self.batches.size,
+            "budget": str(self.budget),
+            "bytes": 4 * floats * (5 + (self.ema is not None)),  # weights, best weights twice, Adam's two moments
+        }
+        if ranks.rank() == 0:
+            self.log.watch({"step": self.step, "start": start})
 
     def _iterate(self) -> None:
         """One iteration of the system: its generators, one a micro-batch, advanced in lockstep."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,11 @@ def load_data(
     raw = _read(source, options)
     if test is not None:
         raw = with_test(raw, _read(test, options))
-    shown = str(source) if isinstance(source, str | Path) else f"{type(source).__name__} in memory"
-    return build(raw, options, Path(shown).stem or shown, shown)
+    named = isinstance(source, str | Path)
+    given = {"condition": condition, "test": test, "size": size, "length": length, "missing": missing}
+    arguments = {**given, "split_seed": split_seed} if named and isinstance(test, str | Path | None) else {}
+    data = build(raw, options, Path(source).stem if named else "data", str(source) if named else "")
+    return replace(data, arguments={k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()})
 
 
 def _read(source: Any, options: Options) -> Raw:
