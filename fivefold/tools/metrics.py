@@ -251,9 +251,14 @@ def _share(hits: Tensor) -> Estimate:
 
 def principal_features(x: Tensor, k: int = 64) -> Callable[[Tensor], Tensor]:
     """A projection of `(B, ...)` onto at most `k` principal components of `x` `(N, ...)`: float64, `(B, <=k)`."""
-    flat = x.flatten(1).double()
-    mean = flat.mean(0)
-    most = min(flat.shape)
+    mean, basis = principal_components(x.flatten(1), k)
+    return lambda other: (other.flatten(1).double() - mean) @ basis
+
+
+def principal_components(x: Tensor, k: int = 64) -> tuple[Tensor, Tensor]:
+    """Mean `(D,)` of the rows of `x` `(N, D)` and the `min(k, N, D)` directions `(D, k)` of most variance, float64."""
+    mean = x.double().mean(0)
+    most = min(x.shape)
     with seeded(0, x.device):  # randomised: costs N D k, not D^3
-        basis = torch.svd_lowrank(flat - mean, q=min(k + 16, most), niter=4)[2][:, : min(k, most)]
-    return lambda other: (other.flatten(1).double() - mean.to(other.device)) @ basis.to(other.device)
+        basis = torch.svd_lowrank(x.double() - mean, q=min(k + 16, most), niter=4)[2]
+    return mean, basis[:, : min(k, most)].contiguous()

@@ -1,0 +1,356 @@
+"""One row of the table: a system's density, sample quality and cost, each value with its error.
+
+A row is a dictionary that JSON can hold:
+
+| field     | content                                                                               |
+|-----------|---------------------------------------------------------------------------------------|
+| system, title, family, label, seed, command | what the row is and how to repeat it                |
+| status, error, note | "ok" or the word for what went wrong; what to know when reading the row     |
+| density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
+|           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
+| quality   | `features`, `frechet_name`, `samples`, `reference`; `value`, `error` and `floor` of     |
+|           | each of `tools.metrics.MEASURES`; `note` where they cannot be had                      |
+| cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
+| stars     | Table 2's 1 to 5, None where its rule does not apply                                   |
+| facts     | Table 1's two columns of ticks                                                         |
+| monitor, curves | the last signs of collapse; `loss` and `validation` as [seconds, value]          |
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fivefold import catalog
+from fivefold.data import Data
+from fivefold.features import Features, fit_features
+from fivefold.run import Run
+from fivefold.space import Batch, DataError, Space
+from fivefold.system import Density, System
+from fivefold.tools.metrics import MEASURES, TooFew, measure, spread
+
+SAMPLES = 500  # the same for all, since some measures depend on it
+DENSITY_EXAMPLES = 2000  # of the test split, at most
+DENSITY_SECONDS = 8.0
+SAMPLE_SECONDS = 60.0
+RATE_SECONDS = 1.0  # spent on timing samples, at each batch size
+BEST_WITHIN = 0.01  # a run has reached its best when validation is within this share of it
+CURVE_POINTS = 200
+
+Row = dict[str, Any]
+
+
+def evaluate(
+    model: System | str | Path,
+    data: Data | None = None,
+    *,
+    samples: int = SAMPLES,
+    features: Features | None = None,
+    seed: int = 0,
+    sample_seconds: float = SAMPLE_SECONDS,
+    trust: str | None = None,
+) -> Row:
+    """Measure a trained system on the test split.
+
+    Args:
+        model: a system, or the folder of a run.
+        data: what to measure on; None takes the run's own.
+        samples: how many to draw for sample quality; only rows of the same number are comparable.
+        features: what samples are compared in; None fits those of `fit_features`.
+        seed: of samples and of sampled densities.
+        sample_seconds: sample quality is left out, and the row says so, where drawing would take longer.
+        trust: the module name of a system outside the package, to allow importing it.
+
+    Returns:
+        The row, as the module describes it.
+    """
+    run = None if isinstance(model, System) else Run.open(model, trust=trust)
+    system = run.load_system() if run is not None else model
+    assert isinstance(system, System)
+    if data is None:
+        if run is None:
+            raise ValueError("evaluate needs data: a system alone does not know where its data are")
+        data = run.load_data()
+    history = _history(run)
+    cost = {
+        **history.pop("cost"),
+        **sampling_cost(system, data),
+        "parameters": sum(p.numel() for p in system.parameters()),
+        "peak_memory_bytes": _peak_memory(system.device),
+    }
+    seconds = samples / cost["sample_per_second_64"]
+    if seconds > sample_seconds:
+        quality: Row = {"note": f"{samples} samples would take {seconds:.0f} s, more than {sample_seconds:.0f} s"}
+    else:
+        n = _sample_count(samples, data)
+        x = system.sample_encoded(n, _conditions(system, data, n), seed=seed).cpu()
+        quality = sample_quality(_recoded(x, system.space, data.space), data, features)
+    return {
+        **_identity(type(system), run, seed),
+        "status": "ok",
+        "error": None,
+        "note": _note(run, data),
+        "density": density(system, data, seed),
+        "quality": quality,
+        "cost": cost,
+        "stars": stars(system, cost),
+        "facts": {"free_form_jacobian": system.free_form, "exact_density": _EXACT[system.density]},
+        **history,
+    }
+
+
+def evaluate_samples(
+    label: str, samples: Any, data: Data, *, count: int = SAMPLES, features: Features | None = None
+) -> Row:
+    """The row of somebody else's samples, in the user's own form: sample quality alone.
+
+    Args:
+        label: the row's name.
+        samples: as the data are; at most `count` are used, evenly spread.
+        data: what to compare with.
+        count: as many as the other rows' samples.
+        features: what samples are compared in; None fits those of `fit_features`.
+    """
+    x = data.space.encode(samples)
+    wanted = _sample_count(count, data)
+    few = f"only {len(x)} samples; the other rows have {wanted}" if len(x) < wanted else ""
+    return {
+        "system": None, "title": label, "family": "samples", "label": label, "seed": None, "command": "",
+        "status": "ok", "error": None, "note": few,
+        "density": {"kind": Density.NONE.value},
+        "quality": sample_quality(spread(x, wanted), data, features),
+        "cost": {}, "stars": {}, "facts": {}, "monitor": {}, "curves": {},
+    }  # fmt: skip
+
+
+# --- density ----------------------------------------------------------------------------------------
+
+_EXACT = {  # Table 1's "exact density": a tick, a tick in brackets, or none
+    Density.EXACT: "yes",
+    Density.LOWER_BOUND: "approximate",
+    Density.ESTIMATE: "approximate",
+    Density.UNNORMALISED: "no",
+    Density.NONE: "no",
+}
+
+
+def density(system: System, data: Data, seed: int = 0, seconds: float = DENSITY_SECONDS) -> Row:
+    """Mean ln p of the test split in nats and, where it is discrete, -log2 p a dimension in bits.
+
+    The standard error is that of a mean over examples. An estimate's own error counts in full beside
+    it: what is estimated (log Z) is mostly common to all examples and does not average out.
+    """
+    kind = system.density.value
+    if not system.density.comparable:
+        return {"kind": kind}
+
+    def score(n: int) -> tuple[Tensor, Tensor]:
+        x = _recoded(data.test.spread(n).x, data.space, system.space)
+        return system.score_encoded(Batch(x, _conditions(system, data, n)), seed=seed)
+
+    total = min(len(data.test), DENSITY_EXAMPLES)
+    n = affordable(score, total, seconds)
+    values, errors = score(n)
+    notes = [system.density_note, f"{n} of {len(data.test)} test examples" if n < len(data.test) else ""]
+    row: Row = {"kind": kind, "examples": n, "nats": None, "standard_error": None, "bits_per_dim": None}
+    row |= {"bits_error": None, "note": ", ".join(note for note in notes if note)}
+    if not values.isfinite().all():
+        impossible = int((~values.isfinite()).sum())
+        return {**row, "note": f"{impossible} of {n} test examples have no finite log-probability"}
+    common = float(errors.mean()) if system.density is Density.ESTIMATE else 0.0
+    error = math.sqrt(float(values.var()) / n + common**2) if n > 1 else None
+    row |= {"nats": float(values.mean()), "standard_error": error}
+    if data.space.discrete:
+        bits = 1 / (data.space.dims * math.log(2))
+        row |= {"bits_per_dim": -row["nats"] * bits, "bits_error": None if error is None else error * bits}
+    return row
+
+
+def affordable(work: Callable[[int], Any], total: int, seconds: float) -> int:
+    """The largest n up to `total` that `work(n)` does in about `seconds`, by timing it on 8 and 32."""
+    if total <= 32:
+        return total
+    times = [_seconds(work, n) for n in (8, 8, 32)]  # the first warms up
+    each = max(times[2] - times[1], 1e-9) / 24
+    fixed = max(times[1] - 8 * each, 0.0)
+    return max(min(total, int((seconds - fixed) / each)), 32)
+
+
+def _seconds(work: Callable[[int], Any], n: int) -> float:
+    started = time.perf_counter()
+    work(n)
+    return time.perf_counter() - started
+
+
+# --- sample quality ---------------------------------------------------------------------------------
+
+
+def sample_quality(x: Tensor, data: Data, features: Features | None = None) -> Row:
+    """Every measure of encoded samples `x` `(n, *shape)` against the test split, beside its floor.
+
+    The floor is the same measure of as many training examples: what a perfect model would come to,
+    were the features not fitted on those. Where a measure cannot be had, `note` says why.
+    """
+    features = features or fit_features(data)
+    reference = data.test.spread(max(len(x), SAMPLES))
+    row: Row = {"features": features.name, "frechet_name": features.distance}
+    row |= {"samples": len(x), "reference": len(reference.x)}
+    if not x.isfinite().all():
+        return {**row, "note": "samples are not finite"}
+    training, real = features.of(data.train), features(reference.x)
+    try:
+        values = measure(features(x), real, training)
+        floors = measure(spread(training, len(x)), real, training, of_training=True)
+    except TooFew as error:
+        return {**row, "note": str(error)}
+    if "frechet" not in values:
+        row["note"] = f"the Fréchet distance of {real.shape[1]} features needs more samples and test examples than that"
+    found = [name for name in MEASURES if name in values and name in floors]
+    return row | {name: {**values[name]._asdict(), "floor": floors[name].value} for name in found}
+
+
+def _sample_count(samples: int, data: Data) -> int:
+    """No more than training examples, so that the floor has as many."""
+    return min(samples, len(data.train))
+
+
+def _conditions(system: System, data: Data, n: int) -> Tensor | None:
+    """Conditions of `data.test.spread(n)`, repeated up to `n` where the split is smaller."""
+    if system.space.condition is None:
+        return None
+    condition = data.test.spread(n).condition
+    if condition is None or data.space.condition is None:
+        raise DataError(f"this model needs a condition, and the data have none: {system.space.condition.describe()}")
+    condition = _recoded(condition, data.space.condition, system.space.condition)
+    return condition[torch.arange(n) % len(condition)].to(system.device)
+
+
+def _recoded(x: Tensor, source: Space, target: Space) -> Tensor:
+    """Encoded examples of one space in another's encoding; they differ where a model meets other data."""
+    return x if source == target else target.encode(source.decode(x))
+
+
+# --- cost -------------------------------------------------------------------------------------------
+
+
+def sampling_cost(system: System, data: Data) -> Row:
+    """Examples a second drawn one at a time and 64 at a time; network evaluations one sample takes."""
+
+    def rate(n: int) -> float:
+        condition = _conditions(system, data, n)
+
+        def draw(n: int) -> Tensor:
+            return system.sample_encoded(n, condition, seed=0).cpu()  # waits for the device
+
+        times = [_seconds(draw, n)]  # the first warms up, and stands alone where it takes long
+        while sum(times) < RATE_SECONDS and len(times) < 20:
+            times.append(_seconds(draw, n))
+        repeated = times[1:] or times
+        return n / sorted(repeated)[len(repeated) // 2]
+
+    return {
+        "sample_per_second_1": rate(1),
+        "sample_per_second_64": rate(64),
+        "sample_evaluations": system.sample_evaluations,
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Of this process so far (training too, where it trained here): the accelerator's where it is used."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def stars(system: System, cost: Row) -> Row:
+    """Table 2's stars, 1 (worst) to 5, by its rules for parameters, sampling and resolution.
+
+    Its training rule counts days on CIFAR-10. Here it is the share of the budget until validation was within
+    1 % of its best, in the same proportions (half, 1, 2 and 5 days are 10, 20, 40 and 100 % of the budget,
+    each with half of a tenth of slack since validation looks ten times); one star: it still got better.
+    """
+    share = cost.get("seconds_to_best") and cost["seconds_to_best"] / cost["budget_seconds"]
+    evaluations = cost["sample_evaluations"]
+    by_steps = 5 if evaluations <= 1 else 4 if evaluations <= 20 else 3
+    side = min(system.space.shape[1:]) if system.space.kind == "image" else None
+    return {
+        "training": None if share is None else 5 - sum(share > bound for bound in (0.15, 0.25, 0.45, 0.95)),
+        "sampling": {"autoregressive": 1, "mcmc": 2}.get(system.sampling, by_steps),
+        "parameters": 5 - sum(cost["parameters"] > bound for bound in (10e6, 30e6, 60e6, 120e6)),
+        "resolution": None if side is None else 1 + sum(side >= bound for bound in (32, 64, 256, 1024)),
+    }
+
+
+# --- the run ----------------------------------------------------------------------------------------
+
+
+def _identity(cls: type[System], run: Run | None, seed: int) -> Row:
+    """What the row is. A system that is not in a file of its own is known by its class's name."""
+    try:
+        entry = catalog.find(run.record["system"]) if run else catalog.of_class(cls)
+        names = {"system": entry.id, "title": entry.title, "family": entry.family}
+    except catalog.UnknownSystem:
+        names = {"system": cls.__name__, "title": cls.__name__, "family": "own"}
+    if run is None:
+        return {**names, "label": names["system"], "seed": seed, "command": ""}
+    trained_with = run.record["arguments"]["fit"].get("seed", 0)
+    return {**names, "label": names["system"], "seed": trained_with, "command": command(run.record)}
+
+
+def command(record: Row) -> str:
+    """The command line that trains the run again."""
+    given = {**record["data"]["arguments"], **{k: v for part in record["arguments"].values() for k, v in part.items()}}
+    words = ["fivefold", "train", record["system"], "--data", record["data"]["source"] or "DATA"]
+    for name, value in {**given, "budget": record["budget"]}.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _note(run: Run | None, data: Data) -> str:
+    if run is None or run.record["data"]["fingerprint"] == data.fingerprint:
+        return ""
+    return f"trained on {run.record['data']['name']}, measured on other data ({data.name})"
+
+
+def _history(run: Run | None) -> Row:
+    """Training cost, curves and the last monitor from the run's log; a system alone has none."""
+    log = run.log() if run else []
+    record = run.record if run else {}
+    loss = [[event["seconds"], sum(event["loss"].values())] for event in log if "loss" in event]
+    validation = [[event["seconds"], event["validation"]] for event in log if "validation" in event]
+    monitors = [event["monitor"] for event in log if "validation" in event]
+    seconds = record.get("seconds") or None
+    cost = {
+        "train_examples_per_second": record["examples"] / seconds if seconds else None,
+        "seconds_to_best": seconds_to_best(validation),
+        "budget_seconds": seconds,
+    }
+    curves = {"loss": _thin(loss), "validation": _thin(validation)}
+    return {"cost": cost, "monitor": monitors[-1] if monitors else {}, "curves": curves}
+
+
+def seconds_to_best(validation: list[list[float]]) -> float | None:
+    """When (seconds, value) first came within 1 % of its lowest value; None without a finite value."""
+    finite = [(seconds, value) for seconds, value in validation if math.isfinite(value)]
+    if not finite:
+        return None
+    best = min(value for _, value in finite)
+    return next(seconds for seconds, value in finite if value <= best + BEST_WITHIN * abs(best))
+
+
+def _thin(points: list[list[float]]) -> list[list[float]]:
+    """Finite points, at most about `CURVE_POINTS` and always the last."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    step = -(-len(finite) // CURVE_POINTS) or 1
+    return finite[::-1][::step][::-1]

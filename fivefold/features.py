@@ -1,0 +1,326 @@
+"""The features in which samples are compared with data: one stated network for a whole comparison.
+
+| data  | features                                                                               |
+|-------|----------------------------------------------------------------------------------------|
+| image | 64 of a small network fitted on the training data: a classifier where there are labels, |
+|       | otherwise one that tells how an image was turned or spoilt                              |
+| table | its columns, standardised, categorical ones as one-hot                                 |
+| text  | 64 principal components of the frequencies of runs of 1 to 3 characters                 |
+| audio | 64 principal components of log-spectra, their mean and spread over time                 |
+
+All are centred and then scaled by one number, so that on the training data their variance is 1 on
+average. The standard Inception network is `inception_features`, where torch-fidelity is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fivefold.data import Data, DataError, Split, load_data
+from fivefold.files import replacing
+from fivefold.space import AUDIO_OFFSET, Space
+from fivefold.system import seeded
+from fivefold.tools.metrics import principal_components
+from fivefold.tools.scaling import centre
+
+WIDTH = 64
+FITTED_ON = 5000  # training examples, at most, that components and scales are fitted on
+STEPS, BATCH = 300, 128  # of the image networks: 2 s on 8x8 images
+
+State = dict[str, Tensor]
+
+
+class FeatureError(RuntimeError):
+    """The features that were asked for cannot be had: says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """A named map from encoded examples `(B, *shape)` to features `(B, D)`."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    distance: str = "Fréchet distance"  # what the Fréchet distance of these features is called
+
+    def __call__(self, x: Tensor, batch_size: int = 500) -> Tensor:
+        """Float64 features `(B, D)`, on the CPU."""
+        with torch.no_grad():
+            return torch.cat([self.function(part.cpu()).double() for part in x.split(batch_size)])
+
+    def of(self, split: Split, batch_size: int = 500) -> Tensor:
+        """Features of a whole split `(len(split), D)`, read a batch at a time."""
+        return torch.cat([self(split.batch(part).x) for part in torch.arange(len(split)).split(batch_size)])
+
+
+def fit_features(data: Data, path: str | Path | None = None) -> Features:
+    """The features of this kind of data, fitted on its training split; the same for the same data.
+
+    Args:
+        data: what is compared.
+        path: a file (`features.safetensors`) that keeps them, so that one comparison uses one network;
+            made where it does not exist.
+
+    Raises:
+        FeatureError: the file is damaged or of other data.
+    """
+    kind = _KINDS[data.space.kind]
+    path = None if path is None else Path(path)
+    if path is not None and path.exists():
+        name, state = _load(path, data.fingerprint)
+        return _standardised(name, kind, data.space, state)
+    with seeded(0):
+        name, state = kind.fit(data)
+    raw = Features(name, kind.apply(data.space, state))(data.train.spread(FITTED_ON).x)
+    state |= {"all.centre": raw.mean(0), "all.scale": raw.var(0).mean().sqrt().clamp(min=1e-12)}
+    if path is not None:
+        _save(path, state, {"name": name, "fingerprint": data.fingerprint})
+    return _standardised(name, kind, data.space, state)
+
+
+def _standardised(name: str, kind: _Kind, space: Space, state: State) -> Features:
+    raw = kind.apply(space, state)
+    return Features(name, lambda x: (raw(x).double() - state["all.centre"]) / state["all.scale"])
+
+
+def _save(path: Path, state: State, metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata)
+
+
+def _load(path: Path, fingerprint: str) -> tuple[str, State]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FeatureError(f"{path} is damaged or not fivefold's ({error}); remove it to fit it again") from error
+    if metadata.get("fingerprint") != fingerprint:
+        raise FeatureError(f"{path} was fitted on other data; remove it to fit it again")
+    return metadata["name"], state
+
+
+class _Kind(NamedTuple):
+    """How one kind of data gets its features: `fit` names them and makes the state that `apply` uses."""
+
+    fit: Callable[[Data], tuple[str, State]]
+    apply: Callable[[Space, State], Callable[[Tensor], Tensor]]
+
+
+# --- images -----------------------------------------------------------------------------------------
+
+
+class ImageNetwork(nn.Module):
+    """Convolutions down to 4x4, then `WIDTH` features: `(B, C, side, side)` to `(B, WIDTH)`."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = 32
+        if side <= 16:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
+            channels = width
+        while side > 4:
+            width = min(2 * width, 64) if layers else width
+            layers += [nn.Conv2d(channels, width, 3, 2, padding=1), nn.SiLU()]
+            channels, side = width, (side + 1) // 2
+        self.body = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, WIDTH), nn.SiLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def _side(space: Space) -> int:
+    """Images are averaged down to squares of at most 64 pixels a side before the network sees them."""
+    return min(*space.shape[1:], 64)
+
+
+def _pixels(x: Tensor, space: Space) -> Tensor:
+    return F.adaptive_avg_pool2d(centre(x, space), _side(space))
+
+
+def _fit_image(data: Data) -> tuple[str, State]:
+    space, labelled = data.space, _labels(data)
+    network = ImageNetwork(space.shape[0], _side(space))
+    if labelled is None:
+        _train(network, len(_SPOILT), lambda index: _spoil(_pixels(data.train.batch(index).x, space)), len(data.train))
+        name = f"{WIDTH} features of a network fitted on the training data to tell how an image was turned or spoilt"
+    else:
+        labels, classes = labelled
+        _train(network, classes, lambda index: (_pixels(data.train.batch(index).x, space), labels[index]), len(labels))
+        name = f"{WIDTH} features of a classifier fitted on the training data"
+    return name, network.state_dict()
+
+
+def _labels(data: Data) -> tuple[Tensor, int] | None:
+    """Class of each training example and the number of classes, where the data have labels."""
+    condition = data.space.condition
+    if condition is None and data.source:
+        try:
+            labelled = load_data(data.source, **{**data.arguments, "condition": "label"})
+        except DataError:
+            return None
+        if not torch.equal(labelled.train.spread(100).x, data.train.spread(100).x):
+            return None
+        data, condition = labelled, labelled.space.condition
+    if condition is None or data.train.condition is None or [c.kind for c in condition.columns] != ["categorical"]:
+        return None
+    return data.train.condition.flatten().long(), condition.columns[0].levels or 1
+
+
+def _train(network: ImageNetwork, classes: int, batch: Callable[[Tensor], tuple[Tensor, Tensor]], size: int) -> None:
+    """Cross-entropy, `STEPS` steps; smoothed labels and dropout keep it from learning the examples by heart."""
+    head = nn.Linear(WIDTH, classes)
+    optimizer = torch.optim.AdamW([*network.parameters(), *head.parameters()], 2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    for _ in range(STEPS):
+        x, y = batch(torch.randint(size, (min(BATCH, size),)))
+        loss = F.cross_entropy(head(F.dropout(network(x), 0.2)), y, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def _blur(x: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
+_SPOILT: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x,
+    lambda x: x.rot90(1, (2, 3)),  # rotations as in Gidaris et al. 2018
+    lambda x: x.rot90(2, (2, 3)),
+    lambda x: x.rot90(3, (2, 3)),
+    lambda x: x + 0.3 * torch.randn_like(x),  # and what generative models do wrong
+    _blur,
+    lambda x: x.roll((x.shape[2] // 2, x.shape[3] // 2), (2, 3)),
+)
+
+
+def _spoil(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image turned or spoilt in one way, and which."""
+    way = torch.randint(len(_SPOILT), (len(x),))
+    return torch.stack([f(x) for f in _SPOILT], 1)[torch.arange(len(x)), way], way
+
+
+def _apply_image(space: Space, state: State) -> Callable[[Tensor], Tensor]:
+    network = ImageNetwork(space.shape[0], _side(space)).eval()
+    network.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("all.")})
+    return lambda x: network(_pixels(x, space))
+
+
+# --- tables, text, audio ----------------------------------------------------------------------------
+
+
+def _columns(x: Tensor, space: Space) -> Tensor:
+    """Categorical columns as one-hot, the others as they are: `(B, D)`."""
+    parts = [
+        F.one_hot(x[:, i].long(), column.levels) if column.kind == "categorical" and column.levels else x[:, i, None]
+        for i, column in enumerate(space.columns)
+    ]
+    return torch.cat([part.double() for part in parts], 1)
+
+
+def _fit_table(data: Data) -> tuple[str, State]:
+    widths = {"categorical": lambda column: column.levels}
+    numeric = [
+        column.kind != "categorical"
+        for column in data.space.columns
+        for _ in range(widths.get(column.kind, lambda _: 1)(column))
+    ]
+    deviation = _columns(data.train.spread(FITTED_ON).x, data.space).std(0)
+    scale = torch.where(torch.tensor(numeric) & (deviation > 0), deviation, 1.0)
+    return "the table's columns, standardised", {"scale": scale}
+
+
+def _apply_table(space: Space, state: State) -> Callable[[Tensor], Tensor]:
+    return lambda x: _columns(x, space) / state["scale"]
+
+
+BUCKETS = 1024  # that runs of characters of each length are hashed into
+
+
+def _character_runs(x: Tensor, space: Space) -> Tensor:
+    """Root frequencies of hashed runs of 1, 2 and 3 characters, `(B, 3 BUCKETS)`."""
+    lengths = range(1, min(3, x.shape[1]) + 1)
+    counts = []
+    for length in lengths:
+        runs = x.long().unfold(1, length, 1)
+        key = (runs * torch.tensor([1, 7919, 104729])[:length]).sum(-1) % BUCKETS
+        counts.append(torch.zeros(len(x), BUCKETS).scatter_add_(1, key, torch.ones(key.shape)) / key.shape[1])
+    return torch.cat(counts, 1).sqrt()
+
+
+def _log_spectra(x: Tensor, space: Space) -> Tensor:
+    """Mean and standard deviation over half-overlapping Hann windows of ln(power), `(B, 2 (size / 2 + 1))`."""
+    size = min(256, x.shape[1])
+    frames = ((x.float() - AUDIO_OFFSET) / AUDIO_OFFSET).unfold(1, size, max(size // 2, 1))
+    power = torch.fft.rfft(frames * torch.hann_window(size)).abs().square()
+    log_power = torch.log(power + 1e-6)
+    return torch.cat([log_power.mean(1), log_power.std(1, correction=0)], 1)
+
+
+def _components(raw: Callable[[Tensor, Space], Tensor], name: str) -> _Kind:
+    """Principal components of `raw` features."""
+
+    def fit(data: Data) -> tuple[str, State]:
+        mean, basis = principal_components(raw(data.train.spread(FITTED_ON).x, data.space), WIDTH)
+        return f"{basis.shape[1]} principal components of {name}", {"mean": mean, "basis": basis}
+
+    def apply(space: Space, state: State) -> Callable[[Tensor], Tensor]:
+        return lambda x: (raw(x, space).double() - state["mean"]) @ state["basis"]
+
+    return _Kind(fit, apply)
+
+
+_KINDS = {
+    "image": _Kind(_fit_image, _apply_image),
+    "table": _Kind(_fit_table, _apply_table),
+    "text": _components(_character_runs, "the frequencies of runs of 1 to 3 characters"),
+    "audio": _components(_log_spectra, "log-spectra"),
+}
+
+
+# --- the standard network ---------------------------------------------------------------------------
+
+
+def inception_features(space: Space, weights: str | Path | None = None) -> Features:
+    """The 2,048 features of the Inception network that the Fréchet Inception distance is defined by.
+
+    Args:
+        space: of images; one channel is repeated thrice, levels are scaled to 0..255.
+        weights: path of torch-fidelity's weights; None downloads them.
+
+    Raises:
+        FeatureError: the data are not images, torch-fidelity is not installed, or the weights cannot be had.
+    """
+    if space.kind != "image" or space.shape[0] not in (1, 3) or space.levels is None:
+        raise FeatureError(f"Inception sees images of 1 or 3 channels of whole numbers, not {space.describe()}")
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise FeatureError("Inception features need torch-fidelity: pip install 'fivefold[inception]'") from error
+    path = None if weights is None else str(weights)
+    try:
+        network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path).eval()
+    except Exception as error:  # the library raises whatever its download or its unpickling does
+        source = f"from {path}" if path else "by download; give their path instead"
+        raise FeatureError(f"cannot load the Inception weights {source}: {error}") from error
+
+    def features(x: Tensor) -> Tensor:
+        pixels = ((centre(x, space) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return network(pixels.expand(-1, 3, -1, -1))[0]
+
+    return Features("2048 features of the Inception network", features, "FID")
