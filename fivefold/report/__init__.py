@@ -1,1 +1,1 @@
-"""The page of a comparison, and its plots."""
+"""The page of a comparison, its table, plots and advice."""

@@ -1,0 +1,337 @@
+"""The columns of the comparison table: how each is read from a row, shown, and ranked.
+
+The terminal and the page show the same columns. Rows of one label (several seeds) are one line: the
+mean, with the error over seeds or of a single evaluation, whichever is larger, since what all seeds
+share (the held-out set) does not average out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fivefold.tools.metrics import MEASURES
+
+Row = dict[str, Any]
+LEVEL = 2.0  # standard errors of a difference below which two values are not told apart
+TIMING_ERROR = 0.05  # relative error granted to rates and times, which are measured once
+DENSITY = ("exact", "lower bound", "estimate")  # the kinds that can be compared, each with its own
+
+
+class Reading(NamedTuple):
+    """A value of one cell: with its standard error, and for a density its kind and how it was computed."""
+
+    value: float
+    error: float = 0.0
+    kind: str = ""
+    note: str = ""
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    `best` is "low", "high", a number that a perfect model reaches, or None where nothing is ranked.
+    `show` makes the cell's text from its reading and whether the error is to be shown.
+    """
+
+    key: str
+    title: str
+    group: str
+    text: str
+    best: str | float | None
+    read: Callable[[Row], Reading | None]
+    show: Callable[[Reading, bool], str]
+    always_error: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a reader sees: `text`, the value to sort by, and whether it is "best" or a "tie" for it."""
+
+    text: str
+    sort: float | None = None
+    mark: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: the rows of one label, over seeds."""
+
+    label: str
+    rows: tuple[Row, ...]
+
+    @property
+    def finished(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row["status"] == "ok")
+
+    @property
+    def family(self) -> str:
+        return self.rows[0].get("family") or "samples"
+
+    @property
+    def title(self) -> str:
+        return self.rows[0].get("title") or self.label
+
+    def reading(self, column: Column) -> Reading | None:
+        """The mean over seeds, with its error; None where no seed has a value."""
+        found = [reading for row in self.finished if (reading := column.read(row)) is not None]
+        if not found:
+            return None
+        values = np.array([reading.value for reading in found])
+        over_seeds = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        error = max(float(over_seeds), float(np.mean([reading.error for reading in found])))
+        return found[0]._replace(value=float(values.mean()), error=error)
+
+
+def lines(rows: Iterable[Row]) -> list[Line]:
+    """Rows grouped by label, in the order in which labels first appear."""
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row["label"], []).append(row)
+    return [Line(label, tuple(group)) for label, group in grouped.items()]
+
+
+# --- how numbers are shown ----------------------------------------------------------------------
+
+
+def number(value: float, error: float = 0.0) -> str:
+    """Three significant digits, or two digits of a known error; never more than the error supports."""
+    if not math.isfinite(value):
+        return "not finite"
+    if error > 0:
+        digits = max(0, 1 - math.floor(math.log10(error)))
+    else:
+        digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(digits, 4)}f}"
+
+
+def with_error(value: float, error: float) -> str:
+    """`3.30 ± 0.12`."""
+    return f"{number(value, error)} ± {number(error, error)}" if error > 0 else number(value)
+
+
+def amount(value: float) -> str:
+    """Three significant digits with thousands as k, M, G: `1.25M`."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def density_text(reading: Reading, with_errors: bool, *, flattering: str) -> str:
+    """The kind travels with the number: `1.88 (exact)`, `≤ 2.31 (bound, 16 samples)`, `3.3 ± 0.1 (estimate)`."""
+    if reading.kind not in DENSITY:
+        return reading.kind
+    word = {"exact": "exact", "lower bound": "bound", "estimate": "estimate"}[reading.kind]
+    note = f", {reading.note}" if reading.note else ""
+    sign = f"{flattering} " if reading.kind == "lower bound" else ""
+    shown_error = reading.error if with_errors or reading.kind == "estimate" else 0.0
+    value = with_error(reading.value, shown_error) if shown_error else f"{reading.value:,.2f}"
+    return f"{sign}{value} ({word}{note})"
+
+
+def _stars(reading: Reading, with_errors: bool) -> str:
+    return "★" * round(reading.value) + "☆" * (5 - round(reading.value))
+
+
+# --- reading cells from rows --------------------------------------------------------------------
+
+
+def _density(scale: str, error: str) -> Callable[[Row], Reading | None]:
+    def read(row: Row) -> Reading | None:
+        density = row.get("density") or {}
+        kind = density.get("kind", "none")
+        if kind not in DENSITY:
+            return Reading(math.nan, kind=kind)
+        if density.get(scale) is None:
+            return None
+        return Reading(density[scale], density.get(error) or 0.0, kind, density.get("note") or "")
+
+    return read
+
+
+def _quality(name: str) -> Callable[[Row], Reading | None]:
+    def read(row: Row) -> Reading | None:
+        measured = (row.get("quality") or {}).get(name)
+        if measured is None or measured.get("value") is None:
+            return None
+        return Reading(measured["value"], measured.get("error") or 0.0, floor=measured.get("floor"))
+
+    return read
+
+
+def _cost(name: str, relative_error: float = 0.0) -> Callable[[Row], Reading | None]:
+    def read(row: Row) -> Reading | None:
+        value = (row.get("cost") or {}).get(name)
+        return None if value is None else Reading(float(value), relative_error * abs(value))
+
+    return read
+
+
+def _star(name: str) -> Callable[[Row], Reading | None]:
+    def read(row: Row) -> Reading | None:
+        value = (row.get("stars") or {}).get(name)
+        return None if value is None else Reading(float(value))
+
+    return read
+
+
+_TICKS = {True: "✓", False: "✗", "yes": "✓", "approximate": "(✓)", "no": "✗"}
+_TICK_ORDER = {"✗": 0.0, "(✓)": 1.0, "✓": 2.0}
+
+
+def _fact(name: str) -> Callable[[Row], Reading | None]:
+    def read(row: Row) -> Reading | None:
+        value = (row.get("facts") or {}).get(name)
+        return None if value is None else Reading(_TICK_ORDER[_TICKS[value]], note=_TICKS[value])
+
+    return read
+
+
+BITS = Column(
+    "bits", "Bits per dimension", "Density",
+    "Negative log-likelihood of held-out data, in bits for each dimension. Exact values, bounds (the truth is at most "
+    "that) and estimates are marked apart: only values of one kind are ranked with one another.",
+    "low", _density("bits_per_dim", "bits_error"), lambda r, e: density_text(r, e, flattering="≤"),
+)  # fmt: skip
+NATS = Column(
+    "nats", "Log-likelihood", "Density",
+    "Mean log-density of a held-out example, in nats and in the data's own units. Exact values, bounds (the truth is "
+    "at least that) and estimates are marked apart: only values of one kind are ranked with one another.",
+    "high", _density("nats", "standard_error"), lambda r, e: density_text(r, e, flattering="≥"),
+)  # fmt: skip
+
+QUALITY = tuple(
+    Column(key, m.title, "Sample quality", m.text[0].upper() + m.text[1:] + ".", m.best, _quality(key),
+           lambda r, e: with_error(r.value, r.error), True)
+    for key, m in MEASURES.items()
+)  # fmt: skip
+
+
+def _plain(reading: Reading, with_errors: bool) -> str:
+    return amount(reading.value)
+
+
+COST = (
+    Column("train_rate", "Training/s", "Cost", "Examples a second in training.", "high",
+           _cost("train_examples_per_second", TIMING_ERROR), _plain),
+    Column("to_best", "Time to best", "Cost", "Training seconds until the system came within 1 % of the best "
+           "validation value it reached.", "low", _cost("seconds_to_best", TIMING_ERROR),
+           lambda r, e: f"{r.value:.3g} s"),
+    Column("sample_1", "Samples/s, one at a time", "Cost", "Examples a second, drawn one by one.", "high",
+           _cost("sample_per_second_1", TIMING_ERROR), _plain),
+    Column("sample_64", "Samples/s, 64 at a time", "Cost", "Examples a second, drawn in batches of 64.", "high",
+           _cost("sample_per_second_64", TIMING_ERROR), _plain),
+    Column("evaluations", "Evaluations a sample", "Cost", "Network evaluations that a sample takes, one after another.",
+           "low", _cost("sample_evaluations"), _plain),
+    Column("parameters", "Parameters", "Cost", "Trained numbers.", "low", _cost("parameters"), _plain),
+    Column("memory", "Peak memory", "Cost", "The most memory that the process held (all of it, the libraries too).",
+           "low", _cost("peak_memory_bytes", TIMING_ERROR), lambda r, e: f"{amount(r.value)}B"),
+)  # fmt: skip
+
+_SURVEY = "The survey's columns"
+SURVEY = (
+    Column("stars_training", "Training", _SURVEY, "Time to the best as a share of the budget, in the five steps of the "
+           "survey's Table 2 (its days, with this budget in place of ten).", None, _star("training"), _stars),
+    Column("stars_sampling", "Sampling", _SURVEY, "Table 2: 1 star autoregressive, 2 MCMC, 3 in the middle, 4 at most "
+           "20 steps, 5 one step.", None, _star("sampling"), _stars),
+    Column("stars_parameters", "Params", _SURVEY, "Table 2: 5 stars to 10 M parameters, 4 to 30 M, 3 to 60 M, 2 to "
+           "120 M, else 1.", None, _star("parameters"), _stars),
+    Column("stars_resolution", "Resolution", _SURVEY, "Table 2, on this data: 1 star below 32 pixels, 2 at 32, 3 at 64 "
+           "or 128, 4 at 256 or 512, 5 from 1024.", None, _star("resolution"), _stars),
+    Column("free_form", "Free-form Jacobian", _SURVEY, "Whether the network's form is unrestricted (a fact of the "
+           "system).", None, _fact("free_form_jacobian"), lambda r, e: r.note),
+    Column("exact", "Exact density", _SURVEY, "✓ tractable, (✓) approximate, ✗ none (a fact of the system).", None,
+           _fact("exact_density"), lambda r, e: r.note),
+)  # fmt: skip
+
+
+def columns(rows: Iterable[Row]) -> list[Column]:
+    """The columns in which at least one row has something to show; bits only where the data are discrete."""
+    rows = [row for row in rows if row["status"] == "ok"]
+    density = BITS if any((row.get("density") or {}).get("bits_per_dim") is not None for row in rows) else NATS
+    return [c for c in (density, *QUALITY, *COST, *SURVEY) if any(c.read(row) is not None for row in rows)]
+
+
+# --- ranking ------------------------------------------------------------------------------------
+
+
+def score(column: Column, reading: Reading) -> float:
+    """The reading as a number of which less is better.
+
+    A distance below its floor (training against held-out data) is no better than the floor.
+    """
+    if column.best == "high":
+        return -reading.value
+    if column.best == "low":
+        return reading.value if reading.floor is None else max(reading.value, reading.floor)
+    assert isinstance(column.best, float | int)
+    return abs(reading.value - column.best)
+
+
+def apart(a: Reading, b: Reading, difference: float) -> bool:
+    """Whether `difference` is more than the errors of `a` and `b` explain."""
+    return abs(difference) > LEVEL * math.hypot(a.error, b.error)
+
+
+def leaders(column: Column, readings: dict[str, Reading]) -> list[str]:
+    """The label of the best and of those within error of it, best first."""
+    ranked = {label: r for label, r in readings.items() if math.isfinite(r.value)}
+    if not ranked or column.best is None:
+        return []
+    order = sorted(ranked, key=lambda label: score(column, ranked[label]))
+    best = ranked[order[0]]
+
+    def tied(label: str) -> bool:
+        return not apart(best, ranked[label], score(column, ranked[label]) - score(column, best))
+
+    return [label for label in order if tied(label)]
+
+
+def by_kind(readings: dict[str, Reading]) -> dict[str, dict[str, Reading]]:
+    """Readings apart by kind of density (one group where it has no kind), so that only like ranks with like."""
+    kinds: dict[str, dict[str, Reading]] = {}
+    for label, reading in readings.items():
+        kinds.setdefault(reading.kind, {})[label] = reading
+    return kinds
+
+
+def cells(column: Column, table: list[Line]) -> dict[str, Cell]:
+    """The cell of every line, with the best marked; for densities, the best of each kind."""
+    readings = {line.label: r for line in table if (r := line.reading(column)) is not None}
+    marks: dict[str, str] = {}
+    for group in by_kind(readings).values():
+        first = leaders(column, group)
+        if len(group) > 1:
+            marks |= dict.fromkeys(first, "tie" if len(first) > 1 else "best")
+    several = any(len(line.finished) > 1 for line in table)
+    return {line.label: _cell(column, readings.get(line.label), marks.get(line.label, ""), several) for line in table}
+
+
+def _cell(column: Column, reading: Reading | None, mark: str, several: bool) -> Cell:
+    if reading is None:
+        return Cell("–")
+    finite = math.isfinite(reading.value)
+    kind = f"{'tied for ' if mark == 'tie' else ''}best{f' {reading.kind}' if reading.kind else ''}"
+    hints = [kind] if mark else []
+    hints += [f"± {number(reading.error, reading.error)}"] if reading.error and column.group != "Cost" else []
+    hints += [f"floor {number(reading.floor)}"] if reading.floor is not None else []
+    text = column.show(reading, several or column.always_error)
+    return Cell(text, reading.value if finite else None, mark, ", ".join(hints))
+
+
+def floors(table: list[Line], chosen: list[Column]) -> dict[str, float]:
+    """By column the floor: the same measure between training and held-out data."""
+    found = {}
+    for column in chosen:
+        values = [r.floor for line in table if (r := line.reading(column)) is not None and r.floor is not None]
+        if values:
+            found[column.key] = float(np.mean(values))
+    return found

@@ -1,0 +1,172 @@
+"""The page of a comparison: one HTML file with everything inside."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from fivefold.catalog import FAMILIES
+from fivefold.files import write_text
+from fivefold.report import pictures, plots
+from fivefold.report.advice import recommendation
+from fivefold.report.columns import BITS, Column, Line, Row, cells, columns, floors, lines, number
+from fivefold.report.terminal import failures
+from fivefold.space import Space
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page is made of.
+
+    `settings` is comparison.json (data, space, budget, machine, ...), `rows` the table's rows, `real`
+    encoded held-out examples, and `arrays` by row label its `samples` and, in 2-D, its `density`.
+    """
+
+    settings: dict[str, Any]
+    rows: list[Row]
+    real: NDArray[np.generic] | None = None
+    arrays: dict[str, Arrays] = field(default_factory=dict)
+
+
+def write(content: Content, path: Path) -> Path:
+    """The page of `content` as one file at `path`, whole or not at all."""
+    write_text(path, render(content))
+    return path
+
+
+def render(content: Content) -> str:
+    """The page as text: no address in it leads anywhere outside."""
+    home = resources.files("fivefold.report")
+    read = {name: (home / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(read["html"]).render(
+        css=Markup(read["css"]), js=Markup(read["js"]), **_context(content)
+    )
+
+
+def _context(content: Content) -> dict[str, Any]:
+    table = lines(content.rows)
+    good = [line for line in table if line.finished]
+    settings = content.settings
+    return {
+        "name": settings["data"]["name"],
+        "settings": settings,
+        "description": Space.from_json(settings["space"]).describe(),
+        "written": datetime.date.today().isoformat(),
+        "recommendation": recommendation(content.rows),
+        "families": {line.family: FAMILIES.get(line.family, line.family) for line in table},
+        "colour": plots.family_colour,
+        "marker": lambda family: Markup(f'<svg class="key" viewBox="-7 -7 14 14">{plots.marker(family, 0, 0)}</svg>'),
+        "features": sorted(
+            {row["quality"]["features"] for row in content.rows if (row.get("quality") or {}).get("features")}
+        ),
+        "pictures": _pictures(content, good),
+        "plots": _plots(good),
+        "curves": [curves for line in good if (curves := _curves(line))["plots"]],
+        "failed": [text for line in table for text in failures(line)],
+        "commands": [(line.label, [row["command"] for row in line.rows if row.get("command")]) for line in table],
+        "seeds": max((len(line.rows) for line in table), default=0),
+        **_table(content.rows, good, table),
+    }
+
+
+def _table(rows: list[Row], good: list[Line], table: list[Line]) -> dict[str, Any]:
+    chosen = columns(rows)
+    groups: list[tuple[str, list[Column]]] = []
+    for column in chosen:
+        if not groups or groups[-1][0] != column.group:
+            groups.append((column.group, []))
+        groups[-1][1].append(column)
+    return {
+        "groups": groups,
+        "columns": chosen,
+        "floors": {key: number(value) for key, value in floors(good, chosen).items()},
+        "lines": table,
+        "cells": {column.key: cells(column, good) for column in chosen},
+    }
+
+
+def _pictures(content: Content, good: list[Line]) -> list[dict[str, Any]]:
+    """Real examples first, then every system's; in 2-D its density beside its samples."""
+    if content.real is None:
+        return []
+    space = Space.from_json(content.settings["space"])
+    real = content.real
+    found = [
+        {
+            "label": "held-out data",
+            "family": "real",
+            "samples": pictures.samples(space, real, real, "real"),
+            "density": None,
+        }
+    ]
+    for line in good:
+        arrays = content.arrays.get(line.label, {})
+        if "samples" in arrays:
+            drawn = pictures.samples(space, arrays["samples"], real, line.family)
+            density = pictures.density(arrays["density"]) if "density" in arrays else None
+            found.append({"label": line.label, "family": line.family, "samples": drawn, "density": density})
+    return found
+
+
+def _plots(good: list[Line]) -> list[dict[str, Any]]:
+    """Quality against sampling time, and against the density where there is one."""
+    chosen = {column.key: column for column in columns(row for line in good for row in line.rows)}
+    density = "bits" if "bits" in chosen else "nats"
+    wanted = [
+        ("Quality and sampling time", "sample_64", plots.Axis("seconds a sample, 64 at a time", True), "Best at the lower left."),
+        ("Quality and density", density, plots.Axis(_density_axis(density)),
+         f"Best at the lower {'left' if density == 'bits' else 'right'}. Bounds are drawn where they are: the truth lies "
+         f"to their {'left' if density == 'bits' else 'right'}. Samplers without a density are not here."),
+    ]  # fmt: skip
+    found = []
+    for title, key, axis, caption in wanted:
+        if key in chosen and "frechet" in chosen:
+            points = list(_points(good, chosen[key], chosen["frechet"], invert=key == "sample_64"))
+            if points:
+                drawn = plots.scatter(points, axis, plots.Axis(f"{chosen['frechet'].title} (less is better)", True))
+                found.append({"title": title, "svg": drawn, "caption": caption})
+    return found
+
+
+def _density_axis(key: str) -> str:
+    return f"{BITS.title.lower()} (less is better)" if key == BITS.key else "log-likelihood in nats (more is better)"
+
+
+def _points(good: list[Line], across: Column, up: Column, *, invert: bool) -> Iterable[plots.Point]:
+    for line in good:
+        x, y = line.reading(across), line.reading(up)
+        if x is not None and y is not None and math.isfinite(x.value) and (x.value > 0 or not invert):
+            name = (
+                f"≤ {line.label}"
+                if x.kind == "lower bound"
+                else f"≈ {line.label}"
+                if x.kind == "estimate"
+                else line.label
+            )
+            yield plots.Point(name, line.family, 1 / x.value if invert else x.value, y.value, y.error)
+
+
+def _curves(line: Line) -> dict[str, Any]:
+    row = line.finished[0]
+    curves = row.get("curves") or {}
+    name = (row.get("curves") or {}).get("validation_name") or "validation"
+    drawn = [
+        plots.curve([(a, b) for a, b in curves.get(key) or ()], line.family, "seconds of training", title)
+        for key, title in (("loss", "training loss"), ("validation", name))
+    ]
+    return {"label": line.label, "family": line.family, "plots": [plot for plot in drawn if plot]}

@@ -1,0 +1,64 @@
+"""The comparison table in a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from fivefold.report.columns import Column, Line, Row, cells, columns, floors, lines, number
+
+# Terminals are narrow: these columns, in two tables; the page has all.
+_SHOWN = (
+    ("Density and sample quality", ("bits", "nats", "frechet", "kernel", "recall", "two_sample_accuracy", "memorisation")),
+    ("Cost", ("train_rate", "to_best", "sample_1", "sample_64", "evaluations", "parameters", "memory")),
+    ("The survey's columns", ("stars_training", "stars_sampling", "stars_parameters", "stars_resolution", "free_form", "exact")),
+)  # fmt: skip
+_STYLE = {"best": "bold green", "tie": "green", "": ""}
+LEGEND = "bold green: best of its kind of density or of its column; green: tied with it within two standard errors"
+
+
+def table(rows: list[Row]) -> Group:
+    """The table of rows, best marked by column; then what failed and why."""
+    everything = lines(rows)
+    good = [line for line in everything if line.finished]
+    known = {column.key: column for column in columns(rows)}
+    parts: list[Table | Text] = []
+    for title, keys in _SHOWN:
+        chosen = [known[key] for key in keys if key in known]
+        if chosen and good:
+            parts.append(_table(title, chosen, good))
+    if good:
+        parts.append(Text(LEGEND, style="dim"))
+    parts += [Text(text, style="red") for line in everything for text in failures(line)]
+    return Group(*parts)
+
+
+def failures(line: Line) -> list[str]:
+    """One sentence for every seed of the line that did not finish."""
+    several = len(line.rows) > 1
+    return [
+        f"{line.label}{_seed(row) if several else ''}: {row['status']}: {row.get('error') or 'no reason given'}"
+        for row in line.rows
+        if row["status"] != "ok"
+    ]
+
+
+def _seed(row: Row) -> str:
+    return f", seed {row.get('seed')}"
+
+
+def _table(title: str, chosen: list[Column], good: list[Line]) -> Table:
+    found = Table(title=title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False)
+    found.add_column("system", no_wrap=True)
+    for column in chosen:
+        found.add_column(column.title, justify="right" if column.best is not None else "center")
+    by_column = [cells(column, good) for column in chosen]
+    for line in good:
+        texts = [Text(cell[line.label].text, style=_STYLE[cell[line.label].mark]) for cell in by_column]
+        found.add_row(Text(line.label), *texts)
+    floor = floors(good, chosen)
+    if floor:
+        values = [number(floor[column.key]) if column.key in floor else "" for column in chosen]
+        found.add_row("floor: real data", *values, style="dim")
+    return found
