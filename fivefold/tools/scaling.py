@@ -40,6 +40,12 @@ def dequantise(x: Tensor, space: Space) -> Tensor:
     return (x.float() + torch.rand(x.shape, device=x.device) * _is_discrete(space, x.device)) * scale + shift
 
 
+def midpoint(x: Tensor, space: Space) -> Tensor:
+    """The middle of each unit cell, scaled as `dequantise` does it but without noise."""
+    scale, shift = _affine(space, x.device, 0)
+    return (x.float() + 0.5 * _is_discrete(space, x.device)) * scale + shift
+
+
 def quantise(y: Tensor, space: Space) -> Tensor:
     """Inverse of `dequantise`: the cell that `y` lies in."""
     scale, shift = _affine(space, y.device, 0)

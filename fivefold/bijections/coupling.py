@@ -1,0 +1,123 @@
+"""Coupling layers: one part of the dimensions is transformed given the other (survey Eq. 31, 32)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.bijections.base import Bijection, sum_dims
+from fivefold.bijections.transforms import Transform
+
+
+def parity_mask(channels: int, pattern: int) -> Tensor:
+    """Channels `(C,)` to transform: those whose index has an odd number of ones where `pattern` has ones.
+
+    Every two channels are parted by half of the patterns, so a few layers let all interact. After
+    `Squeeze`, patterns 1, 2 and 3 are alternate columns, alternate rows and a checkerboard of pixels.
+    A single channel is always transformed (given the condition alone).
+    """
+    mask = torch.tensor([(index & pattern).bit_count() % 2 == 1 for index in range(channels)])
+    return mask if channels > 1 else torch.ones(1, dtype=torch.bool)
+
+
+def checkerboard_mask(height: int, width: int, odd: bool = False) -> Tensor:
+    """Pixels `(1, H, W)` to transform: those of one colour of a checkerboard, of the other if `odd`.
+
+    A single pixel has both colours.
+    """
+    rows, columns = torch.arange(height).unsqueeze(1), torch.arange(width)
+    mask = (rows + columns) % 2 == int(odd)
+    return (mask if height * width > 1 else torch.ones(1, 1, dtype=torch.bool)).unsqueeze(0)
+
+
+class Coupling(Bijection):
+    """Transforms some channels (or columns) given the others: y_t = h(x_t; net(x_rest, condition)).
+
+    Args:
+        mask: channels `(C,)` that are transformed.
+        transform: the h of each element.
+        net: the kept channels `(B, C - n, ...)` and the condition to the parameters `(B, P n, ...)` of
+            the n transformed ones.
+    """
+
+    def __init__(self, mask: Tensor, transform: Transform, net: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+        self.net = net
+        self.register_buffer("keep", (~mask).nonzero().flatten(), persistent=False)
+        self.register_buffer("change", mask.nonzero().flatten(), persistent=False)
+        self.register_buffer("order", torch.cat([self.keep, self.change]).argsort(), persistent=False)
+        self.keep: Tensor
+        self.change: Tensor
+        self.order: Tensor
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._couple(x, condition, inverse=False)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._couple(y, condition, inverse=True)
+
+    def _couple(self, x: Tensor, condition: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        kept, changed = x.index_select(1, self.keep), x.index_select(1, self.change)
+        parameters = self.net(kept, condition).unflatten(1, (self.transform.parameters, -1)).transpose(0, 1)
+        changed, log_derivative = (self.transform.inverse if inverse else self.transform.forward)(changed, parameters)
+        return torch.cat([kept, changed], 1).index_select(1, self.order), sum_dims(log_derivative)
+
+
+class MaskedCoupling(Bijection):
+    """A coupling whose parts are pixels, not channels: transforms where `mask`, given the image elsewhere.
+
+    Args:
+        mask: pixels `(1, H, W)` that are transformed, in every channel.
+        transform: the h of each element.
+        net: `(B, C, H, W)`, with zeros in place of the transformed pixels, and the condition, to `(B, P C, H, W)`.
+    """
+
+    def __init__(self, mask: Tensor, transform: Transform, net: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+        self.net = net
+        self.register_buffer("mask", mask, persistent=False)
+        self.mask: Tensor
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._couple(x, condition, inverse=False)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._couple(y, condition, inverse=True)
+
+    def _couple(self, x: Tensor, condition: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        parameters = self.net(x * ~self.mask, condition)
+        parameters = parameters.unflatten(1, (self.transform.parameters, -1)).transpose(0, 1)
+        changed, log_derivative = (self.transform.inverse if inverse else self.transform.forward)(x, parameters)
+        return torch.where(self.mask, changed, x), sum_dims(log_derivative * self.mask)
+
+
+MakeNet = Callable[[int, int, tuple[int, ...]], nn.Module]  # of input channels, output channels and (H, W) or ()
+
+
+def alternate_channels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
+    """The `layer`-th of a row of couplings of channels: each parity pattern in turn, then its parts exchanged.
+
+    Args:
+        layer: from 0.
+        shape: of one example, (C, ...).
+        transform: the h of each element.
+        make_net: makes the network.
+    """
+    patterns = (1 << max(1, (shape[0] - 1).bit_length())) - 1
+    # The patterns of all bits come first: after `Squeeze` a checkerboard, whose pixels know each other best.
+    mask = parity_mask(shape[0], patterns - layer // 2 % patterns)
+    mask = ~mask if layer % 2 and shape[0] > 1 else mask
+    changed = int(mask.sum())
+    return Coupling(mask, transform, make_net(shape[0] - changed, changed * transform.parameters, shape[1:]))
+
+
+def alternate_pixels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
+    """As `alternate_channels`, by the two colours of a checkerboard; of channels where there is one pixel."""
+    if shape[1] * shape[2] == 1:
+        return alternate_channels(layer, shape, transform, make_net)
+    mask = checkerboard_mask(shape[1], shape[2], odd=layer % 2 == 1)
+    return MaskedCoupling(mask, transform, make_net(shape[0], shape[0] * transform.parameters, shape[1:]))

@@ -1,0 +1,87 @@
+"""Bijections that only move numbers: squeeze, permutation, factor-out (survey 6.1, Fig. 8)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fivefold.bijections.base import Bijection
+
+
+class Squeeze(Bijection):
+    """Space to depth: `(B, C, 2H, 2W)` to `(B, 4C, H, W)`; channel 4c + 2y + x is pixel (y, x) of each block."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return F.pixel_unshuffle(x, 2), x.new_zeros(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return F.pixel_shuffle(y, 2), y.new_zeros(len(y))
+
+
+class Permutation(Bijection):
+    """Reorders channels (or columns): y_i = x_order[i].
+
+    Args:
+        order: a permutation of the channels `(C,)`.
+    """
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+        self.order: Tensor
+        self.back: Tensor
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x.index_select(1, self.order), x.new_zeros(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return y.index_select(1, self.back), y.new_zeros(len(y))
+
+
+class Flatten(Bijection):
+    """`(B, *shape)` to `(B, D)`.
+
+    Args:
+        shape: of one example.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x.flatten(1), x.new_zeros(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return y.unflatten(1, self.shape), y.new_zeros(len(y))
+
+
+class FactorOut(Bijection):
+    """Multi-scale: the first channels go on through `rest`, the others are finished (Dinh et al., 2017; survey Fig. 8).
+
+    Args:
+        shape: (C, H, W) of the input.
+        keep: how many channels go on.
+        rest: what they go through, `(B, keep, H, W)` to `(B, keep H W)`.
+
+    The result is `(B, C H W)`: what `rest` gave, then the finished channels.
+    """
+
+    def __init__(self, shape: tuple[int, ...], keep: int, rest: Bijection) -> None:
+        super().__init__()
+        self.finished_shape = (shape[0] - keep, *shape[1:])
+        self.keep = keep
+        self.rest = rest
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept, log_det = self.rest(x[:, : self.keep], condition)
+        return torch.cat([kept, x[:, self.keep :].flatten(1)], 1), log_det
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        finished = math.prod(self.finished_shape)
+        kept, log_det = self.rest.inverse(y[:, :-finished], condition)
+        return torch.cat([kept, y[:, -finished:].unflatten(1, self.finished_shape)], 1), log_det

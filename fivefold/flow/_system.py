@@ -1,0 +1,72 @@
+"""What all flows with an exact inverse share: the change of variables, dequantised where the data are discrete."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fivefold.bijections.base import Bijection
+from fivefold.nets.condition import ConditionEmbedding
+from fivefold.space import Batch, Space
+from fivefold.system import Density, LatentSystem
+from fivefold.tools.distributions import standard_normal_log_prob
+from fivefold.tools.scaling import dequantise, dequantise_log_det, dequantised_log_prob, midpoint, quantise
+
+
+class FlowSystem(LatentSystem):
+    """A bijection to standard normal noise: log p(x) = log N(f(x); 0, I) + ln |det df/dx| (survey Eq. 29, 30).
+
+    Discrete dimensions are dequantised, which makes the density a lower bound. Subclasses set `flow`,
+    from encoded (and dequantised) examples `(B, *shape)` to noise `(B, D)`.
+
+    Args:
+        space: of the examples.
+        condition_width: of the condition's embedding.
+        score_samples: points in each cell when discrete examples are scored.
+    """
+
+    flow: Bijection
+
+    def __init__(self, space: Space, condition_width: int, score_samples: int) -> None:
+        super().__init__(space)
+        is_real = all(levels is None for levels in space.dim_levels)
+        self.density = Density.EXACT if is_real else Density.LOWER_BOUND
+        self.score_samples = score_samples
+        self.embedding = ConditionEmbedding(space.condition, condition_width)
+
+    def loss(self, batch: Batch) -> Tensor:
+        log_prob = self._point_log_prob(dequantise(batch.x, self.space), batch.condition)
+        return -log_prob.mean() - dequantise_log_det(self.space)
+
+    def optimizers(self, lr: float = 2e-3, weight_decay: float = 1e-4) -> dict[torch.nn.Module, torch.optim.Optimizer]:
+        """AdamW, its rate following a cosine to zero.
+
+        Args:
+            lr: learning rate at the start.
+            weight_decay: decoupled weight decay.
+        """
+        return {self: torch.optim.AdamW(self.parameters(), lr, weight_decay=weight_decay, fused=True)}
+
+    def learning_rate(self, progress: float) -> float:
+        return 0.5 + 0.5 * math.cos(math.pi * progress)
+
+    def _point_log_prob(self, y: Tensor, condition: Tensor | None) -> Tensor:
+        """Nats `(B,)` of continuous points."""
+        z, log_det = self.flow(y, self.embedding(condition))
+        return standard_normal_log_prob(z) + log_det
+
+    def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        return dequantised_log_prob(self._point_log_prob, x, condition, self.space, self.score_samples)
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        return self._decode(torch.randn(n, self.space.dims, device=self.device), condition)
+
+    def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        z, _ = self.flow(midpoint(x, self.space), self.embedding(condition))
+        return z
+
+    def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        y, _ = self.flow.inverse(z, self.embedding(condition))
+        return quantise(y, self.space)

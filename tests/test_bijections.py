@@ -1,0 +1,105 @@
+"""Every bijection against autograd: its inverse, and its log-determinant in float64."""
+
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+
+from fivefold.bijections.base import Chain
+from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
+from fivefold.bijections.elementwise import Logit, NormalQuantile
+from fivefold.bijections.linear import LULinear
+from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
+from fivefold.bijections.transforms import Affine, RationalQuadratic
+from fivefold.nets.conditioner import Conditioner
+
+CONDITION = 3
+
+
+def coupling(shape, mask, transform):
+    """A coupling with a random network: by channels, or by pixels where the mask is of pixels."""
+    by_pixel = mask.dim() > 1
+    kept, changed = (shape[0], shape[0]) if by_pixel else (int((~mask).sum()), int(mask.sum()))
+    net = Conditioner(kept, changed * transform.parameters, shape[1:], hidden=8, blocks=1, condition=CONDITION)
+    return (MaskedCoupling if by_pixel else Coupling)(mask, transform, net)
+
+
+def multi_scale():
+    inner = Chain(coupling((2, 2, 2), parity_mask(2, 1), Affine()), Flatten((2, 2, 2)))
+    return Chain(Squeeze(), FactorOut((4, 2, 2), 2, inner))
+
+
+TAILS, CUBE = RationalQuadratic(5, 1.5), RationalQuadratic(5, 1.0, tails=False)
+# name: (shape, whether inputs lie in the cube, how to build it)
+CASES = {
+    "affine table": ((5,), False, lambda: coupling((5,), parity_mask(5, 1), Affine())),
+    "affine one column": ((1,), False, lambda: coupling((1,), parity_mask(1, 1), Affine())),
+    "affine checkerboard": ((2, 3, 5), False, lambda: coupling((2, 3, 5), checkerboard_mask(3, 5), Affine())),
+    "affine channels": ((3, 2, 2), False, lambda: coupling((3, 2, 2), parity_mask(3, 3), Affine())),
+    "spline table": ((5,), False, lambda: coupling((5,), ~parity_mask(5, 2), TAILS)),
+    "spline cube": ((4, 2, 2), True, lambda: coupling((4, 2, 2), parity_mask(4, 3), CUBE)),
+    "spline one pixel": ((1, 1, 1), True, lambda: coupling((1, 1, 1), checkerboard_mask(1, 1), CUBE)),
+    "LU on a table": ((5,), False, lambda: LULinear(5)),
+    "LU on an image": ((3, 2, 4), False, lambda: LULinear(3)),
+    "squeeze": ((2, 4, 2), False, Squeeze),
+    "permutation": ((5,), False, lambda: Permutation(torch.tensor([3, 0, 4, 1, 2]))),
+    "flatten": ((2, 3, 1), False, lambda: Flatten((2, 3, 1))),
+    "logit": ((6,), True, Logit),
+    "normal quantile": ((6,), True, NormalQuantile),
+    "multi-scale": ((1, 4, 4), False, multi_scale),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """A bijection with random parameters in float64, inputs and a condition."""
+    torch.manual_seed(0)
+    shape, in_cube, build = CASES[request.param]
+    bijection = build().double()
+    for parameter in bijection.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    x = torch.randn(4, *shape, dtype=torch.float64)
+    return bijection, torch.tanh(x) if in_cube else x, torch.randn(4, CONDITION, dtype=torch.float64)
+
+
+def test_agrees_with_autograd(case):
+    bijection, x, condition = case
+    y, log_det = bijection(x, condition)
+    back, inverse_log_det = bijection.inverse(y, condition)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=0, atol=1e-9)
+    for i in range(len(x)):
+        matrix = jacobian(lambda one, i=i: bijection(one[None], condition[i : i + 1])[0].flatten(), x[i])
+        truth = torch.linalg.slogdet(matrix.reshape(x[i].numel(), -1)).logabsdet
+        torch.testing.assert_close(log_det[i], truth, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("transform", [TAILS, CUBE, Affine()])
+def test_transforms_start_as_the_identity_and_increase(transform):
+    x = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    y, log_derivative = transform.forward(x, x.new_zeros(transform.parameters, 101))
+    torch.testing.assert_close(y, x)
+    torch.testing.assert_close(log_derivative, torch.zeros_like(x), rtol=0, atol=1e-9)
+    torch.manual_seed(0)
+    y, _ = transform.forward(x, 3 * torch.randn(transform.parameters, 1, dtype=x.dtype).expand(-1, 101))
+    assert (y.diff() > 0).all()
+
+
+def test_spline_is_smooth_at_the_knots_and_in_the_tails():
+    """Value and derivative are continuous everywhere, so tiny steps change the log-derivative by little."""
+    torch.manual_seed(0)
+    parameters = 0.5 * torch.randn(TAILS.parameters, 1, dtype=torch.float64)
+    x = torch.linspace(-2, 2, 40001, dtype=torch.float64)
+    y, log_derivative = TAILS.forward(x, parameters.expand(-1, len(x)))
+    assert log_derivative.diff().abs().max() < 0.01
+    torch.testing.assert_close(y.diff() / x.diff(), log_derivative.exp()[:-1], rtol=0.01, atol=0)
+    outside = x.abs() > TAILS.bound
+    assert torch.equal(y[outside], x[outside])
+
+
+def test_masks_part_what_they_should():
+    squeezed = torch.nn.functional.pixel_unshuffle(checkerboard_mask(4, 4, odd=True)[None].float(), 2)[0]
+    assert all(torch.equal(squeezed[c] > 0, parity_mask(4, 3)[c].expand(2, 2)) for c in range(4))
+    for channels in (2, 3, 6, 13):
+        masks = torch.stack([parity_mask(channels, p) for p in range(1, 2 ** (channels - 1).bit_length())])
+        parted = (masks[:, :, None] != masks[:, None, :]).any(0)
+        assert torch.equal(parted, ~torch.eye(channels, dtype=torch.bool))
