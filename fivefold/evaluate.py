@@ -18,6 +18,7 @@ A row is a dictionary that JSON can hold:
 
 from __future__ import annotations
 
+import inspect
 import math
 import resource
 import shlex
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 
 from fivefold import catalog
-from fivefold.data import Data
+from fivefold.data import Data, load_data
 from fivefold.features import Features, fit_features
 from fivefold.run import Run
 from fivefold.space import Batch, DataError, Space
@@ -309,11 +310,13 @@ def _identity(cls: type[System], run: Run | None, seed: int) -> Row:
 
 def command(record: Row) -> str:
     """The command line that trains the run again."""
-    given = {**record["data"]["arguments"], **{k: v for part in record["arguments"].values() for k, v in part.items()}}
+    defaults = inspect.signature(load_data).parameters
+    given = {name: value for name, value in record["data"]["arguments"].items() if value != defaults[name].default}
+    for part in record["arguments"].values():
+        given |= part
     words = ["fivefold", "train", record["system"], "--data", record["data"]["source"] or "DATA"]
     for name, value in {**given, "budget": record["budget"]}.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+        words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 
 

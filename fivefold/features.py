@@ -9,7 +9,8 @@
 | audio | 64 principal components of log-spectra, their mean and spread over time                 |
 
 All are centred and then scaled by one number, so that on the training data their variance is 1 on
-average. The standard Inception network is `inception_features`, where torch-fidelity is installed.
+average. The standard Inception network is `inception_features`, where torch-fidelity is installed. What
+a user names is looked up in `FEATURES`.
 """
 
 from __future__ import annotations
@@ -324,3 +325,9 @@ def inception_features(space: Space, weights: str | Path | None = None) -> Featu
         return network(pixels.expand(-1, 3, -1, -1))[0]
 
     return Features("2048 features of the Inception network", features, "FID")
+
+
+FEATURES: dict[str, Callable[[Data, str | Path | None], Features]] = {  # by name; the path is of the file they are in
+    "fitted": fit_features,
+    "inception": lambda data, path: inception_features(data.space, path),
+}

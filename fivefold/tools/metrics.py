@@ -2,9 +2,9 @@
 
 Each function is the reference formula and returns a float64 tensor; `MEASURES` has them all with a
 standard error by the grouped jackknife, except the shares that are binomial. All but
-`frechet_distance` are either unbiased or shares. The Fréchet distance is biased upward by about
-(tr C)/n, and more where n is not much larger than D, so it only means something beside others of the
-same sizes: systems that are compared have the same number of samples, and so does the floor.
+`frechet_distance` are either unbiased or shares. The Fréchet distance is biased upward, by about
+tr(C) (D/4 + 1) (1/n + 1/m) where the D features vary alike, so it only means something beside others of
+the same sizes: systems that are compared have the same number of samples, and so does the floor.
 """
 
 from __future__ import annotations
