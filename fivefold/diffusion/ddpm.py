@@ -1,0 +1,233 @@
+"""Denoising diffusion: learn to remove noise one small step at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.nets.unet import TimedMLP, UNet
+from fivefold.space import Batch, Space
+from fivefold.system import Density, LatentSystem
+from fivefold.tools.diffusion import (
+    SCHEDULES,
+    GaussianDiffusion,
+    alpha_bars,
+    discretised_gaussian_log_prob,
+    timestep_grid,
+)
+from fivefold.tools.distributions import gaussian_log_prob
+from fivefold.tools.scaling import centre, uncentre
+
+CHUNK = 2**15  # numbers scored at once
+INVERSIONS = 3  # fixed-point iterations of each step of `encode`
+
+# Deviation of a sampling step as a share of the posterior's.
+SAMPLERS = {"ddpm": lambda eta: 1.0, "ddim": lambda eta: eta}
+# In what proportion the times 1..T are trained: evenly (the paper's simple loss), or as they weigh in the ELBO.
+WEIGHTINGS = {
+    "simple": lambda diffusion: torch.ones_like(diffusion.noise_weight),
+    "elbo": lambda diffusion: diffusion.noise_weight,
+}
+
+
+class DDPM(LatentSystem):
+    """Denoising diffusion (survey 2.3.1; Ho et al., 2020).
+
+    Learns the noise in an example at every strength of noise; samples by removing it from pure noise, step by
+    step. Samples are among the best and training is stable; sampling takes many evaluations, and the density
+    is a bound, term by term, that the simple loss does not aim at.
+
+    Levels become evenly spaced reals on [-1, 1] (so categories have an order here that means nothing) and the
+    last step's decoder gives each level the mass of its cell, so the bound is one on probabilities; real
+    columns keep a density. The codes of `encode` are those of the deterministic sampler, run backwards.
+
+    Args:
+        timesteps: T, steps of the diffusion.
+        schedule: how the noise grows.
+        first_noise: noise of the first step in distances between levels (in units of real columns: a
+            hundredth of it). More is coarse; less makes the network learn what the decoder knows.
+        weighting: simple (the paper's loss) or elbo (each time as often as it weighs in the bound).
+        sampler: ddpm (the ancestral one) or ddim.
+        eta: noise of ddim: 0 is deterministic, 1 ancestral.
+        sampling_steps: network evaluations a sample, at most T.
+        score_steps: network evaluations to score an example, drawn in pairs from equal shares of the bound;
+            0 sums all T terms.
+        channels: of the U-Net at full resolution (images).
+        hidden: width of the network (tables).
+        blocks: residual blocks, of the U-Net per resolution.
+    """
+
+    densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
+    sampling: ClassVar[str] = "iterative"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.999, "clip": 1.0}}
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        timesteps: int = 1000,
+        schedule: Literal["linear", "cosine"] = "linear",
+        first_noise: float = 0.25,
+        weighting: Literal["simple", "elbo"] = "simple",
+        sampler: Literal["ddpm", "ddim"] = "ddim",
+        eta: float = 0.0,
+        sampling_steps: int = 50,
+        score_steps: int = 64,
+        channels: int = 32,
+        hidden: int = 128,
+        blocks: int = 2,
+    ) -> None:
+        super().__init__(space)
+        self.sampling_steps = min(sampling_steps, timesteps)
+        self.score_steps, self.eta = score_steps, SAMPLERS[sampler](eta)
+        half = torch.tensor([math.nan if n is None else 1 / max(n - 1, 1) for n in space.dim_levels]).view(space.shape)
+        self.register_buffer("half_cell", half.nan_to_num(0.0), persistent=False)  # half the distance between levels
+        self.register_buffer("limit", torch.where(half.isnan(), math.inf, 1.0), persistent=False)
+        resolution = float(torch.where(half.isnan(), 0.04, 2 * half).min())
+        noise = min(max(first_noise * resolution, 1e-3), 0.5)
+        self.diffusion = GaussianDiffusion(alpha_bars(SCHEDULES[schedule], timesteps, noise))
+        self.register_buffer("share", WEIGHTINGS[weighting](self.diffusion).cumsum(0), persistent=False)
+        self.network: nn.Module = (
+            UNet(space, channels, blocks) if space.kind == "image" else TimedMLP(space, hidden, blocks + 1)
+        )
+        self.density_note = f"{score_steps or timesteps} of {timesteps} terms"
+
+    half_cell: Tensor
+    limit: Tensor
+    share: Tensor
+
+    # --- training -------------------------------------------------------------------------------
+
+    def learning_rate(self, progress: float) -> float:
+        """Warm-up over the first hundredth, then a cosine to a twentieth."""
+        return min(1.0, 0.1 + 90 * progress) * (0.05 + 0.95 * math.cos(math.pi / 2 * progress) ** 2)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean squared error of the predicted noise: the simple loss (survey 2.3.1, Ho et al. Eq. 14)."""
+        x = centre(batch.x, self.space)
+        t = quantile(self.share, _spread(len(x), x.device)) + 1
+        noise = torch.randn_like(x)
+        predicted = self.noise(self.diffusion.diffuse(x, t, noise), t, batch.condition)
+        return (noise - predicted).square().mean()
+
+    def noise(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The predicted noise in `x_t` at times `t` `(B,)`."""
+        # what a standard normal x_0 would make optimal, and the network's correction
+        prior = self.diffusion.noise[t].view(-1, *[1] * (x_t.dim() - 1)) * x_t
+        return prior + self.network(x_t, t / self.diffusion.timesteps, condition)
+
+    def clean(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The predicted x_0, on [-1, 1] where it is discrete."""
+        return self._clip(self.diffusion.clean(x_t, t, self.noise(x_t, t, condition)))
+
+    def _clip(self, x: Tensor) -> Tensor:
+        return torch.clamp(x, -self.limit, self.limit)
+
+    # --- density --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def elbo_terms(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The terms of -ELBO in nats `(B, T + 1)` of encoded examples: L_0, ..., L_T (Ho et al. Eq. 5).
+
+        One draw of noise each. Their sum bounds -ln p(x) from above in expectation.
+        """
+        y = centre(x, self.space)
+        t = torch.arange(1, self.diffusion.timesteps + 1, device=y.device)
+        terms = self._terms(y, t[:, None].expand(-1, len(y)), condition)
+        return torch.cat([terms.T, self.diffusion.prior_kl(y)[:, None]], 1)
+
+    def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """ELBO and the standard error of its estimate, nats `(B,)`: a bound in expectation."""
+        if not self.score_steps or self.score_steps >= self.diffusion.timesteps:
+            terms = self.elbo_terms(x, condition)
+            return -terms.sum(1), (terms[:, :-1].diff(dim=1).square().sum(1) / 2).sqrt()
+        y = centre(x, self.space)
+        # Two draws in each of as many shares of the bound as there are pairs, the first pair for L_0: their
+        # mean is unbiased whatever the terms are, and their difference tells its error.
+        pairs = max(self.score_steps // 2 - 1, 1)
+        u = (
+            torch.arange(pairs, device=y.device)[:, None, None] + torch.rand(pairs, 2, len(y), device=y.device)
+        ) / pairs
+        weight = self.diffusion.noise_weight[1:]
+        index = quantile(weight.cumsum(0), u)
+        t = torch.cat([torch.ones_like(index[:1]), index + 2])
+        scale = torch.cat([torch.ones_like(u[:1]), weight.sum() / weight[index] / pairs])
+        draws = self._terms(y, t.flatten(0, 1), condition).view(t.shape) * scale
+        value = draws.mean(1).sum(0) + self.diffusion.prior_kl(y)
+        return -value, ((draws[:, 0] - draws[:, 1]).square().sum(0) / 4).sqrt()
+
+    def _terms(self, y: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """L_{t-1} in nats `(K, B)` of centred examples `(B, ...)` at times `t` `(K, B)`."""
+        parts = []
+        per_part = max(CHUNK // y.numel(), 1)
+        for times in t.split(per_part):
+            repeats = [len(times), *[1] * (y.dim() - 1)]
+            x, t_flat = y.repeat(repeats), times.flatten()
+            given = None if condition is None else condition.repeat(len(times), *[1] * (condition.dim() - 1))
+            predicted = self.clean(self.diffusion.diffuse(x, t_flat, torch.randn_like(x)), t_flat, given)
+            terms, first = self.diffusion.step_kl(x, predicted, t_flat), t_flat == 1
+            if first.any():
+                terms[first] = -self._decoder_log_prob(x[first], predicted[first])
+            parts.append(terms.view(times.shape))
+        return torch.cat(parts)
+
+    def _decoder_log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
+        """ln p(x_0 | x_1), nats `(B,)`: the mass of the cell of a level, the density of a real column."""
+        deviation = math.sqrt(1 - self.diffusion.alpha_bar[1])
+        mass = discretised_gaussian_log_prob(y, mean, deviation, self.half_cell.double())
+        density = gaussian_log_prob(y.double(), mean.double(), torch.tensor(math.log(deviation)))
+        return torch.where(self.limit.isinf(), density, mass).flatten(1).sum(1)
+
+    # --- sampling -------------------------------------------------------------------------------
+
+    @property
+    def sample_evaluations(self) -> int:
+        return self.sampling_steps
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        x = torch.randn(n, *self.space.shape, device=self.device)
+        return uncentre(self._denoise(x, condition, self.eta, self._clip), self.space)
+
+    def _denoise(
+        self, x: Tensor, condition: Tensor | None, eta: float, clip: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> Tensor:
+        """From x_T to x_0 along the grid of sampling steps."""
+        for t, s in pairwise(timestep_grid(self.diffusion.timesteps, self.sampling_steps)):
+            times = torch.full((len(x),), t, device=x.device)
+            x_0 = clip(self.diffusion.clean(x, times, self.noise(x, times, condition)))
+            x = self.diffusion.step(x, x_0, t, s, eta * self.diffusion.posterior_deviation(t, s))
+        return x
+
+    def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """x_T from which deterministic sampling gives `x`: each of its steps inverted by fixed-point iteration."""
+        z = centre(x, self.space)
+        for s, t in pairwise(reversed(timestep_grid(self.diffusion.timesteps, self.sampling_steps))):
+            times = torch.full((len(z),), t, device=z.device)
+            x_s = z
+            for _ in range(INVERSIONS):
+                z = self.diffusion.unstep(x_s, self.noise(z, times, condition), t, s)
+        return z
+
+    def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        return uncentre(self._denoise(z, condition, eta=0.0), self.space)
+
+    def monitor(self, batch: Batch) -> dict[str, float]:
+        """Where the bound's bits are: in the decoder L_0, the steps, the prior L_T, in nats an example."""
+        y = centre(batch.x, self.space)
+        decoder = self._terms(y, torch.ones(1, len(y), dtype=torch.long, device=y.device), batch.condition)
+        return {"nats_of_decoder": decoder.mean().item(), "nats_of_prior": self.diffusion.prior_kl(y).mean().item()}
+
+
+def quantile(cumulative: Tensor, u: Tensor) -> Tensor:
+    """Indices of the law with `cumulative` weights, at `u` in [0, 1)."""
+    return torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
+
+
+def _spread(n: int, device: torch.device) -> Tensor:
+    """`n` numbers, each uniform on [0, 1), one in every n-th part: a loss over them varies less."""
+    return (torch.arange(n, device=device) + torch.rand(n, device=device)) / n

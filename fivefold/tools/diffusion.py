@@ -1,0 +1,142 @@
+"""Gaussian diffusion in closed form: noise schedules, q(x_t | x_0), its posteriors, KL terms and decoder (survey 2.3.1).
+
+Time is counted t = 1..T as in the paper; `alpha_bar[0]` is 1. With signal a_t = sqrt(alpha_bar_t) and
+noise s_t = sqrt(1 - alpha_bar_t), q(x_t | x_0) = N(a_t x_0, s_t^2 I).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Callable[[Tensor], Tensor]
+
+
+def linear(u: Tensor) -> Tensor:
+    """-ln alpha_bar at time u in [0, 1]: beta grows linearly, 0.1 to 20 in total (Ho et al. 2020 as T grows)."""
+    return 0.1 * u + 0.5 * (20 - 0.1) * u**2
+
+
+def cosine(u: Tensor) -> Tensor:
+    """-ln alpha_bar at time u in [0, 1] of the squared cosine (Nichol and Dhariwal 2021, Eq. 17)."""
+    offset = 0.008
+    angle = (u + offset) / (1 + offset) * math.pi / 2
+    return 2 * (math.log(math.cos(offset / (1 + offset) * math.pi / 2)) - angle.cos().clamp(min=1e-3).log())
+
+
+SCHEDULES: dict[str, Schedule] = {"linear": linear, "cosine": cosine}
+
+
+def alpha_bars(schedule: Schedule, timesteps: int, first_noise: float) -> Tensor:
+    """alpha_bar_0..T, float64 `(T + 1,)`, of a schedule whose first step already has noise `first_noise`.
+
+    The part of the schedule with less noise than the data's resolution tells the model nothing, so it
+    is one step; the other T - 1 spread evenly over the rest.
+
+    Args:
+        schedule: -ln alpha_bar as a function of time in [0, 1].
+        timesteps: T, at least 2.
+        first_noise: standard deviation s_1 of q(x_1 | x_0), in (0, 1).
+    """
+    grid = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    start = grid[torch.searchsorted(schedule(grid), -math.log1p(-(first_noise**2)))]
+    later = schedule(torch.linspace(float(start), 1, timesteps, dtype=torch.float64))
+    return torch.cat([torch.ones(1, dtype=torch.float64), torch.exp(-later)])
+
+
+class GaussianDiffusion(nn.Module):
+    """The forward process and its posteriors, coefficients computed once in float64.
+
+    Args:
+        alpha_bar: 1 = alpha_bar_0 > ... > alpha_bar_T > 0, float64 `(T + 1,)`.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    kl_weight: Tensor
+    noise_weight: Tensor
+
+    def __init__(self, alpha_bar: Tensor) -> None:
+        super().__init__()
+        self.timesteps = len(alpha_bar) - 1
+        self.alpha_bar: list[float] = alpha_bar.tolist()
+        snr = alpha_bar / (1 - alpha_bar)
+        kl_weight = torch.zeros_like(alpha_bar)
+        kl_weight[2:] = 0.5 * (snr[1:-1] - snr[2:])  # of the squared error of x_0, at index t
+        noise_weight = torch.cat([(kl_weight / snr)[2:3], (kl_weight / snr)[2:]])  # of the noise's, at t - 1; 1 as 2
+        self.register_buffer("signal", alpha_bar.sqrt().float(), persistent=False)
+        self.register_buffer("noise", (1 - alpha_bar).sqrt().float(), persistent=False)
+        self.register_buffer("kl_weight", kl_weight, persistent=False)
+        self.register_buffer("noise_weight", noise_weight, persistent=False)
+
+    def diffuse(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t of x_0 `(B, ...)` at `t` `(B,)`: a_t x_0 + s_t noise."""
+        return _rows(self.signal[t], x) * x + _rows(self.noise[t], x) * noise
+
+    def clean(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The x_0 that `noise` took to `x_t`."""
+        return (x_t - _rows(self.noise[t], x_t) * noise) / _rows(self.signal[t], x_t)
+
+    def posterior_deviation(self, t: int, s: int) -> float:
+        """Standard deviation of q(x_s | x_t, x_0), s < t."""
+        a_t, a_s = self.alpha_bar[t], self.alpha_bar[s]
+        return math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
+
+    def step(self, x_t: Tensor, x_0: Tensor, t: int, s: int, deviation: float) -> Tensor:
+        """A draw of x_s given x_t and x_0, s < t, by the family of DDIM (Song et al. 2021, Eq. 7).
+
+        It keeps q(x_s | x_0) for every `deviation` up to sqrt(1 - alpha_bar_s): the posterior's gives the
+        Markov process of DDPM, 0 a deterministic one.
+        """
+        a_t, a_s = self.alpha_bar[t], self.alpha_bar[s]
+        along = math.sqrt(max(1 - a_s - deviation**2, 0.0) / (1 - a_t))
+        mean = along * x_t + (math.sqrt(a_s) - along * math.sqrt(a_t)) * x_0
+        return mean + deviation * torch.randn_like(x_t) if deviation else mean
+
+    def unstep(self, x_s: Tensor, noise: Tensor, t: int, s: int) -> Tensor:
+        """The x_t that the deterministic step takes to `x_s`, given the noise predicted at x_t."""
+        a_t, a_s = self.alpha_bar[t], self.alpha_bar[s]
+        x_0 = (x_s - math.sqrt(1 - a_s) * noise) / math.sqrt(a_s)
+        return math.sqrt(a_t) * x_0 + math.sqrt(1 - a_t) * noise
+
+    def prior_kl(self, x: Tensor) -> Tensor:
+        """L_T = KL(q(x_T | x_0) || N(0, I)) in nats `(B,)`."""
+        a = self.alpha_bar[-1]
+        each = 0.5 * (a * x.double() ** 2 - a - math.log1p(-a))
+        return each.flatten(1).sum(1)
+
+    def step_kl(self, x: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || q(x_{t-1} | x_t, predicted)) in nats `(B,)`, for t >= 2.
+
+        Both have the posterior's variance, so it is (SNR_{t-1} - SNR_t) / 2 times the squared error.
+        """
+        return self.kl_weight[t] * (x - predicted).double().square().flatten(1).sum(1)
+
+
+def timestep_grid(timesteps: int, steps: int) -> list[int]:
+    """T = t_0 > t_1 > ... > 0, `steps` of them evenly spaced (fewer where T is smaller)."""
+    return torch.linspace(timesteps, 0, min(steps, timesteps) + 1).round().int().tolist()
+
+
+def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, scale: float, half: Tensor | float) -> Tensor:
+    """ln of the mass that N(mean, scale^2) has in the cell of `x`, elementwise, float64 (Ho et al. 2020, Eq. 13).
+
+    `x` is a level on [-1, 1], `half` half the distance between levels (broadcast against `x`); the cells
+    of -1 and 1 reach to infinity, so the levels sum to 1.
+    """
+    x, mean = x.double(), mean.double()
+    upper = torch.where(x > 1 - half, math.inf, (x + half - mean) / scale)
+    lower = torch.where(x < -1 + half, -math.inf, (x - half - mean) / scale)
+    # the normal's symmetry puts the cell below the mean, where differences of tails keep their precision
+    flip = lower > 0
+    upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+    log_upper = torch.special.log_ndtr(upper)
+    return log_upper + torch.log1p(-torch.exp(torch.special.log_ndtr(lower) - log_upper))
+
+
+def _rows(coefficient: Tensor, x: Tensor) -> Tensor:
+    """`(B,)` shaped to multiply the rows of `x`."""
+    return coefficient.view(-1, *[1] * (x.dim() - 1))
