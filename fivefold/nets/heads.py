@@ -151,7 +151,7 @@ class Head(nn.Module):
     def __init__(self, space: Space, mixtures: int = 8, likelihood: Likelihood = "auto") -> None:
         super().__init__()
         self.space = space
-        ordered = _ordered(space)
+        ordered = ordered_dims(space)
         choose = LIKELIHOODS[likelihood]
         self.outputs = [choose(n, o, mixtures) for n, o in zip(space.dim_levels, ordered, strict=True)]
         self.width = max(len(output.start) for output in self.outputs)
@@ -208,7 +208,7 @@ class Head(nn.Module):
         return torch.cat(parts, 1)[:, self.position]
 
 
-def _ordered(space: Space) -> list[bool]:
+def ordered_dims(space: Space) -> list[bool]:
     """Whether the values of each dimension have an order that a smooth density can use."""
     if space.columns:
         return [column.kind != "categorical" for column in space.columns]

@@ -1,0 +1,82 @@
+"""What autoregressive systems share: the density is the product of their conditionals (survey Eq. 25)."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.nets.heads import Head, Likelihood
+from fivefold.space import Batch, Space
+from fivefold.system import System
+
+
+class AutoregressiveSystem(System):
+    """A system that gives every dimension's distribution from the dimensions before it.
+
+    Subclasses write `conditionals` (all dimensions at once) and `_sample_from` (one after another,
+    computing nothing twice).
+    """
+
+    def __init__(self, space: Space, mixtures: int, likelihood: Likelihood) -> None:
+        super().__init__(space)
+        self.head = Head(space, mixtures, likelihood)
+
+    @abstractmethod
+    def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Parameters `(B, D, width)` for the head, those of a dimension from the ones before it in `x` alone."""
+
+    @abstractmethod
+    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples, flattened `(B, D)`, that `noise` `(B, D, 2)` gives, from cached states."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        return -self._log_prob(batch.x, batch.condition).mean()
+
+    def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        return self.head.log_prob(self.conditionals(x, condition), x).sum(1)
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        return self._sample_from(self.head.noise(n), condition).view(n, *self.space.shape)
+
+    def _sample_full(self, n: int, condition: Tensor | None) -> Tensor:
+        """As `_sample`, the same samples for the same seed, evaluating the whole network for every dimension."""
+        return self._sample_full_from(self.head.noise(n), condition).view(n, *self.space.shape)
+
+    def _sample_full_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        x = self._blank(len(noise))
+        for dim in self._order():
+            params = self.conditionals(x.view(-1, *self.space.shape), condition)[:, dim]
+            x[:, dim] = self.head.sample_dim(dim, params, noise[:, dim])
+        return x
+
+    def _order(self) -> Iterable[int]:
+        """Flattened dimensions in the order of the factorisation."""
+        return range(self.space.dims)
+
+    def _blank(self, n: int) -> Tensor:
+        return torch.zeros(n, self.space.dims, dtype=self.head.dtype, device=self.device)
+
+    @property
+    def sample_evaluations(self) -> int:
+        return self.space.dims
+
+    def optimizers(self, lr: float = 1e-3, weight_decay: float = 0.01) -> dict[nn.Module, torch.optim.Optimizer]:
+        """AdamW.
+
+        Args:
+            lr: largest learning rate; it warms up linearly and decays as a cosine.
+            weight_decay: of matrices and kernels; biases and gains are not decayed.
+        """
+        params = list(self.parameters())
+        groups = [
+            {"params": [p for p in params if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        return {self: torch.optim.AdamW([g for g in groups if g["params"]], lr, betas=(0.9, 0.98), fused=True)}
+
+    def learning_rate(self, progress: float) -> float:
+        return min(1.0, (progress + 1e-3) / 0.03) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,0 +1,182 @@
+"""MADE: an autoencoder whose masks make it autoregressive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fivefold.autoregressive._system import AutoregressiveSystem
+from fivefold.nets.condition import ConditionEmbedding
+from fivefold.nets.embedding import DimFeatures
+from fivefold.nets.heads import Likelihood
+from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
+from fivefold.space import Batch, Space
+from fivefold.system import Density
+from fivefold.tools.scaling import log_mean_exp
+
+
+class Made(AutoregressiveSystem):
+    """MADE (survey 5.1.1; Germain et al., 2015).
+
+    A residual MLP in which every unit has a degree and sees only units and inputs of no higher one, so that
+    each dimension's output depends on the dimensions before it. Several orders and masks train one set of
+    weights; the density is then that of their mixture.
+
+    Args:
+        space: what the examples are.
+        hidden: units of each layer.
+        layers: hidden layers after the first.
+        orders: orders of the dimensions, the natural one and then random ones.
+        masks: assignments of degrees to hidden units for each order, the even one and then random ones.
+        dropout: share of hidden units that are dropped in training.
+        mixtures: components where an output is a mixture of logistics.
+        likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian.
+    """
+
+    densities: ClassVar[dict[str, Density]] = {
+        "image": Density.EXACT,
+        "table": Density.EXACT,
+        "text": Density.EXACT,
+        "audio": Density.EXACT,
+    }
+    free_form: ClassVar[bool] = False
+    sampling: ClassVar[str] = "autoregressive"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.995, "clip": 100.0}}
+
+    position: Tensor
+    degrees: Tensor
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        hidden: int = 512,
+        layers: int = 1,
+        orders: int = 1,
+        masks: int = 1,
+        dropout: float = 0.2,
+        mixtures: int = 8,
+        likelihood: Likelihood = "auto",
+    ) -> None:
+        super().__init__(space, mixtures, likelihood)
+        dims = space.dims
+        self.features = DimFeatures(space)
+        self.register_buffer("position", _orders(orders, dims))
+        self.register_buffer("degrees", _degrees(masks, hidden, dims))
+        self.members = [(order, mask) for order in range(orders) for mask in range(masks)]
+        self.condition = ConditionEmbedding(space.condition, hidden)
+        self.first = MaskedLinear(len(self.features.dim_of_feature), hidden)
+        self.blocks = nn.ModuleList(MaskedLinear(hidden, hidden) for _ in range(layers))
+        self.last = MaskedLinear(hidden, dims * self.head.width)
+        self.dropout = nn.Dropout(dropout)
+
+    def loss(self, batch: Batch) -> Tensor:
+        member = int(torch.randint(len(self.members), ()))
+        return -self._member_log_prob(member, batch.x, batch.condition).mean()
+
+    def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        values = [self._member_log_prob(member, x, condition) for member in range(len(self.members))]
+        return log_mean_exp(torch.stack(values))[0]
+
+    def _member_log_prob(self, member: int, x: Tensor, condition: Tensor | None) -> Tensor:
+        return self.head.log_prob(self.conditionals(x, condition, member), x).sum(1)
+
+    def conditionals(self, x: Tensor, condition: Tensor | None, member: int = 0) -> Tensor:
+        position, degrees = self._degrees_of(member)
+        into = degree_mask(position[self.features.dim_of_feature], degrees, strict=True)
+        within = degree_mask(degrees, degrees)
+        out = degree_mask(degrees, position).repeat_interleave(self.head.width, 0)
+        h = self._with_condition(self.first(self.features(x), into), condition)
+        for block in self.blocks:
+            h = h + block(self._activate(h), within)
+        return self.last(self._activate(h), out).view(len(x), -1, self.head.width)
+
+    def _activate(self, h: Tensor) -> Tensor:
+        return self.dropout(F.relu(h))
+
+    def _with_condition(self, h: Tensor, condition: Tensor | None) -> Tensor:
+        context = self.condition(condition)
+        return h if context is None else h + context
+
+    def _degrees_of(self, member: int) -> tuple[Tensor, Tensor]:
+        """The position of each dimension in the member's order, and the degree of each hidden unit."""
+        order, mask = self.members[member]
+        return self.position[order], self.degrees[mask]
+
+    # --- sampling -------------------------------------------------------------------------------
+
+    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        return self._each_member(self._sample_member, noise, condition)
+
+    def _sample_full_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        return self._each_member(self._sample_member_full, noise, condition)
+
+    def _each_member(self, sample: _Sampler, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Every example from a random member of the mixture."""
+        chosen = torch.randint(len(self.members), (len(noise),), device=noise.device)
+        x = self._blank(len(noise))
+        for member in chosen.unique().tolist():
+            rows = chosen == member
+            x[rows] = sample(member, noise[rows], None if condition is None else condition[rows])
+        return x
+
+    def _sample_member_full(self, member: int, noise: Tensor, condition: Tensor | None) -> Tensor:
+        x = self._blank(len(noise))
+        for dim in self._degrees_of(member)[0].argsort().tolist():
+            params = self.conditionals(x.view(-1, *self.space.shape), condition, member)[:, dim]
+            x[:, dim] = self.head.sample_dim(dim, params, noise[:, dim])
+        return x
+
+    def _sample_member(self, member: int, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Each hidden unit once, as soon as the inputs that it sees are drawn: the operations of one pass.
+
+        With units sorted by degree and features by position, what is known is always a prefix.
+        """
+        position, degrees = self._degrees_of(member)
+        order, units = position.argsort(), degrees.argsort(stable=True)
+        columns = position[self.features.dim_of_feature].argsort(stable=True)
+        first, base = self.first.weight[units][:, columns], self._with_condition(self.first.bias, condition)
+        base = base.expand(len(noise), -1)[:, units]
+        blocks = [(block.weight[units][:, units], block.bias[units]) for block in self.blocks]  # type: ignore[index]
+        last, last_bias = (p.unflatten(0, (-1, self.head.width)) for p in (self.last.weight[:, units], self.last.bias))
+        ends = torch.searchsorted(degrees[units], torch.arange(len(order), device=order.device), right=True).tolist()
+
+        x, known, start = self._blank(len(noise)), 0, 0
+        inputs = noise.new_zeros(len(noise), len(columns))
+        active = [torch.zeros_like(base) for _ in range(len(blocks) + 1)]
+        for dim, end in zip(order.tolist(), ends, strict=True):
+            new = slice(start, end)
+            h = base[:, new] + inputs[:, :known] @ first[new, :known].T
+            for layer, (weight, bias) in enumerate(blocks):
+                active[layer][:, new] = F.relu(h)
+                h = h + F.linear(active[layer][:, :end], weight[new, :end], bias[new])
+            active[-1][:, new] = F.relu(h)
+            params = F.linear(active[-1][:, :end], last[dim, :, :end], last_bias[dim])
+            x[:, dim] = self.head.sample_dim(dim, params, noise[:, dim])
+            features = self.features.of(dim, x[:, dim])
+            inputs[:, known : known + features.shape[1]] = features
+            known, start = known + features.shape[1], end
+        return x
+
+
+_Sampler = Callable[[int, Tensor, Tensor | None], Tensor]
+
+
+def _orders(count: int, dims: int) -> Tensor:
+    """Positions of the dimensions `(count, dims)`: the natural order, then random ones, the same for every run."""
+    generator = torch.Generator().manual_seed(0)
+    random = [torch.randperm(dims, generator=generator) for _ in range(count - 1)]
+    return torch.stack([torch.arange(dims), *random])
+
+
+def _degrees(count: int, units: int, dims: int) -> Tensor:
+    """Degrees of the hidden units `(count, units)` in 0..dims-1; the first unit's is 0, for the first output."""
+    generator = torch.Generator().manual_seed(0)
+    random = [torch.randint(dims, (units,), generator=generator) for _ in range(count - 1)]
+    degrees = torch.stack([spread_degrees(units, dims), *random])
+    degrees[:, 0] = 0
+    return degrees
