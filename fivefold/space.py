@@ -64,16 +64,21 @@ class Column:
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         if self.kind == "categorical":
-            table = {value: code for code, value in enumerate(self.categories)}
-            values = [_category(value) for value in values]
-            unknown = sorted({str(v) for v in values if v not in table})
+            table = {str(value): code for code, value in enumerate(self.categories)}  # "3" from a command line is 3
+            table |= {value: code for code, value in enumerate(self.categories)}
+            given = [_category(value) for value in values]
+            unknown = sorted({str(value) for value in given if value not in table})
             if unknown:
+                more = ", ..." if len(self.categories) > 8 else ""
                 raise DataError(
-                    f"column {self.name!r}: {', '.join(unknown[:5])} not among the {len(table)} known "
-                    f"categories ({', '.join(map(str, self.categories[:8]))}, ...)"
+                    f"column {self.name!r}: {', '.join(unknown[:5])} not among the {len(self.categories)} known "
+                    f"categories ({', '.join(map(str, self.categories[:8]))}{more})"
                 )
-            return np.array([table[v] for v in values], dtype=np.float32)
-        values = np.asarray(values, dtype=np.float64)
+            return np.array([table[value] for value in given], dtype=np.float32)
+        try:
+            values = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"column {self.name!r}: expected numbers ({error})") from error
         if not np.isfinite(values).all():
             raise DataError(f"column {self.name!r} has {(~np.isfinite(values)).sum()} missing or infinite values")
         if self.kind == "integer":
@@ -89,13 +94,15 @@ class Column:
         return ((values - self.location) / self.scale).astype(np.float32)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Values of codes, as float64, int64 or objects; the table gives them their dtype."""
         codes = codes.astype(np.float64)
         if self.kind == "real":
-            return (codes * self.scale + self.location).astype(self.dtype)
+            values = codes * self.scale + self.location
+            return values if "float" in self.dtype.lower() else np.rint(values).astype(np.int64)
         assert self.levels is not None
         codes = np.clip(np.round(codes), 0, self.levels - 1)
         if self.kind == "integer":
-            return (codes + self.location).astype(self.dtype)
+            return (codes + self.location).astype(np.int64)
         values = np.empty(len(self.categories), dtype=object)
         values[:] = self.categories
         return values[codes.astype(int)]
@@ -172,7 +179,13 @@ class Space:
             "text": lambda: f"{self.shape[0]} characters of {len(self.symbols)} symbols",
             "audio": lambda: f"{self.shape[0]} samples at {self.rate} Hz",
         }[self.kind]()
-        values = f", {self.levels} levels" if self.levels else ", real values" if self.kind == "image" else ""
+        values = (
+            f", {self.levels} levels"
+            if self.levels and self.kind != "text"
+            else ", real values"
+            if self.kind == "image"
+            else ""
+        )
         condition = f"; given {self.condition.describe()}" if self.condition else ""
         return f"{self.kind}: {words}{values}{condition}"
 
@@ -247,10 +260,11 @@ def _encode_audio(space: Space, data: Any) -> Tensor:
 
 def _encode_table(space: Space, data: Any) -> Tensor:
     if hasattr(data, "columns"):  # a DataFrame: by name, in any order
-        missing = [c.name for c in space.columns if c.name not in data.columns]
+        given = {str(name): data[name] for name in data.columns}
+        missing = [c.name for c in space.columns if c.name not in given]
         if missing:
-            raise DataError(f"columns missing: {', '.join(missing)}; given: {', '.join(map(str, data.columns))}")
-        columns = [data[c.name].to_numpy() for c in space.columns]
+            raise DataError(f"columns missing: {', '.join(missing)}; given: {', '.join(given)}")
+        columns = [given[c.name].astype(object).where(given[c.name].notna(), None).to_numpy() for c in space.columns]
     else:
         x = np.asarray(data)
         if x.ndim != 2 or x.shape[1] != len(space.columns):
@@ -299,10 +313,19 @@ def _decode_audio(space: Space, x: Tensor) -> np.ndarray:
 def _decode_table(space: Space, x: Tensor) -> Any:
     columns = [column.decode(codes) for column, codes in zip(space.columns, x.numpy().T, strict=True)]
     if not space.frame:
-        return np.stack(columns, axis=1)
+        typed = [
+            v if c.kind == "categorical" else v.astype(c.dtype) for c, v in zip(space.columns, columns, strict=True)
+        ]
+        return np.stack(typed, axis=1)
     import pandas as pd
 
-    return pd.DataFrame({c.name: pd.Series(v, dtype=c.dtype) for c, v in zip(space.columns, columns, strict=True)})
+    def series(column: Column, values: np.ndarray) -> Any:
+        if not column.dtype.endswith("category"):
+            return pd.Series(values, dtype=column.dtype)
+        known = [category for category in column.categories if category is not None]
+        return pd.Series(pd.Categorical(values, known, ordered=column.dtype.startswith("ordered")))
+
+    return pd.DataFrame({c.name: series(c, v) for c, v in zip(space.columns, columns, strict=True)})
 
 
 _ENCODE = {"image": _encode_image, "text": _encode_text, "audio": _encode_audio, "table": _encode_table}

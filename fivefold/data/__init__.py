@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fivefold.data import arrays, folders, hub, tables, text
-from fivefold.data.build import build
+from fivefold.data.build import assemble
 from fivefold.data.embedded import EMBEDDED
 from fivefold.data.raw import Options, Raw, with_test
 from fivefold.data.splits import Data, Split
@@ -53,14 +53,18 @@ def load_data(
     for name, value in (("length", length), ("size", size)):
         if isinstance(value, int) and value < 1:
             raise DataError(f"{name} is at least 1, got {value}")
+    size = tuple(size) if isinstance(size, list) else size  # as it comes back from JSON
     options = Options(condition, size, length, missing, split_seed)
-    raw = _read(source, options)
-    if test is not None:
-        raw = with_test(raw, _read(test, options))
+    try:
+        raw = _read(source, options)
+        if test is not None:
+            raw = with_test(raw, _read(test, options))
+    except OSError as error:
+        raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     named = isinstance(source, str | Path)
     given = {"condition": condition, "test": test, "size": size, "length": length, "missing": missing}
     arguments = {**given, "split_seed": split_seed} if named and isinstance(test, str | Path | None) else {}
-    data = build(raw, options, Path(source).stem if named else "data", str(source) if named else "")
+    data = assemble(raw, options, Path(source).stem if named else "data", str(source) if named else "")
     return replace(data, arguments={k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()})
 
 
@@ -81,11 +85,8 @@ def _read(source: Any, options: Options) -> Raw:
         raise DataError(f"no data {name!r}{hint} Expected one of {', '.join(EMBEDDED)}, hf:NAME, or a path: {_PATHS}")
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
-        raise DataError(f"cannot tell what {path} is by its suffix {path.suffix!r}; expected {_PATHS}")
-    try:
-        return reader(path, options)
-    except PermissionError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"cannot tell what {path} is by its suffix {file.suffix!r}; expected {_PATHS}")
+    return reader(path, options)
 
 
 def _read_csv(path: Path, options: Options) -> Raw:

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from fivefold.data import images, tables, text
-from fivefold.data.raw import Options, Part, Raw, part_of
+from fivefold.data.raw import Options, Part, Raw, Rows, part_of
 from fivefold.space import DataError
 
-_SOLE = ("x", "data", "images")  # keys of an archive's examples where it has no parts
+_SOLE = ("x", "data", "images")  # keys of an archive's examples where it has no parts, and of their labels
+_LABELS = ("y", "label", "labels")
 
 
 def from_memory(data: Any, options: Options) -> Raw:
@@ -22,16 +23,16 @@ def from_memory(data: Any, options: Options) -> Raw:
     if isinstance(data, pd.DataFrame):
         return tables.from_frame(data)
     if isinstance(data, Mapping):
-        return from_keys(data, "the dictionary")
+        return from_keys(data, "the dictionary", options)
     if isinstance(data, list | tuple) and data and all(isinstance(item, str) for item in data):
         return text.from_strings(data, options)
-    return from_parts({"train": np.asarray(data)}, {})
+    return from_parts({"train": np.asarray(data)}, {}, options)
 
 
 def read_npy(path: Path, options: Options) -> Raw:
     """One array, memory-mapped."""
     try:
-        return from_parts({"train": np.load(path, mmap_mode="r", allow_pickle=False)}, {})
+        return from_parts({"train": np.load(path, mmap_mode="r", allow_pickle=False)}, {}, options)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -46,8 +47,8 @@ def read_npz(path: Path, options: Options) -> Raw:
     if key:
         if key not in arrays:
             raise DataError(f"{path.name} has no array {key!r}; it has: {', '.join(arrays)}")
-        return from_parts({"train": arrays[key]}, {})
-    raw = from_keys(arrays, path.name)
+        return from_parts({"train": arrays[key]}, {}, options)
+    raw = from_keys(arrays, path.name, options)
     if not mapped and path.stat().st_size > 2**28:
         raw.notes.append(
             f"{path.name} is compressed, so it is held in memory; np.savez (uncompressed) is read from disk"
@@ -61,7 +62,7 @@ def map_key(path: Path) -> tuple[Path, str, str]:
     return Path(file), colon, key
 
 
-def from_keys(arrays: Mapping[str, Any], where: str) -> Raw:
+def from_keys(arrays: Mapping[str, Any], where: str, options: Options) -> Raw:
     """Named arrays; raises DataError naming the keys where it is not clear which are the examples."""
     x = {part: key for key in arrays if (part := _part_key(key, "x"))}
     y = {part: key for key in arrays if (part := _part_key(key, "y"))}
@@ -73,10 +74,12 @@ def from_keys(arrays: Mapping[str, Any], where: str) -> Raw:
                 f"or x (and y), or one array; {where}:KEY picks one"
             )
         x = {"train": candidates[0]}
-        y = {"train": key for key in arrays if key.lower() in ("y", "label", "labels")}
+        labels = [key for key in arrays if key.lower() in _LABELS]
+        y = {"train": labels[0]} if labels else {}
     raw = from_parts(
         {part: np.asanyarray(arrays[key]) for part, key in x.items()},
         {part: np.asarray(arrays[key]) for part, key in y.items()} if y.keys() >= x.keys() else {},
+        options,
     )
     unused = sorted(set(arrays) - set(x.values()) - set(y.values()))
     if unused:
@@ -93,7 +96,7 @@ def _part_key(key: str, letter: str) -> str | None:
     return part_of(key) if letter == "x" else None
 
 
-def from_parts(x: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray]) -> Raw:
+def from_parts(x: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray], options: Options) -> Raw:
     """Arrays by part: two axes are a table, three or four images; raises DataError for others."""
     for part, labels in y.items():
         if labels.ndim != 1 or len(labels) != len(x[part]):
@@ -109,14 +112,19 @@ def from_parts(x: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray]) -> Raw:
     if len(shape) == 2:
         return _table(x, y)
     notes: list[str] = []
-    facts = {"layout": images.infer_layout(shape, notes)}
-    return Raw("image", {part: Part(x[part], y.get(part)) for part in x}, notes=notes, facts=facts)
+    layout = images.infer_layout(shape, notes)
+
+    def rows(array: np.ndarray) -> Rows:
+        return array if options.size is None else images.Resized(array, layout, options.size)
+
+    parts = {part: Part(rows(x[part]), y.get(part)) for part in x}
+    return Raw("image", parts, notes=notes, facts={"layout": layout})
 
 
 def _table(x: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray]) -> Raw:
     parts = {}
     for part, array in x.items():
-        frame = pd.DataFrame(np.asarray(array), columns=[f"x{i}" for i in range(array.shape[1])])
+        frame = pd.DataFrame(np.asarray(array), copy=False, columns=[f"x{i}" for i in range(array.shape[1])])
         parts[part] = Part(tables.TableRows(frame), y.get(part))
     return Raw("table", parts, facts={"named": False})
 
@@ -137,7 +145,7 @@ def _open_npz(path: Path) -> tuple[dict[str, np.ndarray], bool]:
 
 
 def _map_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray | None:
-    """An uncompressed member of an archive as a memory map: it lies behind its local header. None where it cannot be."""
+    """An uncompressed member as a memory map: it lies behind its local header. None where it cannot be."""
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)  # the local header: 30 bytes, lengths of name and extra field at 26, 28
         name, extra = np.frombuffer(file.read(4), "<u2")

@@ -49,6 +49,7 @@ class _Found:
 def read(files: list[Path], labels: np.ndarray | None, options: Options) -> Raw:
     """WAV files as windows, file after file; raises DataError where they are not 16-bit or their rates differ."""
     length = options.length or LENGTH
+    _open.cache_clear()  # files may have changed since they were last read
     found, owners, starts = _Found(), [], []
     for owner, path in enumerate(files):
         rate, samples = _open(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -26,18 +27,18 @@ _FIT: dict[str, Callable[[Raw, Options], Space]] = {
 }
 
 
-def build(raw: Raw, options: Options, name: str, source: str) -> Data:
+def assemble(raw: Raw, options: Options, name: str, source: str) -> Data:
     """The Data set of `raw`; raises DataError where the examples cannot be modelled as they are."""
     if raw.kind == "table":
         tables.prepare(raw, options)
     raw = partition(raw, options.split_seed)
     conditions, condition_space = _condition(raw, options.condition)
     space = _FIT[raw.kind](raw, options)
-    space = Space.from_json({**space.to_json(), "name": name}).conditioned_on(condition_space)
-    _within_memory = sum(_bytes(part.rows, space) for part in raw.parts.values()) <= IN_MEMORY
-    if not _within_memory:
+    space = replace(space, name=name, condition=condition_space)
+    in_memory = sum(_bytes(part.rows, space) for part in raw.parts.values()) <= IN_MEMORY
+    if not in_memory:
         raw.notes.append("larger than 1 GiB: read from disk as it is needed")
-    splits = [_split(raw.parts[part].rows, conditions.get(part), space, _within_memory) for part in PARTS]
+    splits = [_split(raw.parts[part].rows, conditions.get(part), space, in_memory) for part in PARTS]
     return Data(
         name=name,
         space=space,
@@ -55,7 +56,7 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
     """The encoded condition of every part, and its Space; a table's column is taken out of the table."""
     labels = {part: raw.parts[part].labels for part in PARTS}
     has_labels = labels["train"] is not None
-    columns = list(raw.parts["train"].rows[slice(0, 1)].columns) if raw.kind == "table" else []
+    columns = tables.flat(raw.parts["train"].rows).columns if raw.kind == "table" else []
     if name is None:
         if has_labels:
             raw.notes.append("labels found: condition='label' (--condition label) uses them")
@@ -63,11 +64,9 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
     if name in columns:
         if len(columns) == 1:
             raise DataError(f"the condition {name!r} is the only column: nothing is left to model")
-        frames = {part: raw.parts[part].rows[slice(None)] for part in PARTS}
-        raw.parts = {
-            part: Part(tables.TableRows(frame.drop(columns=name)), labels[part]) for part, frame in frames.items()
-        }
-        given = {part: frame[[name]] for part, frame in frames.items()}
+        rows = {part: tables.flat(raw.parts[part].rows) for part in PARTS}
+        raw.parts = {part: Part(replace(rows[part], hidden=(name,)), labels[part]) for part in PARTS}
+        given = {part: rows[part].column(name).to_frame() for part in PARTS}
     elif name == "label" and has_labels:
         given = {part: pd.DataFrame({"label": values}) for part, values in labels.items()}
     else:
@@ -87,7 +86,8 @@ def _condition_space(given: dict[str, pd.DataFrame], name: str, notes: list[str]
     if name == "label" and not pd.api.types.is_float_dtype(everything[name]):
         values = sorted(everything[name].unique().tolist(), key=lambda v: (str(type(v)), v))
         return label_space(tuple(values), dtype=str(everything[name].dtype))
-    return tables.table_space([tables.infer_column(everything[name], given["train"][name], notes)], named=True)
+    parts = {part: tables.TableRows(frame) for part, frame in given.items()}
+    return tables.table_space([tables.fit_column(parts, name, notes)], named=True)
 
 
 def _bytes(rows: Rows, space: Space) -> int:

@@ -41,9 +41,12 @@ def _read_part(folder: Path, options: Options) -> Raw:
     pictures = [path for path in files if path.suffix.lower() in IMAGES]
     sounds = [path for path in files if path.suffix.lower() == ".wav"]
     if bool(pictures) == bool(sounds):
-        kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in Counter(p.suffix for p in files).items())
+        kinds = ", ".join(
+            f"{n} {suffix or 'without suffix'}" for suffix, n in Counter(sorted(p.suffix for p in files)).items()
+        )
         raise DataError(
-            f"the folder {folder} holds {kinds or 'no files'}: expected images ({' '.join(sorted(IMAGES))}) or WAV files"
+            f"the folder {folder} holds {kinds or 'no files'}: "
+            f"expected images ({' '.join(sorted(IMAGES))}) or WAV files"
         )
     found = pictures or sounds
     folders = [str(path.parent.relative_to(folder)) for path in found]
@@ -58,7 +61,7 @@ def _read_images(files: list[Path], labels: np.ndarray | None, options: Options)
     sizes: dict[tuple[int, int], Path] = {}
     for path in files:
         with _open(path) as image:
-            seen.setdefault(_MODES.get(image.mode, image.mode), path)
+            seen.setdefault(_mode(image), path)
             sizes.setdefault(image.size, path)
     if len(sizes) > 1 and options.size is None:
         (a, one), (b, other) = list(sizes.items())[:2]
@@ -72,6 +75,13 @@ def _read_images(files: list[Path], labels: np.ndarray | None, options: Options)
     rows = ImageFiles(tuple(files), mode, options.size)
     facts = {"layout": "HW" if mode in ("1", "L", "I;16") else "HWC", "levels": {"1": 2, "I;16": 65536}.get(mode, 256)}
     return Raw("image", {"train": Part(rows, labels)}, notes=notes, facts=facts)
+
+
+def _mode(image: Image.Image) -> str:
+    """The mode an image is read in."""
+    if image.mode == "P" and "transparency" in image.info:
+        return "RGBA"
+    return _MODES.get(image.mode, image.mode)
 
 
 def _common_mode(seen: dict[str, Path]) -> str:
@@ -112,10 +122,10 @@ class ImageFiles:
             with _open(path) as image:
                 picture = image if image.mode in ("I;16", "I;16B") else image.convert(self.mode)
                 if self.size is not None and self.mode == "1":
-                    picture = images.resize(picture.convert("L"), self.size).point(lambda v: 255 * (v > 127), "1")
+                    picture = images.resize(picture.convert("L"), self.size)
                 elif self.size is not None:
                     picture = images.resize(picture, self.size)
-                x = np.asarray(picture)
+                x = np.asarray(picture if self.mode != "1" else picture.convert("L"))
         except (OSError, SyntaxError) as error:  # a truncated file is found when its pixels are read
             raise DataError(f"{path} cannot be read as an image: {error}") from error
-        return x.astype(np.uint8) if self.mode == "1" else x
+        return (x > 127).astype(np.uint8) if self.mode == "1" else x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def _from_sets(parts: dict[str, Any], options: Options) -> Raw:
     strings = [key for key, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
     if strings and len(features) - len(_labels(features)) == 1:
         whole = {part: text.from_strings(one[strings[0]], options) for part, one in parts.items()}
-        return Raw(**{**vars(whole["train"]), "parts": {part: raw.parts["train"] for part, raw in whole.items()}})
+        return replace(whole["train"], parts={part: raw.parts["train"] for part, raw in whole.items()})
     frames = {part: Part(tables.TableRows(_named(one))) for part, one in parts.items()}
     return Raw("table", frames, facts={"named": True})
 

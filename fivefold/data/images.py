@@ -28,7 +28,8 @@ def infer_layout(shape: tuple[int, ...], notes: list[str]) -> str:
     candidates = sorted((layout for layout in fits if fits[layout]), key=lambda layout: not square[layout])
     if not candidates:
         raise DataError(
-            f"an array of shape {shape} has no axis of 1 to 4 channels: give images as (N, H, W), (N, H, W, C) or (N, C, H, W)"
+            f"an array of shape {shape} has no axis of 1 to 4 channels: "
+            "give images as (N, H, W), (N, H, W, C) or (N, C, H, W)"
         )
     if all(fits.values()):
         notes.append(f"shape {shape} can be read as HWC or CHW: read as {candidates[0]}")
@@ -38,15 +39,14 @@ def infer_layout(shape: tuple[int, ...], notes: list[str]) -> str:
 def fit(raw: Raw, options: Options) -> Space:
     """The Space of images: integers by their levels, real values standardised with the training part's mean and std."""
     layout = raw.facts["layout"]
-    if options.size is not None:
-        for name, part in raw.parts.items():
-            raw.parts[name] = type(part)(Resized(part.rows, layout, options.size), part.labels)
     first = np.asarray(raw.parts["train"].rows[np.array([0])])
     shapes = {name: np.asarray(part.rows[np.array([0])]).shape[1:] for name, part in raw.parts.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"the parts hold images of different shapes: {shapes}; pass size (--size) for one size")
     channels, height, width = _chw(first.shape[1:], layout)
     shape, dtype = (channels, height, width), str(first.dtype)
+    if options.size not in (None, (height, width)) and (options.size, options.size) != (height, width):
+        raise DataError(f"size (--size) does not apply to these images of {height}x{width}: leave it out")
     levels = raw.facts.get("levels") or _levels(raw)
     if levels is not None:
         return Space("image", shape, levels=levels, layout=layout, dtype=dtype)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fivefold.data.raw import Options, Part, Raw, part_of
+from fivefold.data.raw import Options, Part, Raw, Subset, part_of
 from fivefold.space import Column, DataError, Space
 
 WIDE = 2**24  # whole numbers beyond this are not exact in float32, in which tables are encoded
@@ -19,15 +19,32 @@ DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}"
 
 @dataclass(frozen=True)
 class TableRows:
-    """A DataFrame's rows by position."""
+    """Some rows and columns of a DataFrame, without a copy: it may be a memory map."""
 
     frame: pd.DataFrame
+    index: np.ndarray | None = None
+    hidden: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.frame)
+        return len(self.frame) if self.index is None else len(self.index)
 
     def __getitem__(self, index: Any) -> pd.DataFrame:
-        return self.frame.iloc[index]
+        return self.frame.iloc[index if self.index is None else self.index[index]][self.columns]
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in self.frame.columns if name not in self.hidden]
+
+    def column(self, name: str) -> pd.Series:
+        return self.frame[name] if self.index is None else self.frame[name].iloc[self.index]
+
+
+def flat(rows: Any) -> TableRows:
+    """A subset of a table as a table."""
+    if not isinstance(rows, Subset):
+        return rows
+    whole = flat(rows.rows)
+    return replace(whole, index=rows.index if whole.index is None else whole.index[rows.index])
 
 
 def from_frame(frame: pd.DataFrame, named: bool = True, labels: np.ndarray | None = None) -> Raw:
@@ -64,7 +81,7 @@ def _parts(frame: pd.DataFrame, labels: np.ndarray | None, notes: list[str]) -> 
 def prepare(raw: Raw, options: Options) -> None:
     """Before splitting: rows with missing values are dropped where the user asks for it, and refused where not."""
     for name, part in raw.parts.items():
-        frame = part.rows[slice(None)]
+        frame = flat(part.rows).frame
         lacking = {c: frame[c].isna().to_numpy() for c in frame if _is_numeric(frame[c]) and frame[c].isna().any()}
         if not lacking:
             continue
@@ -83,16 +100,20 @@ def prepare(raw: Raw, options: Options) -> None:
 
 def fit(raw: Raw, options: Options) -> Space:
     """The Space of a table; kinds and ranges from all rows (they are the support), scaling from the training part."""
-    frames = {name: part.rows[slice(None)] for name, part in raw.parts.items()}
-    expected = list(frames["train"].columns)
-    for name, frame in frames.items():
-        if set(frame.columns) != set(expected):
+    parts = {name: flat(part.rows) for name, part in raw.parts.items()}
+    expected = parts["train"].columns
+    for name, rows in parts.items():
+        if set(rows.columns) != set(expected):
             raise DataError(
-                f"the {name} part has columns {', '.join(map(str, frame.columns))}; training has {', '.join(expected)}"
+                f"the {name} part has columns {', '.join(rows.columns)}; training has {', '.join(expected)}"
             )
-    everything = pd.concat([frame[expected] for frame in frames.values()], ignore_index=True)
-    columns = [infer_column(everything[name], frames["train"][name], raw.notes) for name in expected]
-    return table_space(columns, raw.facts["named"])
+    return table_space([fit_column(parts, name, raw.notes) for name in expected], raw.facts["named"])
+
+
+def fit_column(parts: dict[str, TableRows], name: str, notes: list[str]) -> Column:
+    """One column, from all parts but scaled by the training part."""
+    everything = pd.concat([rows.column(name) for rows in parts.values()], ignore_index=True)
+    return infer_column(everything, parts["train"].column(name), notes)
 
 
 def table_space(columns: list[Column], named: bool) -> Space:
@@ -177,6 +198,9 @@ def _category(name: str, values: pd.Series, train: pd.Series, notes: list[str]) 
     if values.isna().any():
         notes.append(f"column {name!r}: {int(values.isna().sum())} missing values are a category of their own")
         known.append(None)
+    odd = [value for value in map(_plain, known) if not isinstance(value, str | int | float | None)]
+    if odd:
+        raise DataError(f"column {name!r} has categories of type {type(odd[0]).__name__}: turn them into text")
     return Column(name, "categorical", kind, levels=len(known), categories=tuple(map(_plain, known)))
 
 

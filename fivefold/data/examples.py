@@ -1,0 +1,34 @@
+"""Examples from a file that are to be in the space of other data: other people's samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fivefold import data
+from fivefold.data.raw import Options
+from fivefold.space import DataError, Space
+
+
+def read_examples(source: str | Path, space: Space, limit: int = 5000) -> Any:
+    """At most `limit` examples of a file or folder, evenly spread, in the form that `space.encode` takes.
+
+    Raises:
+        DataError: the file cannot be read or does not fit the space; says what was expected.
+    """
+    side = space.shape[1:] if space.kind == "image" else None
+    length = space.shape[0] if space.kind in ("text", "audio") else None
+    size = None if side is None or not Path(source).is_dir() else (side[0], side[1])
+    raw = data._read(source, Options(None, size, length, "refuse", 0))
+    if raw.kind != space.kind:
+        raise DataError(f"{source} holds {raw.kind} data; expected {space.describe()}")
+    rows = raw.parts["train"].rows
+    index = np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(np.int64))
+    examples = rows[index]
+    try:
+        space.encode(examples)
+    except (DataError, ValueError) as error:
+        raise DataError(f"{source} does not fit the data ({space.describe()}): {error}") from error
+    return examples
