@@ -118,11 +118,12 @@ def _quality(good: list[Line]) -> str:
     if first[1:]:
         sentences.append(f"Within error of it, so not decided: {_list(first[1:])}.")
     if best.floor is not None:
+        floor = number(best.floor)
         at_floor = best.value <= best.floor or not apart(best, best, best.value - best.floor)
         sentences.append(
-            f"That is at the floor ({number(best.floor)}, real data against real data): this measure sees no difference."
+            f"That is at the floor ({floor}, real data against real data): this measure sees no difference."
             if at_floor
-            else f"Real data against real data would have {number(best.floor)}."
+            else f"Real data against real data would have {floor}."
         )
     sentences += _dissent(good, first) + _copying(good, first)
     return " ".join(sentences)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +79,14 @@ class Line:
     def title(self) -> str:
         return self.rows[0].get("title") or self.label
 
+    @property
+    def notes(self) -> list[str]:
+        """What to know when reading the line, each once."""
+        found = []
+        for row in self.finished:
+            found += [row.get("note"), (row.get("quality") or {}).get("note")]
+        return list(dict.fromkeys(note for note in found if note))
+
     def reading(self, column: Column) -> Reading | None:
         """The mean over seeds, with its error; None where no seed has a value."""
         found = [reading for row in self.finished if (reading := column.read(row)) is not None]
@@ -102,11 +110,12 @@ def lines(rows: Iterable[Row]) -> list[Line]:
 
 
 def number(value: float, error: float = 0.0) -> str:
-    """Three significant digits, or two digits of a known error; never more than the error supports."""
+    """Three significant digits, or as many decimals as the error has (its first digit, or two where that is a 1)."""
     if not math.isfinite(value):
         return "not finite"
     if error > 0:
-        digits = max(0, 1 - math.floor(math.log10(error)))
+        power = math.floor(math.log10(error))
+        digits = max(0, -power + (error < 2 * 10.0**power))
     else:
         digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(digits, 4)}f}"
@@ -257,7 +266,9 @@ def columns(rows: Iterable[Row]) -> list[Column]:
     """The columns in which at least one row has something to show; bits only where the data are discrete."""
     rows = [row for row in rows if row["status"] == "ok"]
     density = BITS if any((row.get("density") or {}).get("bits_per_dim") is not None for row in rows) else NATS
-    return [c for c in (density, *QUALITY, *COST, *SURVEY) if any(c.read(row) is not None for row in rows)]
+    names = {row["quality"]["frechet_name"] for row in rows if (row.get("quality") or {}).get("frechet_name")}
+    quality = [replace(c, title=names.copy().pop()) if c.key == "frechet" and len(names) == 1 else c for c in QUALITY]
+    return [c for c in (density, *quality, *COST, *SURVEY) if any(c.read(row) is not None for row in rows)]
 
 
 # --- ranking ------------------------------------------------------------------------------------

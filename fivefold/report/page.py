@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -23,7 +22,7 @@ from fivefold.report.columns import BITS, Column, Line, Row, cells, columns, flo
 from fivefold.report.terminal import failures
 from fivefold.space import Space
 
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Content:
 
     settings: dict[str, Any]
     rows: list[Row]
-    real: NDArray[np.generic] | None = None
+    real: NDArray[Any] | None = None
     arrays: dict[str, Arrays] = field(default_factory=dict)
 
 
@@ -126,12 +125,13 @@ def _pictures(content: Content, good: list[Line]) -> list[dict[str, Any]]:
 def _plots(good: list[Line]) -> list[dict[str, Any]]:
     """Quality against sampling time, and against the density where there is one."""
     chosen = {column.key: column for column in columns(row for line in good for row in line.rows)}
-    density = "bits" if "bits" in chosen else "nats"
+    density, better = ("bits", "left") if "bits" in chosen else ("nats", "right")
     wanted = [
-        ("Quality and sampling time", "sample_64", plots.Axis("seconds a sample, 64 at a time", True), "Best at the lower left."),
+        ("Quality and sampling time", "sample_64", plots.Axis("seconds a sample, 64 at a time", True),
+         "Best at the lower left."),
         ("Quality and density", density, plots.Axis(_density_axis(density)),
-         f"Best at the lower {'left' if density == 'bits' else 'right'}. Bounds are drawn where they are: the truth lies "
-         f"to their {'left' if density == 'bits' else 'right'}. Samplers without a density are not here."),
+         f"Best at the lower {better}. Bounds (≤, ≥) are drawn where they are: the truth lies to their {better}. "
+         "Estimates (≈) can err either way. Samplers without a density are not here."),
     ]  # fmt: skip
     found = []
     for title, key, axis, caption in wanted:
@@ -151,14 +151,8 @@ def _points(good: list[Line], across: Column, up: Column, *, invert: bool) -> It
     for line in good:
         x, y = line.reading(across), line.reading(up)
         if x is not None and y is not None and math.isfinite(x.value) and (x.value > 0 or not invert):
-            name = (
-                f"≤ {line.label}"
-                if x.kind == "lower bound"
-                else f"≈ {line.label}"
-                if x.kind == "estimate"
-                else line.label
-            )
-            yield plots.Point(name, line.family, 1 / x.value if invert else x.value, y.value, y.error)
+            sign = {"lower bound": "≥ " if across.key == "nats" else "≤ ", "estimate": "≈ "}.get(x.kind, "")
+            yield plots.Point(f"{sign}{line.label}", line.family, 1 / x.value if invert else x.value, y.value, y.error)
 
 
 def _curves(line: Line) -> dict[str, Any]:

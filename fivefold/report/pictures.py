@@ -9,6 +9,7 @@ import base64
 import io
 import math
 import wave
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from fivefold.report.plots import family_colour
 from fivefold.space import AUDIO_OFFSET, Space
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 IMAGES, TEXTS, SOUNDS, POINTS, MARGINALS = 64, 4, 3, 1000, 9  # how many of each are shown
 _SOUND_SECONDS = 3.0  # of each sound, so that the page stays small
 
@@ -26,6 +27,11 @@ _SOUND_SECONDS = 3.0  # of each sound, so that the page stays small
 def shown(kind: str) -> int:
     """How many examples of a kind of space are worth keeping for the page."""
     return {"image": IMAGES, "text": TEXTS, "audio": SOUNDS}.get(kind, POINTS)
+
+
+def is_plane(space: Space) -> bool:
+    """Whether examples are points of the plane."""
+    return space.kind == "table" and space.dims == 2 and not any(space.dim_levels)
 
 
 def samples(space: Space, x: Array, real: Array, family: str) -> Markup:
@@ -41,7 +47,7 @@ def _images(space: Space, x: Array, real: Array, family: str) -> Markup:
 
 def grid(images: Array, gap: int = 1) -> Array:
     """uint8 images `(n, 1 or 3, H, W)` side by side, as one `(H', W', 1 to 4)` with transparent gaps."""
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     across = math.ceil(math.sqrt(n))
     down = math.ceil(n / across)
     sheet = np.zeros((down * (height + gap) - gap, across * (width + gap) - gap, 4), np.uint8)
@@ -99,11 +105,7 @@ def _path(path: str, family: str, width: float) -> str:
 
 
 def _table(space: Space, x: Array, real: Array, family: str) -> Markup:
-    return (
-        _points(x, real, family)
-        if space.dims == 2 and not any(space.dim_levels)
-        else _marginals(space, x, real, family)
-    )
+    return _points(x, real, family) if is_plane(space) else _marginals(space, x, real, family)
 
 
 def window(real: Array) -> tuple[Array, Array]:

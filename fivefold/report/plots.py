@@ -97,9 +97,8 @@ def _frame(x: _Scale, y: _Scale, x_title: str, y_title: str, height: int = HEIGH
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text class="axis" text-anchor="middle" x="{middle}" y="{height - 8}">{escape(x_title)}</text>')
     across = (_TOP + bottom) / 2
-    parts.append(
-        f'<text class="axis" text-anchor="middle" transform="translate(12 {across}) rotate(-90)">{escape(y_title)}</text>'
-    )
+    turned = f"translate(12 {across}) rotate(-90)"
+    parts.append(f'<text class="axis" text-anchor="middle" transform="{turned}">{escape(y_title)}</text>')
     return parts
 
 
@@ -117,7 +116,8 @@ _OTHER_SHAPE = "M-5-1.7H-1.7V-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5Z"
 def marker(family: str, x: float, y: float) -> str:
     """The family's shape in its colour."""
     shape = _SHAPES.get(family, _OTHER_SHAPE)
-    return f'<path class="marker" style="color:var(--{family_colour(family)})" transform="translate({x:.1f} {y:.1f})" d="{shape}"/>'
+    colour, place = f"color:var(--{family_colour(family)})", f"translate({x:.1f} {y:.1f})"
+    return f'<path class="marker" style="{colour}" transform="{place}" d="{shape}"/>'
 
 
 def family_colour(family: str) -> str:

@@ -10,9 +10,11 @@ from fivefold.report.columns import Column, Line, Row, cells, columns, floors, l
 
 # Terminals are narrow: these columns, in two tables; the page has all.
 _SHOWN = (
-    ("Density and sample quality", ("bits", "nats", "frechet", "kernel", "recall", "two_sample_accuracy", "memorisation")),
+    ("Density and sample quality",
+     ("bits", "nats", "frechet", "kernel", "recall", "two_sample_accuracy", "memorisation")),
     ("Cost", ("train_rate", "to_best", "sample_1", "sample_64", "evaluations", "parameters", "memory")),
-    ("The survey's columns", ("stars_training", "stars_sampling", "stars_parameters", "stars_resolution", "free_form", "exact")),
+    ("The survey's columns",
+     ("stars_training", "stars_sampling", "stars_parameters", "stars_resolution", "free_form", "exact")),
 )  # fmt: skip
 _STYLE = {"best": "bold green", "tie": "green", "": ""}
 LEGEND = "bold green: best of its kind of density or of its column; green: tied with it within two standard errors"
@@ -30,8 +32,20 @@ def table(rows: list[Row]) -> Group:
             parts.append(_table(title, chosen, good))
     if good:
         parts.append(Text(LEGEND, style="dim"))
+    parts += [Text(f"{line.label}: {note}", style="dim") for line in good for note in line.notes]
     parts += [Text(text, style="red") for line in everything for text in failures(line)]
     return Group(*parts)
+
+
+def headline(row: Row) -> str:
+    """One finished row in one line: its headline numbers, or what went wrong."""
+    line = Line(row["label"], (row,))
+    if not line.finished:
+        return failures(line)[0]
+    known = {column.key: column for column in columns([row])}
+    chosen = [known[key] for key in ("bits", "nats", "frechet", "sample_64") if key in known]
+    texts = [f"{c.title.lower()} {cells(c, [line])[line.label].text}" for c in chosen]
+    return f"{row['label']}: {', '.join(texts)}"
 
 
 def failures(line: Line) -> list[str]:

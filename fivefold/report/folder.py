@@ -1,0 +1,82 @@
+"""The folder of a comparison: what `compare` writes and the report reads.
+
+| file                   | content                                                             |
+|------------------------|---------------------------------------------------------------------|
+| comparison.json        | data, budget and all else that rows must share to be comparable      |
+| features.safetensors   | the network in whose features samples are compared                  |
+| real.npz               | held-out examples, encoded, for the page                            |
+| data.pt                | the data, where they were given in memory                           |
+| rows/NAME.json, .npz   | a finished row; its samples and, in 2-D, its density on a grid       |
+| runs/NAME/             | the row's run                                                       |
+| logs/NAME.txt          | what the row's process printed, with the traceback where it failed   |
+| report.html            | the page                                                            |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fivefold.files import replacing
+from fivefold.report.page import Arrays, Content
+from fivefold.run import RunError
+
+SETTINGS = "comparison.json"
+REPORT = "report.html"
+
+
+def file_name(label: str, seed: int | None) -> str:
+    """A row's name as part of a path: letters, digits, dots and dashes of its label, and its seed."""
+    safe = re.sub(r"[^A-Za-z0-9.-]", "_", label).lstrip(".")
+    return safe if seed is None else f"{safe}-seed{seed}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file; RunError names one that is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing") from None
+    except ValueError as error:
+        raise RunError(f"{path} is truncated or was changed ({error}); remove it to make it again") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is not fivefold's; remove it")
+    return value
+
+
+def read_rows(directory: Path) -> list[dict[str, Any]]:
+    """The finished rows in the order of the comparison's systems, later ones behind."""
+    rows = [read_json(path) for path in sorted((directory / "rows").glob("*.json"))]
+    return sorted(rows, key=lambda row: (row.get("position", 0), row.get("seed") or 0))
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Arrays as one compressed NPZ file, whole or not at all."""
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of an NPZ file; none where it does not exist."""
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            return dict(loaded)
+    except Exception as error:
+        raise RunError(f"{path} is truncated or was changed ({error}); remove it") from error
+
+
+def content(directory: Path) -> Content:
+    """What the page of a comparison is made of; of several seeds the first one's pictures."""
+    rows = read_rows(directory)
+    arrays: dict[str, Arrays] = {}
+    for row in rows:
+        if row["label"] not in arrays and row["status"] == "ok":
+            arrays[row["label"]] = read_arrays(directory / "rows" / f"{file_name(row['label'], row['seed'])}.npz")
+    real = read_arrays(directory / "real.npz").get("samples")
+    return Content(read_json(directory / SETTINGS), rows, real, arrays)

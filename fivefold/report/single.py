@@ -1,0 +1,84 @@
+"""What the page shows of one trained system."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fivefold
+from fivefold.data import Data
+from fivefold.evaluate import evaluate
+from fivefold.report import pictures
+from fivefold.report.page import Arrays, Content
+from fivefold.run import Run
+from fivefold.space import Batch
+from fivefold.system import Density, System
+
+_GRID = 64  # points a side of a density's picture
+_SECONDS = 10.0  # for drawing a page's samples
+
+
+def content(directory: Path, trust: str | None = None) -> Content:
+    """The page's content for a run: measured now, on the run's own data."""
+    run = Run.open(directory, trust=trust)
+    data = run.load_data()
+    row = evaluate(directory, data, trust=trust)
+    settings = describe(data) | {"budget": run.record["budget"], "versions": run.record["versions"]}
+    real = examples(data)
+    return Content(settings, [row], real, {row["label"]: arrays(run.load_system(), data, row)})
+
+
+def describe(data: Data) -> dict[str, Any]:
+    """Of data and machine what a page says about them; JSON."""
+    place = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "arguments": data.arguments,
+        },
+        "space": data.space.to_json(),
+        "sizes": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
+        "notes": list(data.notes),
+        "entropy": data.entropy,
+        "machine": f"{place}, {os.cpu_count()} cores",
+        "versions": {
+            "fivefold": fivefold.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def examples(data: Data) -> pictures.Array:
+    """Held-out examples, encoded: as many as a page shows."""
+    return data.test.spread(pictures.shown(data.space.kind)).x.numpy()
+
+
+def arrays(system: System, data: Data, row: dict[str, Any]) -> Arrays:
+    """Samples of a system, encoded; and in 2-D its log-density on a grid over the held-out data."""
+    n = pictures.shown(data.space.kind)
+    n = max(min(n, int(_SECONDS * row["cost"]["sample_per_second_64"])), 4)
+    condition = None
+    if system.space.condition is not None:
+        condition = data.test.spread(n).condition
+        assert condition is not None
+        condition = condition[torch.arange(n) % len(condition)].to(system.device)
+    found: Arrays = {"samples": system.sample_encoded(n, condition, seed=1).cpu().numpy()}
+    if pictures.is_plane(system.space) and system.density is not Density.NONE and system.space.condition is None:
+        x = torch.from_numpy(plane(examples(data))).float()
+        found["density"] = system.score_encoded(Batch(x)).log_prob.view(_GRID, _GRID).numpy()
+    return found
+
+
+def plane(real: pictures.Array) -> pictures.Array:
+    """The points `(n * n, 2)` of the grid over the window of `real`, row by row upwards."""
+    low, high = pictures.window(real)
+    across, up = (np.linspace(low[i], high[i], _GRID) for i in (0, 1))
+    return np.stack(np.meshgrid(across, up), -1).reshape(-1, 2)

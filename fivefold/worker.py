@@ -1,0 +1,164 @@
+"""One row of a comparison, made in a process of its own: `python -m fivefold.worker`.
+
+The job is a line of JSON on standard input, which the parent keeps open: where it closes, the parent is
+gone, and the worker saves its run and ends. What happens goes out as lines of JSON on standard output.
+The row is written as a file; a process that ends without one has crashed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fivefold.data import Data, load_data
+from fivefold.data.examples import read_examples
+from fivefold.data.raw import PARTS
+from fivefold.data.splits import Split
+from fivefold.evaluate import Row, evaluate, evaluate_samples
+from fivefold.features import fit_features
+from fivefold.files import replacing, write_json
+from fivefold.report import folder, pictures, single
+from fivefold.run import Run, RunError, load
+from fivefold.space import Space
+from fivefold.system import Unfit
+from fivefold.train import Diverged, Stopped, fit, resume
+
+Tell = Callable[[dict[str, Any]], None]
+Job = dict[str, Any]
+
+_OUT_OF_MEMORY = "out of memory"
+_STATUS: tuple[tuple[type[BaseException], str], ...] = (
+    (Unfit, "unfit"),
+    (Diverged, "diverged"),
+    (MemoryError, _OUT_OF_MEMORY),
+    (torch.OutOfMemoryError, _OUT_OF_MEMORY),
+)
+
+
+def main() -> None:
+    """Do the job on standard input and write its row."""
+    job: Job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(job["threads"])
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a system prints belongs in the log
+
+    def tell(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    try:
+        row = _WORK[job["kind"]](job, tell)
+    except Stopped:
+        sys.exit(130)
+    except Exception as error:
+        traceback.print_exc()
+        row = {**job["row"], "status": status(error), "error": reason(error)}
+    write_json(row_path(job), {**job["row"], **row, "position": job["row"]["position"]})
+
+
+def status(error: BaseException) -> str:
+    """The table's word for an exception."""
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(
+        error
+    ):  # torch has no class of its own for it
+        return _OUT_OF_MEMORY
+    return next((word for kind, word in _STATUS if isinstance(error, kind)), "failed")
+
+
+def reason(error: BaseException) -> str:
+    """What a person needs: the message, with the kind of error where it was not written for people."""
+    text = " ".join(str(error).split())[:600] or "no message"
+    return text if isinstance(error, Unfit | Diverged | RunError) else f"{type(error).__name__}: {text}"
+
+
+def row_path(job: Job) -> Path:
+    return Path(job["directory"]) / "rows" / f"{job['name']}.json"
+
+
+def _train(job: Job, tell: Tell) -> Row:
+    """Train (or finish training), measure, draw."""
+    directory, run_path = Path(job["directory"]), Path(job["directory"]) / "runs" / job["name"]
+    data = read_data(directory)
+    trust = job["row"]["system"]
+
+    def watch(event: dict[str, Any]) -> None:
+        tell({"phase": "training", "progress": event.get("progress", 0.0)})
+
+    if (run_path / "run.json").exists():
+        if Run.open(run_path, trust=trust).record["status"] != "finished":
+            resume(run_path, data=data, trust=trust, watch=watch)
+    else:
+        options = {"device": job["device"], **job["options"]}
+        fit(trust, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
+    tell({"phase": "measuring", "progress": 1.0})
+    features = fit_features(data, directory / "features.safetensors")
+    row = evaluate(run_path, data, features=features, trust=trust)
+    tell({"phase": "drawing", "progress": 1.0})
+    arrays = single.arrays(load(run_path, trust=trust), data, row)
+    folder.write_arrays(row_path(job).with_suffix(".npz"), arrays)
+    return {**row, "label": job["row"]["label"]}
+
+
+def _measure(job: Job, tell: Tell) -> Row:
+    """Measure other people's samples."""
+    directory = Path(job["directory"])
+    data = read_data(directory)
+    tell({"phase": "measuring", "progress": 1.0})
+    samples = read_examples(job["file"], data.space)
+    row = evaluate_samples(
+        job["row"]["label"], samples, data, features=fit_features(data, directory / "features.safetensors")
+    )
+    shown = data.space.encode(samples)[: pictures.shown(data.space.kind)].numpy()
+    folder.write_arrays(row_path(job).with_suffix(".npz"), {"samples": shown})
+    return {**row, "command": job["row"]["command"]}
+
+
+_WORK: dict[str, Callable[[Job, Tell], Row]] = {"train": _train, "samples": _measure}
+
+
+# --- the data ---------------------------------------------------------------------------------------
+
+
+def keep_data(data: Data, directory: Path) -> None:
+    """Keep data that were given in memory, for the workers; RunError where they are too large for that."""
+    splits = {name: getattr(data, name) for name in PARTS}
+    if any(split.x is None for split in splits.values()):
+        raise RunError("data larger than memory are compared by their path: give compare the path")
+    tensors = {name: {"x": s.x, "condition": s.condition} for name, s in splits.items()}
+    with replacing(directory / "data.pt") as path:
+        torch.save(tensors, path)
+
+
+def read_data(directory: Path) -> Data:
+    """The comparison's data; RunError where they changed since it began."""
+    settings = folder.read_json(directory / folder.SETTINGS)
+    named = settings["data"]
+    if not named["source"]:
+        tensors = torch.load(directory / "data.pt", weights_only=True)
+        train, valid, test = (Split(len(t["x"]), t["x"], t["condition"]) for t in (tensors[name] for name in PARTS))
+        return Data(named["name"], Space.from_json(settings["space"]), train, valid, test, named["fingerprint"])
+    data = load_data(named["source"], **named["arguments"])
+    if data.fingerprint != named["fingerprint"]:
+        raise RunError(f"{named['source']} changed since the comparison began: name another --out")
+    return data
+
+
+def _end_with_parent() -> None:
+    """Wait until the parent is gone; then save and end as by a termination signal, in ten seconds at the latest."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(10)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The comparison: each system in its own process, what fails is a row, what is finished is not repeated."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fivefold import compare
+from fivefold.report import write_report
+from fivefold.run import RunError
+from fivefold.space import DataError
+from fivefold.worker import reason, status
+
+SYSTEM = '''
+import os, signal, time, torch
+from torch import nn
+from fivefold.system import Density, System
+
+class Toy(System):
+    """Toy (survey 0; nobody, 2020)."""
+    densities = {{"{kind}": Density.EXACT}}
+    def __init__(self, space, *, trouble: str = "{trouble}"):
+        super().__init__(space)
+        self.mean, self.log_scale = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+        self.trouble = trouble
+    def law(self):
+        return torch.distributions.Normal(self.mean, self.log_scale.exp())
+    def loss(self, batch):
+        exec(self.trouble)
+        return -self._log_prob(batch.x, None).mean()
+    def _log_prob(self, x, condition):
+        return self.law().log_prob(x).sum(1)
+    def _sample(self, n, condition):
+        return self.law().sample((n,))
+'''
+TROUBLES = {  # name of the system: what its loss does, the row's status, words of its reason
+    "raising": ("raise KeyError('no <such> key')", "failed", "KeyError: 'no <such> key'"),
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "out of memory", "signal 9"),
+    "leaving": ("print('farewell', flush=True); os._exit(3)", "crashed", "code 3; last words: farewell"),
+    "greedy": ("raise MemoryError('4 GB')", "out of memory", "4 GB"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder on the Python path with one good system and every sort of bad one."""
+    place = tmp_path_factory.mktemp("modules")
+    package = place / "toys"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name, (trouble, *_) in {**TROUBLES, "good": ("0",), "slow": ("time.sleep(0.03)",)}.items():
+        (package / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=trouble))
+    (package / "unfit.py").write_text(SYSTEM.format(kind="text", trouble="0"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(place))
+        patch.chdir(place)
+        yield place
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A comparison of the good system and all the bad ones."""
+    console = Console(file=io.StringIO(), width=140)
+    systems = [f"toys.{name}" for name in ("good", "unfit", *TROUBLES)]
+    return compare(systems, "moons", budget="30steps", jobs=2, out="out", console=console), console.file.getvalue()
+
+
+def test_says_what_it_will_do(finished):
+    said = finished[1]
+    assert "6 rows: toys.good" in said
+    assert "trained for 30steps" in said
+    assert said.index("report: out/report.html") < said.index("1/6")
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_trouble_is_a_row(finished, name):
+    _, expected, words = TROUBLES[name]
+    [row] = [row for row in finished[0].rows if row["label"] == f"toys.{name}"]
+    assert row["status"] == expected
+    assert words in row["error"]
+
+
+def test_others_go_on(finished):
+    rows = {row["label"]: row for row in finished[0].rows}
+    assert rows["toys.unfit"]["status"] == "unfit"
+    assert rows["toys.good"]["status"] == "ok"
+    assert rows["toys.good"]["density"]["nats"] < 0
+    assert "toys.good" in finished[0].recommendation
+    text = finished[0].report.read_text()
+    assert "no &lt;such&gt; key" in text
+    assert "<such>" not in text
+
+
+def test_finished_rows_are_not_repeated_and_further_ones_are_added(place, finished):
+    rows = place / "out" / "rows"
+    before = {path.name: path.stat().st_mtime_ns for path in rows.iterdir()}
+    np.save(place / "theirs.npy", np.random.default_rng(0).normal(size=(300, 2)))
+    again = compare(
+        ["toys.good"], "moons", budget="30steps", jobs=2, seeds=2, samples={"theirs": "theirs.npy"}, out="out",
+        console=Console(file=io.StringIO()),
+    )  # fmt: skip
+    assert {name: (rows / name).stat().st_mtime_ns for name in before} == before
+    theirs = next(row for row in again.rows if row["label"] == "theirs")
+    assert theirs["status"] == "ok", theirs["error"]
+    assert theirs["density"]["kind"] == "none"
+    assert [row["seed"] for row in again.rows if row["label"] == "toys.good"] == [0, 1]
+    assert write_report("out") == again.report
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": "40steps"}, "budget 30steps, not 40steps"),
+        ({"data": "rings"}, "other data"),
+        ({"batch_size": 8}, "options none"),
+        ({"samples": {"theirs": "nowhere.npy"}}, "no samples"),
+        ({"samples": {"toys.good": "theirs.npy"}}, "name of their own"),
+    ],
+)
+def test_incomparable_is_refused(finished, change, words):
+    with pytest.raises(RunError, match=words):
+        compare(["toys.good"], **{"data": "moons", "budget": "30steps", "jobs": 2, "out": "out", **change})
+
+
+def test_samples_of_another_shape_are_a_row_that_says_so(place, finished):
+    np.save(place / "wide.npy", np.zeros((60, 3)))
+    quiet = Console(file=io.StringIO())
+    rows = compare(
+        ["toys.good"], "moons", budget="30steps", jobs=2, samples={"wide": "wide.npy"}, out="out", console=quiet
+    ).rows
+    [row] = [row for row in rows if row["label"] == "wide"]
+    assert row["status"] == "failed"
+    assert "(N, 2)" in row["error"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_interrupted_goes_on(place, tmp_path, number, code):
+    """Ctrl-C and a kill stop the workers; the same command then finishes the half-trained run, not a new one."""
+    out = tmp_path / "out"
+    program = f"import fivefold.compare as c; c.compare(['toys.slow'], 'moons', budget='60steps', out={str(out)!r})"
+    program = f"from fivefold import cli; cli.app = lambda **_: exec({program!r}); cli.main()"
+    command = [sys.executable, "-c", program]
+    log = out / "runs" / "toys.slow-seed0" / "log.jsonl"
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(place)}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        _until(lambda: log.exists() and log.stat().st_size > 0)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert number != signal.SIGINT or "goes on from here" in said
+    record = log.with_name("run.json")
+    _until(lambda: json.loads(record.read_text())["status"] == "stopped")  # the worker saved, though its parent is gone
+    first = json.loads(record.read_text())
+    assert not list((out / "rows").iterdir())
+    _until(lambda: subprocess.run(command, env={**os.environ, "PYTHONPATH": str(place)}, check=False).returncode == 0)
+    assert json.loads((out / "rows" / "toys.slow-seed0.json").read_text())["status"] == "ok"
+    assert json.loads(record.read_text())["steps"] == 60 > first["steps"] > 0
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if "loss" in line]
+    assert steps == sorted(steps)
+    assert steps[0] <= first["steps"]
+
+
+def _until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_words_for_exceptions():
+    assert status(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")) == "out of memory"
+    assert status(RuntimeError("shape")) == "failed"
+    assert reason(DataError("")) == "DataError: no message"
