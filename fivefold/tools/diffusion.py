@@ -1,4 +1,4 @@
-"""Gaussian diffusion in closed form: noise schedules, q(x_t | x_0), its posteriors, KL terms and decoder (survey 2.3.1).
+"""Gaussian diffusion in closed form: noise schedules, q(x_t | x_0), posteriors, KL terms, decoder (survey 2.3.1).
 
 Time is counted t = 1..T as in the paper; `alpha_bar[0]` is 1. With signal a_t = sqrt(alpha_bar_t) and
 noise s_t = sqrt(1 - alpha_bar_t), q(x_t | x_0) = N(a_t x_0, s_t^2 I).

@@ -1,0 +1,178 @@
+"""Units of harmoniums: the visible layer as exponential families with natural parameters from outside.
+
+Each kind of unit has p(v | eta) = base(v) exp(eta . s(v) - A(eta)); a hidden layer shifts eta linearly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fivefold.space import Space
+
+
+class Binomial(nn.Module):
+    """Counts k of 0..n (binary for n = 1): base C(n, k), statistic k / sqrt(n).
+
+    The same as n binary units that share their weights (Teh and Hinton 2001), with weights scaled so that a
+    statistic varies as much as one binary unit does.
+
+    Args:
+        levels: n + 1 of every dimension.
+    """
+
+    trials: Tensor
+
+    def __init__(self, levels: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("trials", torch.tensor(levels, dtype=torch.float32) - 1, persistent=False)
+        self.binary = max(levels) == 2
+        self.width = len(levels)
+
+    def statistic(self, v: Tensor) -> Tensor:
+        return v if self.binary else v / self.trials.clamp(min=1).sqrt()
+
+    def log_base(self, v: Tensor) -> Tensor:
+        n = self.trials
+        return torch.zeros_like(v[:, 0]) if self.binary else (n + 1).lgamma().sum() - _log_factorials(v, n).sum(1)
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        n = self.trials.clamp(min=1).sqrt()
+        return (self.trials * F.softplus(natural / n)).sum(-1)
+
+    def sample(self, natural: Tensor) -> Tensor:
+        if self.binary:
+            return torch.bernoulli(natural.sigmoid())
+        n = self.trials
+        return torch.binomial(n.expand_as(natural), (natural / n.clamp(min=1).sqrt()).sigmoid())
+
+    def natural(self, mean: Tensor) -> Tensor:
+        """The natural parameters of units with this mean statistic, kept off the ends of its range."""
+        root = self.trials.clamp(min=1).sqrt()
+        return root * torch.logit(mean / root, eps=1e-3)
+
+
+class Gaussian(nn.Module):
+    """Reals with a learnt deviation: base exp(-v^2 / 2 scale^2), statistic v / scale, p(v | eta) = N(scale eta, scale^2).
+
+    Args:
+        width: how many.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.log_scale = nn.Parameter(torch.full((width,), math.log(0.5)))
+
+    def statistic(self, v: Tensor) -> Tensor:
+        return v * torch.exp(-self.log_scale)
+
+    def log_base(self, v: Tensor) -> Tensor:
+        return -0.5 * self.statistic(v).square().sum(1)
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        return (0.5 * natural**2 + self.log_scale + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def sample(self, natural: Tensor) -> Tensor:
+        return self.log_scale.exp() * (natural + torch.randn_like(natural))
+
+    def natural(self, mean: Tensor) -> Tensor:
+        return mean
+
+
+class Categorical(nn.Module):
+    """One value of several, as softmax units: statistic one-hot.
+
+    Args:
+        levels: how many values each dimension has.
+    """
+
+    def __init__(self, levels: list[int]) -> None:
+        super().__init__()
+        self.levels, self.width = levels, sum(levels)
+
+    def statistic(self, v: Tensor) -> Tensor:
+        return torch.cat([F.one_hot(v[:, i].long(), n).float() for i, n in enumerate(self.levels)], 1)
+
+    def log_base(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(v[:, 0])
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        return torch.stack([part.logsumexp(-1) for part in natural.split(self.levels, -1)]).sum(0)
+
+    def sample(self, natural: Tensor) -> Tensor:
+        draws = [torch.multinomial(part.softmax(1), 1) for part in natural.split(self.levels, 1)]
+        return torch.cat(draws, 1).float()
+
+    def natural(self, mean: Tensor) -> Tensor:
+        return mean.clamp(min=1e-3).log()
+
+
+Units = Binomial | Gaussian | Categorical
+
+
+class VisibleUnits(nn.Module):
+    """The visible layer of a Space: encoded examples, flat and float `(B, D)`, with statistics `(B, width)`.
+
+    Levels of images and integer columns are binomial (binary where there are two), real dimensions
+    Gaussian, categorical columns softmax.
+
+    Args:
+        space: of the examples.
+    """
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        kinds = [column.kind for column in space.columns] or [
+            "real" if space.levels is None else "integer"
+        ] * space.dims
+        self.places: list[Tensor] = []
+        self.units = nn.ModuleList()
+        makers: dict[str, Callable[[list[int]], Units]] = {
+            "integer": Binomial,
+            "real": lambda levels: Gaussian(len(levels)),
+            "categorical": Categorical,
+        }
+        for kind, make in makers.items():
+            place = [i for i, k in enumerate(kinds) if k == kind]
+            if place:
+                self.places.append(torch.tensor(place))
+                self.units.append(make([space.dim_levels[i] or 0 for i in place]))
+        self.widths = [units.width for units in self.units]
+        self.width = sum(self.widths)
+        self.register_buffer("back", torch.cat(self.places).argsort(), persistent=False)
+
+    back: Tensor
+
+    def _split(self, v: Tensor) -> list[Tensor]:
+        return [v] if len(self.units) == 1 else [v[:, place.to(v.device)] for place in self.places]
+
+    def statistic(self, v: Tensor) -> Tensor:
+        """s(v) `(B, width)`."""
+        return torch.cat([u.statistic(part) for u, part in zip(self.units, self._split(v), strict=True)], 1)
+
+    def log_base(self, v: Tensor) -> Tensor:
+        """ln of the base measure, nats `(B,)`."""
+        return sum(u.log_base(part) for u, part in zip(self.units, self._split(v), strict=True))
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        """A(eta) in nats: ln of the integral of base(v) exp(eta . s(v)), `(..., width)` to `(...)`."""
+        return sum(u.log_normaliser(n) for u, n in zip(self.units, natural.split(self.widths, -1), strict=True))
+
+    def sample(self, natural: Tensor) -> Tensor:
+        """Draws v `(B, D)` given natural parameters `(B, width)`."""
+        parts = [u.sample(n) for u, n in zip(self.units, natural.split(self.widths, -1), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)[:, self.back]
+
+    def natural(self, mean: Tensor) -> Tensor:
+        """Natural parameters of independent units with these mean statistics, `(..., width)`."""
+        return torch.cat([u.natural(m) for u, m in zip(self.units, mean.split(self.widths, -1), strict=True)], -1)
+
+
+def _log_factorials(k: Tensor, n: Tensor) -> Tensor:
+    """ln k! (n - k)!, elementwise."""
+    return (k + 1).lgamma() + (n - k + 1).lgamma()
