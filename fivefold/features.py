@@ -2,8 +2,8 @@
 
 | data  | features                                                                               |
 |-------|----------------------------------------------------------------------------------------|
-| image | 64 of a small network fitted on the training data: a classifier where there are labels, |
-|       | otherwise one that tells how an image was turned or spoilt                              |
+| image | 64 of a small network fitted on the training data: a classifier where there are labels  |
+|       | of 5 classes or more, otherwise one that tells how an image was turned or spoilt       |
 | table | its columns, standardised, categorical ones as one-hot                                 |
 | text  | 64 principal components of the frequencies of runs of 1 to 3 characters                 |
 | audio | 64 principal components of log-spectra, their mean and spread over time                 |
@@ -34,6 +34,7 @@ from fivefold.tools.scaling import centre
 WIDTH = 64
 FITTED_ON = 5000  # training examples, at most, that components and scales are fitted on
 STEPS, BATCH = 300, 128  # of the image networks: 2 s on 8x8 images
+CLASSES = 5  # with fewer a classifier sees too little: one of two photographs' patches is blind to blur
 
 State = dict[str, Tensor]
 
@@ -166,7 +167,7 @@ def _fit_image(data: Data) -> tuple[str, State]:
 
 
 def _labels(data: Data) -> tuple[Tensor, int] | None:
-    """Class of each training example and the number of classes, where the data have labels."""
+    """Class of each training example and the number of classes, where the data have labels of enough classes."""
     condition = data.space.condition
     if condition is None and data.source:
         try:
@@ -178,7 +179,8 @@ def _labels(data: Data) -> tuple[Tensor, int] | None:
         data, condition = labelled, labelled.space.condition
     if condition is None or data.train.condition is None or [c.kind for c in condition.columns] != ["categorical"]:
         return None
-    return data.train.condition.flatten().long(), condition.columns[0].levels or 1
+    classes = condition.columns[0].levels or 0
+    return (data.train.condition.flatten().long(), classes) if classes >= CLASSES else None
 
 
 def _train(network: ImageNetwork, classes: int, batch: Callable[[Tensor], tuple[Tensor, Tensor]], size: int) -> None:
@@ -212,8 +214,9 @@ _SPOILT: tuple[Callable[[Tensor], Tensor], ...] = (
 
 def _spoil(x: Tensor) -> tuple[Tensor, Tensor]:
     """Each image turned or spoilt in one way, and which."""
-    way = torch.randint(len(_SPOILT), (len(x),))
-    return torch.stack([f(x) for f in _SPOILT], 1)[torch.arange(len(x)), way], way
+    parts = [spoil(part) for spoil, part in zip(_SPOILT, x.tensor_split(len(_SPOILT)), strict=True)]
+    way = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
+    return torch.cat(parts), way
 
 
 def _apply_image(space: Space, state: State) -> Callable[[Tensor], Tensor]:
