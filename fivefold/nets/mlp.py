@@ -14,14 +14,22 @@ class MLP(nn.Module):
         hidden: width of the hidden layers.
         layers: how many hidden layers.
         activation: between the layers.
+        dropout: probability of dropping a hidden unit in training.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, hidden: int = 128, layers: int = 2, activation: type[nn.Module] = nn.SiLU
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: int = 128,
+        layers: int = 2,
+        activation: type[nn.Module] = nn.SiLU,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         widths = [inputs, *[hidden] * layers]
-        body = [m for i, o in zip(widths, widths[1:], strict=False) for m in (nn.Linear(i, o), activation())]
+        drop = [nn.Dropout(dropout)] if dropout else []
+        body = [m for i, o in zip(widths, widths[1:], strict=False) for m in (nn.Linear(i, o), activation(), *drop)]
         self.net = nn.Sequential(*body, nn.Linear(widths[-1], outputs))
 
     def forward(self, x: Tensor) -> Tensor:
