@@ -62,7 +62,17 @@ class Column:
         """ln |d encoded / d value| in nats; 0 for discrete columns (unit steps stay unit steps)."""
         return -math.log(self.scale) if self.kind == "real" else 0.0
 
+    def describe(self) -> str:
+        """One line for people: name, kind, and the scaling, range or categories."""
+        if self.kind == "real":
+            return f"{self.name}: real, mean {self.location:.6g}, standard deviation {self.scale:.6g}"
+        if self.kind == "integer":
+            return f"{self.name}: integer, {self.location:.0f} to {self.location + (self.levels or 1) - 1:.0f}"
+        shown = ", ".join("(missing)" if value is None else str(value) for value in self.categories[:8])
+        return f"{self.name}: categorical, {self.levels}: {shown}{', ...' if len(self.categories) > 8 else ''}"
+
     def encode(self, values: np.ndarray) -> np.ndarray:
+        """Codes `(N,)`, float32, of values; raises DataError for what the column does not know."""
         if self.kind == "categorical":
             table = {str(value): code for code, value in enumerate(self.categories)}  # "3" from a command line is 3
             table |= {value: code for code, value in enumerate(self.categories)}
@@ -179,15 +189,13 @@ class Space:
             "text": lambda: f"{self.shape[0]} characters of {len(self.symbols)} symbols",
             "audio": lambda: f"{self.shape[0]} samples at {self.rate} Hz",
         }[self.kind]()
-        values = (
-            f", {self.levels} levels"
-            if self.levels and self.kind != "text"
-            else ", real values"
-            if self.kind == "image"
-            else ""
-        )
+        levels = f", {self.levels} levels" if self.levels else ", real values"
         condition = f"; given {self.condition.describe()}" if self.condition else ""
-        return f"{self.kind}: {words}{values}{condition}"
+        return f"{self.kind}: {words}{levels if self.kind == 'image' else ''}{condition}"
+
+    def describe_columns(self) -> list[str]:
+        """A line for every column of a table; none for other spaces."""
+        return [column.describe() for column in self.columns]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -206,13 +214,8 @@ class Space:
 
 
 def _describe_columns(columns: tuple[Column, ...]) -> str:
-    def one(column: Column) -> str:
-        if column.kind == "real":
-            return f"{column.name} real"
-        return f"{column.name} {column.kind} ({column.levels})"
-
-    shown = ", ".join(one(column) for column in columns[:6])
-    return f"{len(columns)} columns: {shown}{', ...' if len(columns) > 6 else ''}"
+    shown = ", ".join(f"{c.name} {c.kind}" + (f" ({c.levels})" if c.levels else "") for c in columns[:6])
+    return f"{len(columns)} columns: {shown}{', ...' if len(columns) > 6 else ''}" if len(columns) > 1 else shown
 
 
 def label_space(categories: tuple[Any, ...], name: str = "label", dtype: str = "int64") -> Space:
@@ -313,10 +316,9 @@ def _decode_audio(space: Space, x: Tensor) -> np.ndarray:
 def _decode_table(space: Space, x: Tensor) -> Any:
     columns = [column.decode(codes) for column, codes in zip(space.columns, x.numpy().T, strict=True)]
     if not space.frame:
-        typed = [
-            v if c.kind == "categorical" else v.astype(c.dtype) for c, v in zip(space.columns, columns, strict=True)
-        ]
-        return np.stack(typed, axis=1)
+        pairs = zip(space.columns, columns, strict=True)
+        plain = [v.astype(c.dtype) if c.dtype in np.sctypeDict and None not in c.categories else v for c, v in pairs]
+        return np.stack(plain, axis=1)
     import pandas as pd
 
     def series(column: Column, values: np.ndarray) -> Any:

@@ -110,3 +110,10 @@ REFUSED = [
 def test_what_does_not_fit_is_refused_by_name(space: Space, data: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         space.encode(data)
+
+
+def test_an_array_of_booleans_comes_back_so() -> None:
+    columns = tuple(Column(f"x{i}", "categorical", "bool", levels=2, categories=(False, True)) for i in range(2))
+    back = Space("table", (2,), 2, columns).decode(torch.tensor([[0.0, 1.0]]))
+    assert back.dtype == bool
+    assert back.tolist() == [[False, True]]

@@ -56,9 +56,9 @@ def load_data(
     size = tuple(size) if isinstance(size, list) else size  # as it comes back from JSON
     options = Options(condition, size, length, missing, split_seed)
     try:
-        raw = _read(source, options)
+        raw = read_raw(source, options)
         if test is not None:
-            raw = with_test(raw, _read(test, options))
+            raw = with_test(raw, read_raw(test, options))
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     named = isinstance(source, str | Path)
@@ -68,7 +68,8 @@ def load_data(
     return replace(data, arguments={k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()})
 
 
-def _read(source: Any, options: Options) -> Raw:
+def read_raw(source: Any, options: Options) -> Raw:
+    """What is found at `source`, neither split nor fitted; see `load_data`."""
     if not isinstance(source, str | Path):
         return arrays.from_memory(source, options)
     name, path = str(source), Path(source).expanduser()

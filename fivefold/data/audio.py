@@ -47,11 +47,15 @@ class _Found:
 
 
 def read(files: list[Path], labels: np.ndarray | None, options: Options) -> Raw:
-    """WAV files as windows, file after file; raises DataError where they are not 16-bit or their rates differ."""
+    """WAV files as windows, file after file in an order drawn at random, so that blocks of them are alike.
+
+    Raises DataError where they are not 16-bit or their rates differ.
+    """
     length = options.length or LENGTH
     _open.cache_clear()  # files may have changed since they were last read
     found, owners, starts = _Found(), [], []
-    for owner, path in enumerate(files):
+    for owner in np.random.default_rng(options.split_seed).permutation(len(files)):
+        path = files[owner]
         rate, samples = _open(path)
         found.rates.setdefault(rate, path)
         found.stereo += samples.ndim > 1

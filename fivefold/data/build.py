@@ -25,10 +25,14 @@ _FIT: dict[str, Callable[[Raw, Options], Space]] = {
     "text": text.fit,
     "audio": audio.fit,
 }
+_FOR = {"size": ("image",), "length": ("text", "audio")}  # options that only some kinds have
 
 
 def assemble(raw: Raw, options: Options, name: str, source: str) -> Data:
     """The Data set of `raw`; raises DataError where the examples cannot be modelled as they are."""
+    for option, kinds in _FOR.items():
+        if getattr(options, option) is not None and raw.kind not in kinds:
+            raise DataError(f"{option} (--{option}) is for {' and '.join(kinds)} data; these are {raw.kind} data")
     if raw.kind == "table":
         tables.prepare(raw, options)
     raw = partition(raw, options.split_seed)

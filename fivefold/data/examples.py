@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fivefold import data
+from fivefold.data import read_raw
 from fivefold.data.raw import Options
 from fivefold.space import DataError, Space
 
@@ -21,12 +21,14 @@ def read_examples(source: str | Path, space: Space, limit: int = 5000) -> Any:
     side = space.shape[1:] if space.kind == "image" else None
     length = space.shape[0] if space.kind in ("text", "audio") else None
     size = None if side is None or not Path(source).is_dir() else (side[0], side[1])
-    raw = data._read(source, Options(None, size, length, "refuse", 0))
+    raw = read_raw(source, Options(None, size, length, "refuse", 0))
     if raw.kind != space.kind:
         raise DataError(f"{source} holds {raw.kind} data; expected {space.describe()}")
     rows = raw.parts["train"].rows
     index = np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(np.int64))
     examples = rows[index]
+    if not raw.facts.get("named", True):
+        examples = examples.to_numpy()  # columns without names are told by their number and order
     try:
         space.encode(examples)
     except (DataError, ValueError) as error:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fivefold.space import Batch, Space
 
+SHOWN = 30  # columns that a description lists
+
 
 @dataclass(frozen=True)
 class Split:
@@ -75,4 +77,6 @@ class Data:
     def describe(self) -> str:
         """Everything that was inferred, in lines for people."""
         sizes = f"{len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test"
-        return "\n".join((f"{self.name}: {self.space.describe()}", sizes, *self.notes))
+        columns = [f"  {line}" for line in self.space.describe_columns()]
+        shown = columns if len(columns) <= SHOWN else [*columns[:SHOWN], f"  and {len(columns) - SHOWN} columns more"]
+        return "\n".join((f"{self.name}: {self.space.describe()}", *shown, sizes, *self.notes))

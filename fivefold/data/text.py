@@ -20,7 +20,7 @@ CHUNK = 2**24
 class Windows:
     """Windows of `length` characters, one every `stride`, of a long text held as code points `(N,)`.
 
-    Rows are indices into `symbols`, the sorted code points (known once the Space is fitted).
+    Rows are indices into `symbols`, the sorted code points; strings until those are known.
     """
 
     points: np.ndarray
@@ -31,10 +31,11 @@ class Windows:
     def __len__(self) -> int:
         return max(0, (len(self.points) - self.length) // self.stride + 1)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __getitem__(self, index: Any) -> Any:
         starts = np.asarray(index)[:, None] * self.stride
         points = self.points[starts + np.arange(self.length)]
-        assert self.symbols is not None
+        if self.symbols is None:
+            return ["".join(map(chr, row)) for row in points.tolist()]
         return np.searchsorted(self.symbols, points)
 
 
