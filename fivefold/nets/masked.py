@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def degree_mask(inputs: Tensor, outputs: Tensor, strict: bool = False) -> Tensor:
-    """Which inputs each output may see, `(outputs, inputs)`: those of no higher degree, or of a lower one if `strict`."""
+    """Which inputs each output may see, `(outputs, inputs)`: of no higher degree, or (`strict`) of a lower one."""
     return outputs[:, None] > inputs if strict else outputs[:, None] >= inputs
 
 
@@ -29,9 +29,9 @@ class MaskedLinear(nn.Linear):
 class CausalConv2d(nn.Conv2d):
     """A convolution that sees only what precedes each pixel, within a row or in the rows above it.
 
-    The kernel of `(height, width)` reaches `height - 1` rows up, or `height` without the own row (`above`).
-    A `width` that is reached leftwards only (`left`) ends at the pixel itself, where `mask` `(outputs, inputs)`
-    says which channels it may use; otherwise the width, odd, is centred.
+    The kernel `(height, width)` reaches `height - 1` rows up, and its odd width to both sides. `above`: it leaves
+    out the pixel's own row and reaches `height` rows up. With a `mask`: its width ends at the pixel itself, of
+    which each output may see the features that the mask `(outputs, inputs)` says.
     """
 
     mask: Tensor | None
@@ -61,6 +61,15 @@ class CausalConv2d(nn.Conv2d):
     def masked_weight(self) -> Tensor:
         """`(outputs, inputs, *kernel)`."""
         return self.weight if self.mask is None else self.weight * self.mask
+
+    @property
+    def rows(self) -> int:
+        """How many rows it sees."""
+        return int(self.kernel_size[0])
+
+    def row(self, x: Tensor) -> Tensor:
+        """One row `(B, outputs, 1, W)` from just the rows that it sees, `(B, inputs, rows, W)`."""
+        return F.conv2d(F.pad(x, self.pad[:2]), self.masked_weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.above:
