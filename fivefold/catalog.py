@@ -97,13 +97,16 @@ def find(name: str) -> Entry:
     raise UnknownSystem(f"no system {name!r} in the catalogue and no module of that name{hint} (fivefold list shows all)")
 
 
-def of_class(cls: type[System]) -> Entry:
-    """The entry of a system's class."""
-    module = cls.__module__
-    for entry in entries().values():
-        if entry.module == module:
-            return entry
-    return find(module)
+def class_of(name: str) -> type[System]:
+    """The class of an id, a module name, or `module:Class`; imports it."""
+    module, colon, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute) if colon else find(name).load()
+
+
+def name_of(cls: type[System]) -> str:
+    """The id of a system of the catalogue; `module:Class` of another, by which `class_of` finds it again."""
+    ids = [entry.id for entry in entries().values() if entry.module == cls.__module__]
+    return ids[0] if ids else f"{cls.__module__}:{cls.__qualname__}"
 
 
 def fitting(space_kind: str) -> list[str]:
@@ -111,14 +114,15 @@ def fitting(space_kind: str) -> list[str]:
     return [entry.id for entry in entries().values() if space_kind in entry.densities]
 
 
-def build(name: str, space: Space, **arguments: Any) -> System:
-    """The system of that name on `space`; where it does not fit, `Unfit` with the list of those that do."""
+def build(system: str | type[System], space: Space, **arguments: Any) -> System:
+    """The system of that name (or class) on `space`; where it does not fit, `Unfit` with the list of those that do."""
     from fivefold.system import Unfit
 
+    cls = class_of(system) if isinstance(system, str) else system
     try:
-        return find(name).load()(space, **arguments)
+        return cls(space, **arguments)
     except Unfit as error:
-        others = [other for other in fitting(space.kind) if other != name]
+        others = [other for other in fitting(space.kind) if other != name_of(cls)]
         raise Unfit(f"{error}. Systems for {space.kind} data: {', '.join(others)}") from error
 
 

@@ -298,7 +298,7 @@ def stars(system: System, cost: Row) -> Row:
 def _identity(cls: type[System], run: Run | None, seed: int) -> Row:
     """What the row is. A system that is not in a file of its own is known by its class's name."""
     try:
-        entry = catalog.find(run.record["system"]) if run else catalog.of_class(cls)
+        entry = catalog.find(run.record["system"] if run else catalog.name_of(cls))
         names = {"system": entry.id, "title": entry.title, "family": entry.family}
     except catalog.UnknownSystem:
         names = {"system": cls.__name__, "title": cls.__name__, "family": "own"}

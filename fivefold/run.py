@@ -72,10 +72,11 @@ class Run:
             raise RunError(f"{path} is truncated or not fivefold's; the run cannot be used without it") from None
         if checksum != _digest(record):
             raise RunError(f"{path} was changed since it was written; put it back or train again")
-        if record["system"] not in catalog.entries() and trust != record["system"]:
+        module = record["system"].partition(":")[0]
+        if module not in catalog.entries() and trust not in (module, record["system"]):
             raise RunError(
-                f"{directory} needs the module {record['system']!r}, which would be imported and run; "
-                f"name it as trusted (--trust {record['system']}) if it is yours"
+                f"{directory} needs the module {module!r}, which would be imported and run; "
+                f"name it as trusted (--trust {module}) if it is yours"
             )
         return cls(Path(directory), record)
 

@@ -84,6 +84,7 @@ class Trainer:
     ) -> None:
         self.system, self.run = system, run
         self.device = system.device
+        self.on_cpu = self.device.type == "cpu"
         self.optimizers = optimizers
         self.names = {player: _player_name(system, player) for player in optimizers}
         self.params = {p: [w for g in o.param_groups for w in g["params"]] for p, o in optimizers.items()}
@@ -99,6 +100,8 @@ class Trainer:
         self.validation = Validation(data, self.device)
         self.evaluations, self.checkpoint_seconds = evaluations, checkpoint_seconds
         self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
+        self.factor = 1.0
+        self.loss, self.stats = torch.zeros(()), dict[str, Tensor]()  # of the last update, over micro-batches
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.pending: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -122,14 +125,17 @@ class Trainer:
                 started = time.perf_counter()
                 try:
                     self._iterate()
-                    self._check(everything=self.device.type == "cpu")
+                    self._check(everything=self.on_cpu)
                 except NonFinite as error:
                     self._go_back(error)
                 self.seconds += time.perf_counter() - started
                 self.progress = self._progress()
                 self.log.step(self)
                 if self._crossed(self.evaluations):
-                    self._validate()
+                    try:
+                        self._validate()
+                    except NonFinite as error:
+                        self._go_back(error)
                 if time.monotonic() - saved > self.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
@@ -161,10 +167,7 @@ class Trainer:
         """One iteration of the system: its generators, one a micro-batch, advanced in lockstep."""
         _seed_step(self.seed, self.step)
         self._before = self.progress
-        factor = self.system.learning_rate(self.progress) * self.learning_factor
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+        self._set_learning_rates(self.system.learning_rate(self.progress) * self.learning_factor)
         streams = [self.system.updates(batch, self.progress) for batch in self.batches.at(self.step)]
         reply: dict[str, Tensor] | None = None
         while (player := self._advance(streams, reply)) is not None:
@@ -174,35 +177,43 @@ class Trainer:
         if self.ema is not None:
             update_average(self.ema, self.system, min(self.ema_decay, (1 + self.step) / (10 + self.step)))
 
+    def _set_learning_rates(self, factor: float) -> None:
+        if factor != self.factor:
+            for group in (group for optimizer in self.optimizers.values() for group in optimizer.param_groups):
+                group["lr"] = group["initial_lr"] * factor
+            self.factor = factor
+
     def _advance(self, streams: list[Iterator[Update]], reply: dict[str, Tensor] | None) -> nn.Module | None:
         """Advance every micro-batch to its next `yield` and add up gradients; the player, or None at the end."""
-        players: set[nn.Module | None] = set()
-        self.stats: dict[str, Tensor] = {}
-        self.loss = torch.zeros((), device=self.device)
-        for i, stream in enumerate(streams):
-            update = self._next(stream, reply if i == 0 else None)
-            players.add(update.player if update else None)
-            if update is None:
-                continue
-            if update.player not in self.params:
-                raise RuntimeError(f"{type(update.player).__name__} yields but has no optimiser")
-            if not torch.is_grad_enabled() or not update.loss.requires_grad:
-                raise RuntimeError("a system yielded inside no_grad, or a loss that no parameter enters")
-            loss = update.loss / len(streams)
-            self.scaler.scale(loss).backward(inputs=self.params[update.player])
-            self.loss += loss.detach()
-            for name, value in update.stats.items():
-                self.stats[name] = value.detach().float() + self.stats.get(name, 0.0)
+        share = 1 / len(streams)
+        updates = [self._next(stream, reply if i == 0 else None, share) for i, stream in enumerate(streams)]
+        players = {update.player if update else None for update in updates}
         if len(players) != 1:
             raise RuntimeError("micro-batches yielded different players: order must not depend on the data")
-        return players.pop()
+        yielded = [update for update in updates if update is not None]
+        if not yielded:
+            return None
+        self.loss = yielded[0].loss if len(yielded) == 1 else torch.stack([update.loss for update in yielded]).sum()
+        self.stats = {
+            name: sum((update.stats[name].detach().float() for update in yielded[1:]), value.detach().float())
+            for name, value in yielded[0].stats.items()
+        }
+        return yielded[0].player
 
-    def _next(self, stream: Iterator[Update], reply: dict[str, Tensor] | None) -> Update | None:
+    def _next(self, stream: Iterator[Update], reply: dict[str, Tensor] | None, share: float) -> Update | None:
+        """One micro-batch to its next `yield`, and the gradients of its share of the loss."""
         with self._precision():
             try:
-                return stream.send(reply)  # type: ignore[attr-defined]
+                update = stream.send(reply)  # type: ignore[attr-defined]
             except StopIteration:
                 return None
+        if update.player not in self.params:
+            raise RuntimeError(f"{type(update.player).__name__} yields but has no optimiser")
+        if not update.loss.requires_grad:
+            raise RuntimeError("a system yielded inside no_grad, or a loss that no parameter enters")
+        loss = update.loss if share == 1 else update.loss * share
+        self.scaler.scale(loss).backward(inputs=self.params[update.player])
+        return update._replace(loss=loss.detach())  # lets the graph go before the next micro-batch
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast is None:
@@ -212,16 +223,18 @@ class Trainer:
     def _descend(self, player: nn.Module) -> None:
         """One optimiser step of `player` along the gradients at hand, averaged over ranks."""
         params, optimizer = self.params[player], self.optimizers[player]
-        grads = [p.grad for p in params if p.grad is not None]
         if ranks.world() > 1:
+            grads = [p.grad for p in params if p.grad is not None]
             ranks.sum_flat([*grads, self.loss, *self.stats.values()])
             torch._foreach_div_([*grads, self.loss], float(ranks.world()))
-        self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = self.loss
         if self.clip:
-            torch.nn.utils.clip_grads_with_norm_(params, self.clip, norm)
+            self.scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(params, self.clip)
+        elif self.step % CHECK_EVERY == 0 and not self.scaler.is_enabled():
+            norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         self.pending.append((player, self.loss, self.loss if self.scaler.is_enabled() else norm))
-        if self.device.type == "cpu":
+        if self.on_cpu:
             self._check_finite(*self.pending[-1])
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -232,16 +245,16 @@ class Trainer:
 
     def _check(self, everything: bool) -> None:
         """Log the losses since the last check; on an accelerator only now and then, since reading waits."""
-        if everything or len(self.pending) >= 16:
+        if everything or len(self.pending) >= CHECK_EVERY:
             for player, loss, norm in self.pending:
-                if self.device.type != "cpu":
+                if not self.on_cpu:
                     self._check_finite(player, loss, norm)
                 self.log.losses(self.names[player], loss.item())
             self.pending.clear()
             self.log.stats(self.stats)
 
     def _check_finite(self, player: nn.Module, loss: Tensor, norm: Tensor) -> None:
-        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
+        if math.isfinite(loss.item()) and (norm is loss or math.isfinite(norm.item())):
             return
         what = "gradient" if math.isfinite(loss.item()) else "loss"
         module = _first_bad(player)
@@ -254,6 +267,7 @@ class Trainer:
         self.load_state(self.good)
         self.failures, self.learning_factor, self.seconds = failures, factor, seconds
         self.pending.clear()
+        self.system.zero_grad(set_to_none=True)  # of the step that failed
         self.log.event({"step": self.step, "went_back": str(error), "learning_factor": factor})
         if failures > self.retries:
             self._save(status="diverged", error=str(error))
@@ -271,6 +285,9 @@ class Trainer:
     def _validate(self) -> None:
         """Measure, keep the best weights, remember this state as good."""
         self._check(everything=True)
+        for player in self.params:
+            if not all(bool(p.isfinite().all()) for p in player.parameters()):
+                raise NonFinite(f"{self.names[player]} is not finite at step {self.step}, first in {_first_bad(player)}")
         if ranks.rank() == 0:
             value, name, monitor = self.validation(self.averaged())
             if math.isfinite(value) and (self.best is None or value < self.best["value"]):
@@ -340,6 +357,7 @@ class Trainer:
         return math.floor(self.progress * parts) > math.floor(self._before * parts)
 
 
+CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
 _COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress")
 
 
@@ -366,7 +384,9 @@ class _Batches:
         return batches
 
     def _read(self, step: int) -> list[Batch]:
-        mine = self._indices(step).chunk(ranks.world())[ranks.rank()]
+        mine = self._indices(step)
+        if ranks.world() > 1:
+            mine = mine.chunk(ranks.world())[ranks.rank()]
         return [self.split.batch(part) for part in (mine.chunk(self.parts) if self.parts > 1 else (mine,))]
 
     def _indices(self, step: int) -> Tensor:
@@ -490,11 +510,12 @@ def fit(
         OptionError: an option does not exist; names the nearest.
         Diverged: training was not finite more often than `retries`.
     """
-    entry = catalog.find(system) if isinstance(system, str) else catalog.of_class(system)
-    split = arguments(entry.load(), preset, options)
-    trainer = _trainer(entry.id, split, data, device, watch)
+    cls = catalog.class_of(system) if isinstance(system, str) else system
+    name = system if isinstance(system, str) else catalog.name_of(cls)
+    split = arguments(cls, preset, options)
+    trainer = _trainer(cls, split, data, device, watch)
     if out is not None and ranks.rank() == 0:
-        record = {"system": entry.id, "preset": preset, "device": device, **_describe(data, trainer, split)}
+        record = {"system": name, "preset": preset, "device": device, **_describe(data, trainer, split)}
         trainer.run = trainer.log.run = Run.create(out, record)
         if split["fit"].get("tensorboard"):
             trainer.log = _Log(trainer.run, True, watch)
@@ -538,14 +559,16 @@ def resume(
 
 
 def _trainer(
-    name: str, split: dict[str, dict[str, Any]], data: Data, device: str, watch: Callable[[Event], None], run: Run | None = None
+    system: str | type[System],
+    split: dict[str, dict[str, Any]],
+    data: Data, device: str, watch: Callable[[Event], None], run: Run | None = None
 ) -> Trainer:
     place = choose_device(device)
     ranks.start(place)
     torch.manual_seed(split["fit"].get("seed", 0))
-    system = catalog.build(name, data.space, **split["system"]).to(place)
-    optimizers = system.optimizers(**split["optimizers"])
-    return Trainer(system, data, optimizers, run if ranks.rank() == 0 else None, watch, **split["fit"])
+    model = catalog.build(system, data.space, **split["system"]).to(place)
+    optimizers = model.optimizers(**split["optimizers"])
+    return Trainer(model, data, optimizers, run if ranks.rank() == 0 else None, watch, **split["fit"])
 
 
 def choose_device(name: str) -> torch.device:

@@ -33,7 +33,7 @@ class Split:
     def batch(self, index: Tensor | slice) -> Batch:
         """Encoded examples at `index` (on the CPU unless the split was moved)."""
         if self.x is not None:
-            x = self.x[index]
+            x = self.x.index_select(0, index) if isinstance(index, Tensor) else self.x[index]
             x = x if x.is_floating_point() else x.long()
         else:
             assert self.read is not None

@@ -1,0 +1,65 @@
+"""Small systems that the trainer's tests train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fivefold import Batch, Density, Space, System, Update
+
+
+class Regression(System):
+    """One player, no noise: a linear autoencoder, its parameters a function of the data alone."""
+
+    densities = {"table": Density.UNNORMALISED}
+
+    def __init__(self, space: Space, *, poison_at: int = -1) -> None:
+        super().__init__(space)
+        self.net = nn.Linear(space.dims, space.dims)
+        self.poison_at = poison_at
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        loss = (self.net(batch.x) - batch.x).square().mean()
+        poisoned = loss * float("nan") if int(self.steps) == self.poison_at else loss
+        yield Update(self, poisoned)
+        self.steps += 1
+
+    def optimizers(self, lr: float = 1e-2) -> dict[nn.Module, torch.optim.Optimizer]:
+        return {self: torch.optim.SGD(self.parameters(), lr)}
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        return self.net(torch.randn(n, *self.space.shape))
+
+    def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        return -(self.net(x) - x).square().sum(1)
+
+
+class Game(System):
+    """Two players and a running statistic that moves once a step by what `yield` returns."""
+
+    densities = {"table": Density.NONE}
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space)
+        self.critic, self.generator = nn.Linear(space.dims, 1), nn.Linear(2, space.dims)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("total", torch.zeros(space.dims))
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        with torch.no_grad():
+            fake = self.generator(torch.randn(len(batch.x), 2))
+        stats = {"count": torch.tensor(float(len(batch.x))), "sum": batch.x.sum(0)}
+        summed = yield Update(self.critic, (self.critic(fake) - self.critic(batch.x)).mean(), stats)
+        if summed is not None:
+            self.seen += summed["count"]
+            self.total += summed["sum"]
+        yield Update(self.generator, -self.critic(self.generator(torch.randn(len(batch.x), 2))).mean())
+
+    def optimizers(self, lr: float = 1e-2) -> dict[nn.Module, torch.optim.Optimizer]:
+        return {player: torch.optim.SGD(player.parameters(), lr) for player in (self.critic, self.generator)}
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        return self.generator(torch.randn(n, 2))
