@@ -55,6 +55,7 @@ class RBM(System):
     log_z_error: Tensor
     log_z_of: Tensor
     conditions: Tensor
+    offset: Tensor
     mean: Tensor
     updated: Tensor
     chain: Tensor
@@ -98,7 +99,8 @@ class RBM(System):
 
     def biases(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Of visible and hidden units, `(width,)` and `(hidden,)`, with a row for each condition where there is one."""
-        a, b = self.visible_bias, self.hidden_bias
+        a: Tensor = self.visible_bias
+        b: Tensor = self.hidden_bias
         if self.shift is not None:
             shift_a, shift_b = self.shift(self.embed(condition)).split([len(a), len(b)], 1)
             a, b = a + shift_a, b + shift_b

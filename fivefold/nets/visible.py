@@ -6,7 +6,9 @@ Each kind of unit has p(v | eta) = base(v) exp(eta . s(v) - A(eta)); a hidden la
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,33 @@ from torch.nn import functional as F
 from fivefold.space import Space
 
 
-class Binomial(nn.Module):
+class Units(nn.Module, ABC):
+    """One kind of unit: `width` statistics, natural parameters `(..., width)`, values v `(B, D)`."""
+
+    width: int
+
+    @abstractmethod
+    def statistic(self, v: Tensor) -> Tensor:
+        """s(v) `(B, width)`."""
+
+    @abstractmethod
+    def log_base(self, v: Tensor) -> Tensor:
+        """ln base(v) in nats `(B,)`."""
+
+    @abstractmethod
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        """A(eta) in nats `(...)`: ln of the integral of base(v) exp(eta . s(v))."""
+
+    @abstractmethod
+    def sample(self, natural: Tensor) -> Tensor:
+        """v `(B, D)` given natural parameters `(B, width)`."""
+
+    @abstractmethod
+    def natural(self, mean: Tensor) -> Tensor:
+        """The natural parameters of units with these mean statistics, kept off the ends of their range."""
+
+
+class Binomial(Units):
     """Counts k of 0..n (binary for n = 1): base C(n, k), statistic k / sqrt(n).
 
     The same as n binary units that share their weights (Teh and Hinton 2001), with weights scaled so that a
@@ -51,13 +79,12 @@ class Binomial(nn.Module):
         return torch.binomial(n.expand_as(natural), (natural / n.clamp(min=1).sqrt()).sigmoid())
 
     def natural(self, mean: Tensor) -> Tensor:
-        """The natural parameters of units with this mean statistic, kept off the ends of its range."""
         root = self.trials.clamp(min=1).sqrt()
         return root * torch.logit(mean / root, eps=1e-3)
 
 
-class Gaussian(nn.Module):
-    """Reals with a learnt deviation: base exp(-v^2 / 2 scale^2), statistic v / scale, p(v | eta) = N(scale eta, scale^2).
+class Gaussian(Units):
+    """Reals of a learnt deviation: base exp(-v^2 / 2 scale^2), statistic v / scale, so v is N(scale eta, scale^2).
 
     Args:
         width: how many.
@@ -84,7 +111,7 @@ class Gaussian(nn.Module):
         return mean
 
 
-class Categorical(nn.Module):
+class Categorical(Units):
     """One value of several, as softmax units: statistic one-hot.
 
     Args:
@@ -112,11 +139,8 @@ class Categorical(nn.Module):
         return mean.clamp(min=1e-3).log()
 
 
-Units = Binomial | Gaussian | Categorical
-
-
-class VisibleUnits(nn.Module):
-    """The visible layer of a Space: encoded examples, flat and float `(B, D)`, with statistics `(B, width)`.
+class VisibleUnits(Units):
+    """The visible layer of a Space: encoded examples, flat and float `(B, D)`.
 
     Levels of images and integer columns are binomial (binary where there are two), real dimensions
     Gaussian, categorical columns softmax.
@@ -125,52 +149,58 @@ class VisibleUnits(nn.Module):
         space: of the examples.
     """
 
-    def __init__(self, space: Space) -> None:
-        super().__init__()
-        kinds = [column.kind for column in space.columns] or [
-            "real" if space.levels is None else "integer"
-        ] * space.dims
-        self.places: list[Tensor] = []
-        self.units = nn.ModuleList()
-        makers: dict[str, Callable[[list[int]], Units]] = {
-            "integer": Binomial,
-            "real": lambda levels: Gaussian(len(levels)),
-            "categorical": Categorical,
-        }
-        for kind, make in makers.items():
-            place = [i for i, k in enumerate(kinds) if k == kind]
-            if place:
-                self.places.append(torch.tensor(place))
-                self.units.append(make([space.dim_levels[i] or 0 for i in place]))
-        self.widths = [units.width for units in self.units]
-        self.width = sum(self.widths)
-        self.register_buffer("back", torch.cat(self.places).argsort(), persistent=False)
-
     back: Tensor
 
-    def _split(self, v: Tensor) -> list[Tensor]:
-        return [v] if len(self.units) == 1 else [v[:, place.to(v.device)] for place in self.places]
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        kinds = [c.kind for c in space.columns] or ["real" if space.levels is None else "integer"] * space.dims
+        self.places: list[list[int]] = []
+        self.kinds = nn.ModuleList()
+        for kind, make in _MAKERS.items():
+            place = [i for i, k in enumerate(kinds) if k == kind]
+            if place:
+                self.places.append(place)
+                self.kinds.append(make([space.dim_levels[i] or 0 for i in place]))
+        self.widths = [units.width for units in self._kinds]
+        self.width = sum(self.widths)
+        self.register_buffer(
+            "back", torch.tensor([i for place in self.places for i in place]).argsort(), persistent=False
+        )
+
+    @property
+    def _kinds(self) -> list[Units]:
+        return cast(list[Units], list(self.kinds))
+
+    def _values(self, v: Tensor) -> list[tuple[Units, Tensor]]:
+        if len(self.kinds) == 1:
+            return [(self._kinds[0], v)]
+        return [(units, v[:, place]) for units, place in zip(self._kinds, self.places, strict=True)]
+
+    def _parameters_of(self, natural: Tensor) -> list[tuple[Units, Tensor]]:
+        return list(zip(self._kinds, natural.split(self.widths, -1), strict=True))
 
     def statistic(self, v: Tensor) -> Tensor:
-        """s(v) `(B, width)`."""
-        return torch.cat([u.statistic(part) for u, part in zip(self.units, self._split(v), strict=True)], 1)
+        return torch.cat([units.statistic(part) for units, part in self._values(v)], 1)
 
     def log_base(self, v: Tensor) -> Tensor:
-        """ln of the base measure, nats `(B,)`."""
-        return sum(u.log_base(part) for u, part in zip(self.units, self._split(v), strict=True))
+        return torch.stack([units.log_base(part) for units, part in self._values(v)]).sum(0)
 
     def log_normaliser(self, natural: Tensor) -> Tensor:
-        """A(eta) in nats: ln of the integral of base(v) exp(eta . s(v)), `(..., width)` to `(...)`."""
-        return sum(u.log_normaliser(n) for u, n in zip(self.units, natural.split(self.widths, -1), strict=True))
+        return torch.stack([units.log_normaliser(part) for units, part in self._parameters_of(natural)]).sum(0)
 
     def sample(self, natural: Tensor) -> Tensor:
-        """Draws v `(B, D)` given natural parameters `(B, width)`."""
-        parts = [u.sample(n) for u, n in zip(self.units, natural.split(self.widths, -1), strict=True)]
+        parts = [units.sample(part) for units, part in self._parameters_of(natural)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)[:, self.back]
 
     def natural(self, mean: Tensor) -> Tensor:
-        """Natural parameters of independent units with these mean statistics, `(..., width)`."""
-        return torch.cat([u.natural(m) for u, m in zip(self.units, mean.split(self.widths, -1), strict=True)], -1)
+        return torch.cat([units.natural(part) for units, part in self._parameters_of(mean)], -1)
+
+
+_MAKERS: dict[str, Callable[[list[int]], Units]] = {
+    "integer": Binomial,
+    "real": lambda levels: Gaussian(len(levels)),
+    "categorical": Categorical,
+}
 
 
 def _log_factorials(k: Tensor, n: Tensor) -> Tensor:
