@@ -98,8 +98,14 @@ def test_mixed_table_has_a_head_per_column():
         assert torch.allclose(head.log_prob(params, x)[:, dim], alone)
         assert torch.equal(head.sample_dim(dim, params[:, dim], noise[:, dim]), x[:, dim])
     assert head.mode(params).shape == (7, 6)
-    with pytest.raises(Unfit, match="real"):
-        Head(space, likelihood="gaussian")
+    named = [type(output).__name__ for output in Head(space, likelihood="gaussian").outputs]
+    assert named == ["Gaussian" if name == "LogisticMixture" else name for name in names]
+
+
+@pytest.mark.parametrize(("likelihood", "levels"), [("gaussian", 3), ("bernoulli", 3), ("categorical", None)])
+def test_a_likelihood_that_models_no_dimension_is_refused(likelihood, levels):
+    with pytest.raises(Unfit, match=likelihood):
+        Head(Space("image", (1, 2, 2), levels=levels), likelihood=likelihood)
 
 
 def test_maps_become_parameters_pixel_by_pixel():

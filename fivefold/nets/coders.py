@@ -7,6 +7,7 @@ one says what the head starts with.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ class Downsampler(nn.Module):
         self.space = space
         channels = channels_at(width, halvings)
         layers: list[nn.Module] = [nn.Conv2d(space.shape[0], width, 3, padding=1)]
-        for narrow, wide in zip(channels, channels[1:], strict=False):
+        for narrow, wide in pairwise(channels):
             layers += [nn.SiLU(), nn.Conv2d(narrow, wide, 3, stride=2, padding=1)]
         layers += [_Residual(channels[-1], dropout) for _ in range(depth)]
         self.net = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], outputs, 1))
@@ -172,8 +173,7 @@ class Upsampler(nn.Module):
         blocks = [_Residual(channels[0], dropout) for _ in range(depth)]
         self.first = nn.Sequential(nn.Conv2d(inputs, channels[0], 3, padding=1), *blocks)
         self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)
-            for wide, narrow in zip(channels, channels[1:], strict=False)
+            nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1) for wide, narrow in pairwise(channels)
         )
         self.last = zero(nn.Conv2d(width, space.shape[0] * head.width, 3, padding=1))
 

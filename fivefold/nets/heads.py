@@ -19,7 +19,7 @@ from fivefold.space import Space
 from fivefold.system import Unfit
 from fivefold.tools import distributions
 
-Likelihood = Literal["auto", "categorical", "logistic-mixture", "gaussian"]
+Likelihood = Literal["auto", "bernoulli", "categorical", "logistic-mixture", "gaussian"]
 MOST_CATEGORIES = 256  # of ordered values; beyond, a discretised logistic mixture needs far fewer parameters
 
 
@@ -142,16 +142,18 @@ class Head(nn.Module):
         space: of the examples, D dimensions when flattened.
         mixtures: components of logistic mixtures.
         likelihood: auto takes a categorical for up to 256 levels and for unordered values, a discretised
-            logistic mixture for more, a logistic mixture for real values; or the name of one to prefer.
+            logistic mixture for more, a logistic mixture for real values; or the name of one to prefer for the
+            dimensions that it models, with auto for the others.
 
     Raises:
-        Unfit: where the likelihood named is not one of the space's values.
+        Unfit: where the likelihood named models no dimension of the space.
     """
 
     def __init__(self, space: Space, mixtures: int = 8, likelihood: Likelihood = "auto") -> None:
         super().__init__()
         self.space = space
         ordered = ordered_dims(space)
+        _check_fits(likelihood, space)
         choose = LIKELIHOODS[likelihood]
         self.outputs = [choose(n, o, mixtures) for n, o in zip(space.dim_levels, ordered, strict=True)]
         self.width = max(len(output.start) for output in self.outputs)
@@ -236,13 +238,27 @@ def _logistic_mixture(levels: int | None, ordered: bool, mixtures: int) -> Outpu
 
 
 def _gaussian(levels: int | None, ordered: bool, mixtures: int) -> Output:
-    if levels is not None:
-        raise Unfit("a gaussian likelihood needs real values; for levels take categorical or logistic-mixture")
-    return Gaussian()
+    return Gaussian() if levels is None else _auto(levels, ordered, mixtures)
+
+
+def _bernoulli(levels: int | None, ordered: bool, mixtures: int) -> Output:
+    return Bernoulli() if levels == 2 else _auto(levels, ordered, mixtures)
+
+
+def _check_fits(likelihood: str, space: Space) -> None:
+    models: dict[str, tuple[str, Callable[[int | None], bool]]] = {
+        "bernoulli": ("two levels", lambda levels: levels == 2),
+        "categorical": ("levels", lambda levels: levels is not None),
+        "gaussian": ("real values", lambda levels: levels is None),
+    }
+    needs, fits = models.get(likelihood, ("", lambda levels: True))
+    if not any(map(fits, space.dim_levels)):
+        raise Unfit(f"a {likelihood} likelihood needs {needs}; there are none in {space.describe()}")
 
 
 LIKELIHOODS: dict[str, Callable[[int | None, bool, int], Output]] = {
     "auto": _auto,
+    "bernoulli": _bernoulli,
     "categorical": _categorical,
     "logistic-mixture": _logistic_mixture,
     "gaussian": _gaussian,

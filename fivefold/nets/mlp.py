@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -29,7 +31,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [inputs, *[hidden] * layers]
         drop = [nn.Dropout(dropout)] if dropout else []
-        body = [m for i, o in zip(widths, widths[1:], strict=False) for m in (nn.Linear(i, o), activation(), *drop)]
+        body = [m for i, o in pairwise(widths) for m in (nn.Linear(i, o), activation(), *drop)]
         self.net = nn.Sequential(*body, nn.Linear(widths[-1], outputs))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fivefold.nets.coders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
-from fivefold.nets.heads import Head
+from fivefold.nets.heads import Head, Likelihood
 from fivefold.system import Batch, Density, LatentSystem, Space, Unfit, Update
 from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
 from fivefold.tools.scaling import log_mean_exp
@@ -32,8 +33,8 @@ class VAE(LatentSystem):
     Args:
         space: what one example is.
         network: mlp or conv; auto takes conv for images of at least 4x4 pixels.
-        likelihood: auto, bernoulli (two levels), categorical, logistic-mixture or gaussian (real values); auto
-            goes by the data, column by column in tables.
+        likelihood: bernoulli (two levels), categorical, logistic-mixture or gaussian (real values); auto goes by
+            the data, column by column in tables.
         latent: dimensions of z.
         width: units of a hidden layer, or channels at full size.
         depth: hidden layers, or residual blocks at the smallest size.
@@ -57,8 +58,8 @@ class VAE(LatentSystem):
         self,
         space: Space,
         *,
-        network: str = "auto",
-        likelihood: str = "auto",
+        network: Literal["auto", "mlp", "conv"] = "auto",
+        likelihood: Likelihood = "auto",
         latent: int = 16,
         width: int = 64,
         depth: int = 2,
