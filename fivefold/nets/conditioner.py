@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 class Conditioner(nn.Module):
     """`(B, inputs, *spatial)` and a condition `(B, condition)` to `(B, outputs, *spatial)`; 0 at first.
 
-    Pre-activation residual blocks: fully connected where `spatial` is empty, else 3x3 convolutions with
-    a learned bias at each position. Without batch normalisation, so that an example's output is its own.
+    Pre-activation residual blocks: fully connected where `spatial` is empty, else 3x3 convolutions (1x1
+    on a single pixel) with a learned bias at each position. Without batch normalisation, so that an
+    example's output is its own.
 
     Args:
         inputs: channels in; may be 0.
@@ -35,7 +37,8 @@ class Conditioner(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        wide, narrow = (_convolution(3), _convolution(1)) if spatial else (nn.Linear, nn.Linear)
+        wide = _convolution(1 if math.prod(spatial) == 1 else 3) if spatial else nn.Linear
+        narrow = _convolution(1) if spatial else nn.Linear
         self.first = wide(inputs, hidden) if inputs else None
         self.position = nn.Parameter(torch.zeros(hidden, *spatial))
         self.condition = nn.Linear(condition, hidden) if condition else None
