@@ -67,7 +67,7 @@ class Comparison:
     @property
     def recommendation(self) -> str:
         """What the numbers recommend, a line for each need, and where they do not decide."""
-        return "\n".join(f"{need}: {text}" for need, text in recommendation(self.rows).items())
+        return "\n".join(map(str, recommendation(self.rows)))
 
 
 def compare(
@@ -321,7 +321,8 @@ class _Crew:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fivefold.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-            pass_fds=(self.lock,), env={**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "PYTHONPATH": _python_path()},
+            pass_fds=(self.lock,),
+            env={**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "PYTHONPATH": _python_path()},
         )  # fmt: skip
         self.running.add(process)
         assert process.stdin is not None

@@ -7,6 +7,7 @@ The row is written as a file; a process that ends without one has crashed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -49,11 +50,12 @@ def main() -> None:
     job: Job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(job["threads"])
-    events = os.fdopen(os.dup(1), "w", buffering=1)
+    events = os.dup(1)
     os.dup2(2, 1)  # what a system prints belongs in the log
 
     def tell(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone: `_end_with_parent` sees to it
+            os.write(events, json.dumps(event).encode() + b"\n")
 
     try:
         row = _WORK[job["kind"]](job, tell)

@@ -144,7 +144,7 @@ def test_samples_of_another_shape_are_a_row_that_says_so(place, finished):
 def test_interrupted_goes_on(place, tmp_path, number, code):
     """Ctrl-C and a kill stop the workers; the same command then finishes the half-trained run, not a new one."""
     out = tmp_path / "out"
-    program = f"import fivefold.compare as c; c.compare(['toys.slow'], 'moons', budget='60steps', out={str(out)!r})"
+    program = f"from fivefold import compare; compare(['toys.slow'], 'moons', budget='60steps', out={str(out)!r})"
     program = f"from fivefold import cli; cli.app = lambda **_: exec({program!r}); cli.main()"
     command = [sys.executable, "-c", program]
     log = out / "runs" / "toys.slow-seed0" / "log.jsonl"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fivefold.report import advice, columns, page, pictures, terminal
+from fivefold.report import advice, columns, page, pictures, plots, terminal
 from fivefold.space import Column, Space
 
 IMAGE = Space("image", (1, 8, 8), levels=17, layout="HW", name="digits")
@@ -41,7 +41,7 @@ def row(label, family="flow", kind="exact", bits=2.0, frechet=1.0, *, error=0.02
                  "parameters": 123_456, "peak_memory_bytes": 5e8},
         "stars": {"training": 2, "sampling": 5, "parameters": 5, "resolution": 1},
         "facts": {"free_form_jacobian": False, "exact_density": "yes"},
-        "curves": {"loss": [[s, 5 / (1 + s)] for s in range(30)], "validation": [[s, 3 / (1 + s)] for s in range(0, 30, 3)]},
+        "curves": {name: [[s, 5 / (1 + s)] for s in range(30)] for name in ("loss", "validation")},
         **fields,
     }  # fmt: skip
 
@@ -88,6 +88,200 @@ def content(space=IMAGE, rows=ELEVEN, n=64):
     settings = {
         "data": {"name": space.name, "source": space.name, "fingerprint": "0123abcd"}, "space": space.to_json(),
         "budget": "30s", "machine": "2 cores", "notes": ["<i>labels</i> left out"],
-        "sizes": {"train": 1257, "valid": 270, "test": 270}, "versions": {"fivefold": "0.1", "torch": "2", "python": "3"},
+        "sizes": {"train": 1257, "valid": 270, "test": 270},
+        "versions": {"fivefold": "0.1", "torch": "2", "python": "3"},
     }  # fmt: skip
     return page.Content(settings, list(rows), draw(), arrays)
+
+
+READ = {column.key: column for column in (columns.BITS, columns.NATS, *columns.QUALITY, *columns.COST)}
+
+
+@pytest.mark.parametrize(
+    ("reading", "several", "text"),
+    [
+        (columns.Reading(1.876, 0.012, "exact"), False, "1.88 (exact)"),
+        (columns.Reading(2.314, 0.012, "lower bound", "16 samples"), False, "≤ 2.31 (bound, 16 samples)"),
+        (columns.Reading(3.31, 0.23, "estimate"), False, "3.3 ± 0.2 (estimate)"),
+        (columns.Reading(1.876, 0.034, "exact"), True, "1.88 ± 0.03 (exact)"),
+        (columns.Reading(np.nan, kind="none"), False, "none"),
+        (columns.Reading(np.nan, kind="unnormalised"), True, "unnormalised"),
+    ],
+)
+def test_the_kind_travels_with_the_number(reading, several, text):
+    assert columns.BITS.show(reading, several) == text
+    assert columns.NATS.show(reading, several) == text.replace("≤", "≥")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (3.3, 0.12, "3.30 ± 0.12"),
+        (0.04567, 0, "0.0457"),
+        (12345, 230, "12,345 ± 230"),
+        (0, 0, "0"),
+        (np.inf, 0, "not finite"),
+    ],
+)
+def test_no_more_digits_than_known(value, error, text):
+    assert columns.with_error(value, error) == text
+
+
+def best(rows, key):
+    return {label: cell.mark for label, cell in columns.cells(READ[key], columns.lines(rows)).items() if cell.mark}
+
+
+RANKED = {  # what is marked of rows of (kind, bits), each with an error of 0.02
+    "best alone": ([("exact", 2.0), ("exact", 2.2)], {"0": "best"}),
+    "tie within two errors": ([("exact", 2.0), ("exact", 2.05), ("exact", 2.2)], {"0": "tie", "1": "tie"}),
+    "a tie of all marks none": ([("exact", 2.0), ("exact", 2.05)], {}),
+    "a bound never beats an exact value": (
+        [("exact", 2.0), ("exact", 2.3), ("lower bound", 1.5), ("lower bound", 1.9)], {"0": "best", "2": "best"},
+    ),
+    "one of a kind has no rank": ([("exact", 2.0), ("lower bound", 1.5)], {}),
+    "no density is no rank": ([("none", 0.0), ("exact", 2.0), ("exact", 2.4)], {"1": "best"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "marks"), RANKED.values(), ids=RANKED)
+def test_only_like_is_ranked_with_like(rows, marks):
+    assert best([row(str(i), kind=kind, bits=bits) for i, (kind, bits) in enumerate(rows)], "bits") == marks
+
+
+def test_below_the_floor_is_not_better_than_at_it():
+    rows = [row("a", frechet=0.1), row("b", frechet=0.29), row("c", frechet=5.0)]
+    assert best(rows, "frechet") == {"a": "tie", "b": "tie"}
+
+
+def test_a_target_is_best_from_either_side():
+    rows = [row("near"), row("far")]
+    for r, value in zip(rows, (0.45, 0.9), strict=True):
+        r["quality"]["two_sample_accuracy"] = {"value": value, "error": 0.01, "floor": 0.5}
+    assert best(rows, "two_sample_accuracy") == {"near": "best"}
+
+
+def test_seeds_give_mean_and_error():
+    [line] = columns.lines([row("a", bits=bits, seed=seed) for seed, bits in enumerate((2.0, 2.2, 2.4))])
+    reading = line.reading(columns.BITS)
+    assert reading.value == pytest.approx(2.2)
+    assert reading.error == pytest.approx(0.2 / 3**0.5)  # over seeds, larger than the 0.02 of one evaluation
+    assert columns.cells(columns.BITS, [line])["a"].text == "2.20 ± 0.12 (exact)"
+
+
+ADVICE = {  # rows, which need (0 density, 1 speed, 2 quality), the choice, words of the text
+    "a clear best": ([row("a", bits=1.9), row("b", bits=2.4)], 0, ["a"], "1.90 ± 0.02 (exact)"),
+    "a tie": ([row("a", bits=1.9), row("b", bits=1.92)], 0, ["a", "b"], "does not decide"),
+    "exact before a bound": (
+        [row("a", bits=1.9), row("b", kind="lower bound", bits=2.4)], 0, ["a"], "of b: the truth may be better",
+    ),
+    "a bound before exact": ([row("a", bits=1.9), row("b", kind="lower bound", bits=1.5)], 0, ["b"], "better still"),
+    "an estimate is no guarantee": (
+        [row("a", bits=1.9), row("b", kind="estimate", bits=1.5)], 0, ["a"], "b is an estimate",
+    ),
+    "only estimates": ([row("a", kind="estimate")], 0, ["a"], "err either way"),
+    "no density": ([row("a", kind="none")], 0, [], "No system here has a density"),
+    "fast but poor": (
+        [row("a", frechet=1.0), row("b", frechet=9.0, rate=9e4)], 1, ["b"], "far from the best (Fréchet distance 9.00",
+    ),
+    "as fast": ([row("a", rate=1000), row("b", rate=1050)], 1, ["b", "a"], "does not decide"),
+    "quality": ([row("a", frechet=1.0), row("b", frechet=2.0)], 2, ["a"], "1.00 ± 0.05"),
+    "at the floor": ([row("a", frechet=0.31), row("b", frechet=2.0)], 2, ["a"], "sees no difference"),
+    "nothing": ([failed()], 0, [], "No system finished"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "need", "choice", "words"), ADVICE.values(), ids=ADVICE)
+def test_advice(rows, need, choice, words):
+    given = advice.recommendation(rows)[need]
+    assert given.choice == choice
+    assert words in given.text
+
+
+def test_advice_on_measures_that_disagree_and_on_copies():
+    rows = [row("a", frechet=1.0), row("b", frechet=2.0)]
+    rows[1]["quality"]["recall"] = {"value": 0.99, "error": 0.01, "floor": 0.8}
+    rows[0]["quality"]["memorisation"] = {"value": 0.9, "error": 0.02, "floor": 0.5}
+    text = advice.recommendation(rows)[2].text
+    assert "recall prefers b" in text
+    assert "look for copies" in text
+
+
+def test_terminal():
+    console = Console(width=130, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal.table(ELEVEN))
+    text = console.export_text()
+    assert "≤ 2.31 (bound, 16 samples)" in text
+    assert "realnvp: diverged: the loss of model was not finite" in text
+    assert "floor: real data" in text
+    assert "unnormalised" in text
+
+
+@pytest.mark.parametrize("space", [IMAGE, PLANE, MIXED, TEXT, AUDIO], ids=lambda space: space.name)
+def test_page_stands_alone_and_escapes(space):
+    text = page.render(content(space, [*ELEVEN[:3], failed()]))
+    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import""", text)
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+    assert "<b>age" not in text
+    assert "<i>labels" not in text
+    assert text.count("<figure") >= 4
+
+
+def test_nothing_is_best_of_one_row():
+    assert 'class="best' not in page.render(content(rows=[row("a")])).split("<tbody>")[1].split("</tbody>")[0]
+
+
+def test_grid_places_images():
+    sheet = pictures.grid(np.stack([np.full((1, 2, 3), i, np.uint8) for i in range(3)]))
+    assert sheet.shape == (5, 7, 4)
+    assert sheet[0, 4, 0] == 1
+    assert sheet[3, 0, 0] == 2
+    assert sheet[2, :, 3].max() == 0  # the gap is transparent
+    assert sheet[3, 4, 3] == 0  # so is what has no image
+
+
+def test_plot_leaves_out_what_it_cannot_place():
+    points = [plots.Point("a", "vae", 1, 2, 5), plots.Point("<b>", "own", 10, 0.1), plots.Point("c", "gan", np.nan, 1)]
+    text = plots.scatter([*points, plots.Point("d", "gan", -1, 1)], plots.Axis("x", True), plots.Axis("y", True))
+    assert text.count('class="name"') == 2
+    assert "&lt;b&gt;" in text
+    assert "nan" not in text
+    assert plots.curve([(0, np.nan)], "vae", "x", "y") == ""
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_browser_sorts_by_a_click(tmp_path):
+    """The page opens from the file system, a click on a column changes the order, and nothing is complained of."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = page.write(content(), tmp_path / "report.html")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+        tab = browser.new_page(viewport={"width": 390, "height": 800})
+        complaints, requests = [], []
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(path.as_uri())
+        labels = lambda: tab.locator("#results tbody th").all_inner_texts()  # noqa: E731
+        before = labels()
+        button = tab.locator("#results thead button", has_text="Fréchet")
+        button.click()
+        by_quality = labels()
+        button.click()
+        reversed_ = labels()
+        tab.locator("#results thead button", has_text="System").click()
+        by_name = labels()
+        width = tab.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert before == [r["label"] for r in ELEVEN]
+    assert by_quality[:2] == ["gated-pixelcnn", "transformer"]
+    assert reversed_[:2] == ["rbm", "igebm"]
+    assert by_quality[-1] == reversed_[-1] == "realnvp"  # what has no value stays at the end
+    assert by_name == sorted(before)
+    assert width <= 390
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

@@ -320,7 +320,7 @@ def cells(column: Column, table: list[Line]) -> dict[str, Cell]:
     marks: dict[str, str] = {}
     for group in by_kind(readings).values():
         first = leaders(column, group)
-        if len(group) > 1:
+        if len(group) > max(len(first), 1):  # a tie of all distinguishes nothing
             marks |= dict.fromkeys(first, "tie" if len(first) > 1 else "best")
     several = any(len(line.finished) > 1 for line in table)
     return {line.label: _cell(column, readings.get(line.label), marks.get(line.label, ""), several) for line in table}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fivefold.catalog import FAMILIES
 from fivefold.files import write_text
 from fivefold.report import pictures, plots
-from fivefold.report.advice import recommendation
+from fivefold.report.advice import listed, recommendation
 from fivefold.report.columns import BITS, Column, Line, Row, cells, columns, floors, lines, number
 from fivefold.report.terminal import failures
 from fivefold.space import Space
@@ -67,6 +67,7 @@ def _context(content: Content) -> dict[str, Any]:
         "description": Space.from_json(settings["space"]).describe(),
         "written": datetime.date.today().isoformat(),
         "recommendation": recommendation(content.rows),
+        "listed": listed,
         "families": {line.family: FAMILIES.get(line.family, line.family) for line in table},
         "colour": plots.family_colour,
         "marker": lambda family: Markup(f'<svg class="key" viewBox="-7 -7 14 14">{plots.marker(family, 0, 0)}</svg>'),

@@ -97,7 +97,9 @@ def _waveform(signal: Array, family: str, width: int = 200, height: int = 48) ->
     columns = np.array_split(signal.astype(float) / 32768, min(width, len(signal)))
     edges = [(i, height / 2 * (1 - c.max()), height / 2 * (1 - c.min())) for i, c in enumerate(columns)]
     path = "".join(f"M{i} {top:.1f}V{bottom + 0.5:.1f}" for i, top, bottom in edges)
-    return Markup(f'<svg class="wave" viewBox="0 0 {width} {height}">{_path(path, family, 1)}</svg>')
+    return Markup(
+        f'<svg class="wave" preserveAspectRatio="none" viewBox="0 0 {width} {height}">{_path(path, family, 1)}</svg>'
+    )
 
 
 def _path(path: str, family: str, width: float) -> str:

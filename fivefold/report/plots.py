@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 440, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 44
-_CHARACTER = 6.4  # width of a character of a label
+_CHARACTER = 6.8  # width of a character of a label
 
 
 class Point(NamedTuple):
@@ -146,27 +146,39 @@ def scatter(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> Markup:
                 f'<line class="error" x1="{px:.1f}" x2="{px:.1f}" y1="{low:.1f}" y2="{y(point.y + point.error):.1f}"/>'
             )
         parts.append(f"<g>{marker(point.family, px, py)}<title>{escape(point.name)}</title></g>")
-    for point, (lx, ly) in zip(points, _labels([p.name for p in points], spots), strict=True):
-        parts.append(f'<text class="name" x="{lx:.1f}" y="{ly:.1f}">{escape(point.name)}</text>')
+    for point, (lx, ly, anchor) in zip(points, _labels([p.name for p in points], spots), strict=True):
+        parts.append(f'<text class="name" text-anchor="{anchor}" x="{lx:.1f}" y="{ly:.1f}">{escape(point.name)}</text>')
     return _svg(parts, f"{y_axis.title} against {x_axis.title}")
 
 
-def _labels(names: list[str], spots: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Left ends of the names' baselines: the first place around each point with the least overlap."""
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
+_PLACES = ((9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 19, "middle"),
+           (7, -8, "start"), (7, 16, "start"), (-7, -8, "end"), (-7, 16, "end"))  # fmt: skip
+_ANCHORS = {"start": 0.0, "middle": 0.5, "end": 1.0}  # share of a name's width that lies left of its anchor
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _labels(names: list[str], spots: list[tuple[float, float]]) -> list[tuple[float, float, str]]:
+    """Anchors of the names' baselines: the first place around each point with the least overlap."""
+    taken: list[Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
     placed = []
     for name, (x, y) in zip(names, spots, strict=True):
-        wide = len(name) * _CHARACTER
-        places = [(x + 9, y + 4), (x - 9 - wide, y + 4), (x - wide / 2, y - 10), (x - wide / 2, y + 19)]
-        places += [(x + 7, y - 8), (x + 7, y + 16), (x - 7 - wide, y - 8), (x - 7 - wide, y + 16)]
-        best = min(places, key=lambda place: _covered(place, wide, taken))
-        taken.append((best[0], best[1] - 10, best[0] + wide, best[1] + 3))
+        boxes = {(x + dx, y + dy, anchor): _box(name, x + dx, y + dy, anchor) for dx, dy, anchor in _PLACES}
+        best = min(boxes, key=lambda place: _covered(boxes[place], taken))
+        taken.append(boxes[best])
         placed.append(best)
     return placed
 
 
-def _covered(place: tuple[float, float], wide: float, taken: list[tuple[float, float, float, float]]) -> float:
-    left, top, right, bottom = place[0], place[1] - 10, place[0] + wide, place[1] + 3
+def _box(name: str, x: float, y: float, anchor: str) -> Box:
+    wide = len(name) * _CHARACTER
+    left = x - _ANCHORS[anchor] * wide
+    return left, y - 10, left + wide, y + 3
+
+
+def _covered(box: Box, taken: list[Box]) -> float:
+    """Area that a box shares with those taken; being outside the plot counts much more."""
+    left, top, right, bottom = box
     outside = max(0.0, _LEFT - left) + max(0.0, right - WIDTH) + max(0.0, _TOP - 8 - top)
     area = sum(max(0.0, min(right, r) - max(left, x)) * max(0.0, min(bottom, b) - max(top, t)) for x, t, r, b in taken)
     return area + 100 * outside
