@@ -59,6 +59,10 @@ class GatedPixelcnn(AutoregressiveSystem):
         colours = space.shape[0]
         if channels < colours:
             raise Unfit(f"{colours} colour channels need as many features or more, got channels={channels}")
+        if kernel % 2 == 0 or first_kernel % 2 == 0 or first_kernel < 3:
+            raise ValueError(
+                f"kernels must be odd, the first at least 3; got kernel={kernel}, first_kernel={first_kernel}"
+            )
         self.group = spread_degrees(channels, colours)
         colour = torch.arange(colours)
         inputs, outputs = (colour.repeat_interleave(width) for width in (embedding, self.head.width))

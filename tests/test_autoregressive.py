@@ -1,0 +1,200 @@
+"""MADE, gated PixelCNN and transformer: densities against enumeration, order, samples, incremental against full."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch.utils.flop_counter import FlopCounterMode
+
+from fivefold import catalog, fit
+from fivefold.data.splits import Data, Split
+from fivefold.nets.embedding import DimEmbedding, DimFeatures
+from fivefold.space import Batch, Column, Space, label_space
+from fivefold.system import Unfit
+
+SIGNIFICANCE = 1e-4
+LABEL = label_space(("a", "b", "c"))
+COLUMNS = (
+    Column("real"),
+    Column("letter", "categorical", levels=3, categories=tuple("xyz")),
+    Column("count", "integer", levels=4),
+)
+TABLE = Space("table", (3,), columns=COLUMNS)
+TEXT = Space("text", (4,), levels=3, symbols="abc")
+IMAGE = Space("image", (1, 2, 2), levels=3)
+COLOUR = Space("image", (3, 1, 2), levels=2, condition=LABEL)
+
+SMALL = {
+    "made": {"hidden": 30, "layers": 2, "dropout": 0.0},
+    "gated-pixelcnn": {"channels": 9, "layers": 2, "embedding": 3, "dropout": 0.0},
+    "transformer": {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0},
+}
+MIXTURE = ("made", {"orders": 2, "masks": 2})  # four members
+SYSTEMS = [(name, {}) for name in SMALL]
+
+
+def build(name, space, **options):
+    """A small system with weights far from their start, so that its density is no accident of symmetry."""
+    torch.manual_seed(0)
+    system = catalog.build(name, space, **{**SMALL[name], **options}).eval()
+    with torch.no_grad():
+        for parameter in system.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return system
+
+
+def every(space):
+    """All examples of an enumerable space, encoded."""
+    values = itertools.product(*(range(levels) for levels in space.dim_levels))
+    return torch.tensor(list(values)).view(-1, *space.shape)
+
+
+def condition_for(space, n):
+    return None if space.condition is None else torch.arange(n).remainder(3).view(n, 1).float()
+
+
+def cases(*spaces, systems=(*SYSTEMS, MIXTURE)):
+    return [
+        pytest.param(name, options, space, id=f"{name}-{space.kind}-{'x'.join(map(str, space.shape))}{options or ''}")
+        for name, options in systems
+        for space in spaces
+        if space.kind in catalog.find(name).densities
+    ]
+
+
+@pytest.mark.parametrize(("name", "options", "space"), cases(IMAGE, COLOUR, TEXT))
+def test_probabilities_sum_to_one(name, options, space):
+    system, x = build(name, space, **options), every(space)
+    for label in range(3 if space.condition else 1):
+        condition = None if space.condition is None else torch.full((len(x), 1), float(label))
+        with system.evaluating():
+            assert system._log_prob(x, condition).double().logsumexp(0).abs() < 1e-5
+
+
+@pytest.mark.parametrize(("name", "options", "space"), cases(TABLE))
+def test_a_mixed_table_integrates_to_one(name, options, space):
+    system, grid = build(name, space, **options), torch.linspace(-40, 40, 4001)
+    total = 0.0
+    for letter, count in itertools.product(range(3), range(4)):
+        x = torch.stack([grid, torch.full_like(grid, letter), torch.full_like(grid, count)], 1)
+        with system.evaluating():
+            total += torch.trapezoid(system._log_prob(x, None).exp(), grid).item()
+    assert abs(total - 1) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "options", "space"), cases(IMAGE, COLOUR, TEXT))
+def test_samples_follow_the_density(name, options, space):
+    system, x, n = build(name, space, **options), every(space), 4000
+    condition = None if space.condition is None else torch.ones(n, 1)
+    samples = system.sample_encoded(n, condition, seed=1).flatten(1)
+    places = torch.tensor([levels ** (space.dims - 1 - i) for i, levels in enumerate(space.dim_levels)])
+    observed = torch.bincount((samples * places).sum(1), minlength=len(x)).double()
+    with system.evaluating():
+        expected = system._log_prob(x, None if condition is None else condition[: len(x)]).double().exp() * n
+    likely = expected > 5
+    observed, expected = (torch.cat([v[likely], v[~likely].sum()[None]]) for v in (observed, expected))
+    kept = expected > 0
+    assert chisquare(observed[kept], expected[kept] * n / expected[kept].sum()).pvalue > SIGNIFICANCE
+
+
+SHAPES = [Space("image", shape, levels=5, condition=LABEL) for shape in [(1, 3, 4), (3, 4, 3), (4, 2, 1), (1, 1, 1)]]
+
+
+@pytest.mark.parametrize(("name", "options", "space"), cases(*SHAPES, TEXT, systems=SYSTEMS))
+def test_the_jacobian_is_strictly_triangular(name, options, space, monkeypatch):
+    """Of every dimension's parameters by the features of every dimension, in the system's order; nothing is missing."""
+    wide = {"hidden": 600} if name == "made" else {}  # so that no input meets only dead units
+    system, condition = build(name, space, **wide, **options), condition_for(space, 1)
+    x = torch.zeros(1, *space.shape, dtype=torch.long)
+    kind = DimFeatures if name == "made" else DimEmbedding
+    (module,) = (m for m in system.modules() if type(m) is kind)
+    features = module(x).detach()
+
+    def parameters(f):
+        monkeypatch.setattr(kind, "forward", lambda self, x: f)
+        return system.conditionals(x, condition)[0]
+
+    jacobian = torch.autograd.functional.jacobian(parameters, features)[:, :, 0].abs().amax(1)
+    if name == "made":
+        jacobian = jacobian.unflatten(1, (space.dims, -1))
+    order = list(system._order())
+    influence = jacobian.amax(-1)[order][:, order]
+    assert influence.triu().max() == 0
+    assert (influence + torch.ones_like(influence).triu() > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "space"),
+    cases(*SHAPES, TEXT, TABLE, Space("audio", (6,), levels=65536, rate=8000), Space("image", (1, 3, 2))),
+)
+def test_incremental_sampling_equals_full_evaluation(name, options, space):
+    system, condition = build(name, space, **options), condition_for(space, 16)
+    with system.evaluating():
+        torch.manual_seed(2)
+        incremental = system._sample(16, condition)
+        torch.manual_seed(2)
+        full = system._sample_full(16, condition)
+    if space.levels is None:
+        torch.testing.assert_close(incremental, full, rtol=1e-4, atol=1e-4)
+    else:
+        assert torch.equal(incremental, full)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_sampling_costs_about_one_pass(name):
+    """In multiplications, so linear in the dimensions where a pass is."""
+    space = Space("image", (3, 6, 5), levels=4)
+    system = build(name, space)
+
+    def operations(f):
+        with FlopCounterMode(display=False) as counter, system.evaluating():
+            f()
+        return counter.get_total_flops()
+
+    one_pass = operations(lambda: system.conditionals(torch.zeros(2, *space.shape, dtype=torch.long), None))
+    assert operations(lambda: system._sample(2, None)) < 1.5 * one_pass
+
+
+@pytest.mark.parametrize(("name", "space"), [("made", TABLE), ("gated-pixelcnn", IMAGE), ("transformer", TEXT)])
+def test_learns_a_dependency_and_the_condition(name, space):
+    """Examples that their condition fixes: the density rises from chance to nearly one, and samples obey."""
+    rng, label = np.random.default_rng(0), np.arange(600) % 3
+    x = np.repeat(label[:, None], space.dims, 1).astype(np.float32)
+    if space is TABLE:
+        x[:, 0] = label - 1 + 0.05 * rng.standard_normal(600)
+    x = torch.from_numpy(x).view(-1, *space.shape)
+    x = x if space is TABLE else x.long()
+    splits = [
+        Split(200, x[part], torch.from_numpy(label[part, None]).float()) for part in np.split(rng.permutation(600), 3)
+    ]
+    data = Data("toy", space.conditioned_on(LABEL), *splits, fingerprint="")
+    system = fit(name, data, budget="150steps", seed=0, lr=5e-3, ema=0.9, **SMALL[name])
+    batch = data.test.batch(slice(None))
+    assert system.score_encoded(batch).log_prob.mean() > -0.7
+    swapped = Batch(batch.x, (batch.condition + 1) % 3)
+    assert system.score_encoded(swapped).log_prob.mean() < -3
+    drawn = system.sample_encoded(60, condition_for(data.space, 60), seed=0).flatten(1)[:, -1]
+    assert (drawn == condition_for(data.space, 60)[:, 0]).float().mean() > 0.9
+
+
+def test_order_agnostic_ensemble_beats_no_member_alone_on_average():
+    """The mixture's log-density is at least the mean of its members' (Jensen), and its members differ."""
+    system, x = build("made", IMAGE, orders=3, masks=2), every(IMAGE)
+    with system.evaluating():
+        members = torch.stack([system._member_log_prob(member, x, None) for member in range(6)])
+        assert (system._log_prob(x, None) >= members.mean(0) - 1e-5).all()
+    assert members.std(0).min() > 1e-4
+    assert sorted(system.position[1].tolist()) == [0, 1, 2, 3]
+
+
+def test_refusals_say_why():
+    with pytest.raises(Unfit, match="GiB"):
+        catalog.build("transformer", Space("audio", (20_000,), levels=65536, rate=8000))
+    with pytest.raises(Unfit, match="colour channels"):
+        catalog.build("gated-pixelcnn", Space("image", (3, 2, 2), levels=4), channels=2)
+    with pytest.raises(Unfit, match="made"):
+        catalog.build("gated-pixelcnn", TABLE)
+    with pytest.raises(ValueError, match="odd"):
+        catalog.build("gated-pixelcnn", IMAGE, kernel=4)
