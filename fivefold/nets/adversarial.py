@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 
-import torch
 from torch import Tensor, nn
 
-from fivefold.nets.condition import ConditionEmbedding
+from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.mlp import MLP
 from fivefold.nets.norm import BatchNorm
 from fivefold.space import Space
@@ -45,14 +44,6 @@ def _squash(space: Space) -> nn.Module:
     return nn.Tanh() if space.discrete else nn.Identity()
 
 
-def _joined(x: Tensor, embedding: Tensor | None) -> Tensor:
-    """`x` `(B, C, ...)` with the embedding `(B, E)` as E more channels, constant over positions."""
-    if embedding is None:
-        return x
-    maps = embedding.view(*embedding.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
-    return torch.cat([x, maps.to(x.dtype)], 1)
-
-
 class ConvGenerator(nn.Module):
     """Projects the code to a small image of many channels, then doubles its sides and halves its channels.
 
@@ -83,7 +74,7 @@ class ConvGenerator(nn.Module):
             initialise(self)
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        start = self.project(_joined(z, self.embed(condition))).view(-1, *self.start)
+        start = self.project(with_maps(z, self.embed(condition))).view(-1, *self.start)
         return self.layers(start)[..., : self.height, : self.width]
 
 
@@ -112,7 +103,7 @@ class ConvCritic(nn.Module):
             initialise(self)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.layers(_joined(x, self.embed(condition))).squeeze(1)
+        return self.layers(with_maps(x, self.embed(condition))).squeeze(1)
 
 
 class MLPGenerator(nn.Module):
@@ -133,7 +124,7 @@ class MLPGenerator(nn.Module):
         self.squash = _squash(space)
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.squash(self.net(_joined(z, self.embed(condition)))).view(-1, *self.shape)
+        return self.squash(self.net(with_maps(z, self.embed(condition)))).view(-1, *self.shape)
 
 
 class MLPCritic(nn.Module):
@@ -151,7 +142,7 @@ class MLPCritic(nn.Module):
         self.net = MLP(space.dims + self.embed.width, 1, 4 * width, layers=3, activation=nn.LeakyReLU)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.net(_joined(x.flatten(1), self.embed(condition))).squeeze(1)
+        return self.net(with_maps(x.flatten(1), self.embed(condition))).squeeze(1)
 
 
 def initialise(net: nn.Module) -> None:

@@ -24,7 +24,9 @@ class ConditionEmbedding(nn.Module):
         self.space = space
         self.width = 0 if space is None else width
         if space is not None:
-            categorical = [column.kind == "categorical" for column in space.columns] or [space.kind == "text"] * space.dims
+            categorical = [column.kind == "categorical" for column in space.columns] or [
+                space.kind == "text"
+            ] * space.dims
             levels = [n for n, is_one in zip(space.dim_levels, categorical, strict=True) if is_one]
             self.register_buffer("is_categorical", torch.tensor(categorical), persistent=False)
             self.is_categorical: Tensor
@@ -38,3 +40,11 @@ class ConditionEmbedding(nn.Module):
         codes = flat[:, self.is_categorical].long()
         one_hot = [F.one_hot(codes[:, i], n).float() for i, n in enumerate(self.levels)]
         return self.net(torch.cat([*one_hot, real[:, ~self.is_categorical]], 1))
+
+
+def with_maps(x: Tensor, embedding: Tensor | None) -> Tensor:
+    """`x` `(B, C, ...)` with an embedding `(B, E)` as E more channels, constant over positions; `x` if None."""
+    if embedding is None:
+        return x
+    maps = embedding.view(*embedding.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+    return torch.cat([x, maps.to(x.dtype)], 1)

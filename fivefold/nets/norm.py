@@ -85,10 +85,9 @@ def frozen(net: nn.Module) -> Iterator[None]:
     try:
         with parametrize.cached():
             with torch.no_grad():
-                for module in net.modules():
-                    if parametrize.is_parametrized(module):
-                        for name in module.parametrizations:
-                            getattr(module, name)  # fills the cache
+                for module in filter(parametrize.is_parametrized, net.modules()):
+                    for name in dict(module.parametrizations.named_children()):  # type: ignore[union-attr]
+                        getattr(module, name)  # fills the cache
             yield
     finally:
         net.train(was_training)

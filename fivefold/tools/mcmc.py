@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def sgld(
     step_size: float,
     noise: float | None = None,
     clamp: float = math.inf,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    bounds: tuple[Any, Any] = (-math.inf, math.inf),
 ) -> Tensor:
     """Langevin dynamics, x <- x - step_size / 2 dE/dx + e with e ~ N(0, step_size I) (survey Eq. 4).
 
@@ -45,7 +46,7 @@ def sgld(
         noise: standard deviation of e where it is tweaked independently; None: sqrt(step_size). The
             chains then follow exp(-E / T) at the temperature T = noise^2 / step_size.
         clamp: largest magnitude of a component of the gradient.
-        bounds: of x, which is clipped to them after each step.
+        bounds: of x, numbers or tensors; it is clipped to them after each step.
 
     Returns:
         The chains' ends, `(B, ...)`, without graph.

@@ -1,0 +1,88 @@
+"""Residual networks without normalisation layers: `(B, *shape)` to one number each, for energies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fivefold.nets.condition import ConditionEmbedding, with_maps
+from fivefold.space import Space
+
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x), f two layers of the same kind behind SiLUs; a third layer widens x where the widths differ.
+
+    Args:
+        layer: makes one layer from its input and output widths.
+        inputs: width of x.
+        outputs: width of the result.
+    """
+
+    def __init__(self, layer: Callable[[int, int], nn.Module], inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.second = layer(inputs, outputs), layer(outputs, outputs)
+        self.skip = nn.Identity() if inputs == outputs else layer(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.second(F.silu(self.first(F.silu(x))))
+
+
+class ConvEnergy(nn.Module):
+    """Residual blocks of 3x3 convolutions on images `(B, C, H, W)`; the sides halved, the width doubled between them.
+
+    Args:
+        space: of images of any size.
+        width: channels at full resolution.
+        wrap: around every layer with weights, such as `spectral_norm`.
+        blocks: how many; the sides are halved after each but the last.
+        condition_width: channels that a condition adds.
+    """
+
+    def __init__(self, space: Space, width: int, wrap: Wrap, blocks: int = 3, condition_width: int = 16) -> None:
+        super().__init__()
+        self.embed = ConditionEmbedding(space.condition, condition_width)
+
+        def layer(inputs: int, outputs: int) -> nn.Module:
+            return wrap(nn.Conv2d(inputs, outputs, 3, padding=1))
+
+        widths = [width * 2**i for i in range(blocks)]
+        self.first = layer(space.shape[0] + self.embed.width, width)
+        self.blocks = nn.ModuleList(ResidualBlock(layer, i, o) for i, o in zip([width, *widths], widths, strict=False))
+        self.last = wrap(nn.Linear(widths[-1], 1))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = self.first(with_maps(x, self.embed(condition)))
+        for i, block in enumerate(self.blocks):
+            h = block(F.avg_pool2d(h, 2, ceil_mode=True) if i else h)
+        return self.last(F.silu(h).sum((2, 3))).squeeze(1)
+
+
+class MLPEnergy(nn.Module):
+    """Residual blocks of linear layers on tables `(B, D)`.
+
+    Args:
+        space: of the examples.
+        width: of the layers.
+        wrap: around every layer with weights, such as `spectral_norm`.
+        blocks: how many.
+        condition_width: columns that a condition adds.
+    """
+
+    def __init__(self, space: Space, width: int, wrap: Wrap, blocks: int = 3, condition_width: int = 16) -> None:
+        super().__init__()
+        self.embed = ConditionEmbedding(space.condition, condition_width)
+
+        def layer(inputs: int, outputs: int) -> nn.Module:
+            return wrap(nn.Linear(inputs, outputs))
+
+        self.first = layer(space.dims + self.embed.width, width)
+        self.blocks = nn.Sequential(*[ResidualBlock(layer, width, width) for _ in range(blocks)])
+        self.last = layer(width, 1)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = self.blocks(self.first(with_maps(x.flatten(1), self.embed(condition))))
+        return self.last(F.silu(h)).squeeze(1)
