@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.common import machine, write_result
 from fivefold import Batch, Density, System, load_data
 from fivefold.data import Data
-from fivefold.train import Trainer
+from fivefold.trainer import Trainer
 
 STEPS, ROUNDS, BATCH = 2000, 7, 64
 
@@ -61,7 +61,14 @@ def trained(data: Data) -> float:
     torch.manual_seed(0)
     system = TinyRegression(data.space)
     trainer = Trainer(
-        system, data, system.optimizers(), None, lambda event: None, budget=f"{STEPS}steps", batch_size=BATCH, evaluations=1
+        system,
+        data,
+        system.optimizers(),
+        None,
+        lambda event: None,
+        budget=f"{STEPS}steps",
+        batch_size=BATCH,
+        evaluations=1,
     )
     trainer.train()
     return trainer.seconds

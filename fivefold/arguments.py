@@ -33,7 +33,7 @@ class Option:
 
 def options(cls: type[System]) -> dict[str, Option]:
     """All options of a system by name."""
-    from fivefold.train import Trainer
+    from fivefold.trainer import Trainer
 
     found: dict[str, Option] = {}
     for home, function, owner in (
@@ -71,7 +71,8 @@ def _options(function: Callable[..., Any], owner: Any, home: str) -> list[Option
     import docstring_parser
 
     documents = (inspect.getdoc(owner) or "", inspect.getdoc(function) or "")
-    helps = {p.arg_name: " ".join((p.description or "").split()) for d in documents for p in docstring_parser.parse(d).params}
+    params = [p for document in documents for p in docstring_parser.parse(document).params]
+    helps = {p.arg_name: " ".join((p.description or "").split()) for p in params}
     types = typing.get_type_hints(function)
     return [
         Option(p.name, types.get(p.name, str), p.default, helps.get(p.name, ""), home)

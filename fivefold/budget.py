@@ -24,7 +24,7 @@ class Budget:
         """From words such as `60s`, `10m`, `2h`, `5000steps`, `20epochs`; ValueError says what was expected."""
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", str(text))
         if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
-            raise ValueError(f"budget {text!r}: expected a time, steps or epochs, as 60s, 10m, 2h, 5000steps or 20epochs")
+            raise ValueError(f"budget {text!r}: expected a time, steps or epochs, as 60s, 10m, 5000steps or 20epochs")
         unit, factor = _UNITS[match[2]]
         return cls(float(match[1]) * factor, unit)
 

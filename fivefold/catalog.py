@@ -55,7 +55,7 @@ class Entry:
 
     def load(self) -> type[System]:
         """The class; imports its module."""
-        return getattr(importlib.import_module(self.module), self.class_name)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(self.module), self.class_name)
 
     def to_json(self) -> dict[str, Any]:
         kinds = sorted(set(self.densities.values()))
@@ -94,7 +94,7 @@ def find(name: str) -> Entry:
         return _read(Path(spec.origin), name.split(".")[0], name, name)
     near = difflib.get_close_matches(name, entries(), 1, 0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownSystem(f"no system {name!r} in the catalogue and no module of that name{hint} (fivefold list shows all)")
+    raise UnknownSystem(f"no system {name!r} in the catalogue, nor a module{hint} (fivefold list shows all)")
 
 
 def class_of(name: str) -> type[System]:

@@ -48,13 +48,14 @@ def main() -> None:
 def _is_for_people(error: Exception) -> bool:
     """The errors that say what was given and how to mend it; anything else is our bug and keeps its traceback."""
     from fivefold.arguments import OptionError
+    from fivefold.features import FeatureError
     from fivefold.run import RunError
     from fivefold.space import DataError
     from fivefold.system import Unfit
     from fivefold.tools.metrics import TooFew
-    from fivefold.train import Diverged
+    from fivefold.trainer import Diverged
 
-    kinds = (catalog.UnknownSystem, OptionError, RunError, DataError, Unfit, TooFew, Diverged, OSError)
+    kinds = (catalog.UnknownSystem, OptionError, FeatureError, RunError, DataError, Unfit, TooFew, Diverged, OSError)
     return isinstance(error, kinds) or (isinstance(error, ValueError) and str(error).startswith("budget"))
 
 
@@ -173,7 +174,7 @@ def _click_option(option: Any, defaults: dict[str, Any]) -> click.Option:
     return click.Option([flag, option.name], type=kind, default=None, help=help_text)
 
 
-class _Several(click.ParamType):
+class _Several(click.ParamType):  # type: ignore[type-arg]
     """Comma-separated values."""
 
     def __init__(self, kind: type) -> None:
@@ -221,13 +222,10 @@ def _free(path: Path) -> Path:
 
 
 def _say_trained(folder: Path) -> None:
-    from fivefold.run import Run
-
     best = json.loads((folder / "run.json").read_text())["best"]
     if best:
         click.echo(f"best by validation: {best['value']:.4g} {best['name']}, at step {best['step']:,}")
     click.echo(f"kept in {folder}: fivefold sample {folder} -n 16 --out samples.png; fivefold evaluate {folder}")
-    assert Run  # the folder is a Run
 
 
 @app.command()
@@ -316,12 +314,15 @@ def _trust(command: Callable[..., None]) -> Callable[..., None]:
 @_trust
 def sample(directory: str, count: int, seed: int | None, condition: str | None, out: str, trust: str | None) -> None:
     """Draw samples into a file, in the data's own form."""
-    from fivefold.data.writers import save_examples
+    from fivefold.data.writers import check_suffix, save_examples
     from fivefold.run import load
 
     system = load(directory, trust=trust)
-    wanted = None if condition is None else system.space.parse_condition(condition)
-    for path in save_examples(out, system.space, system.sample(count, wanted, seed=seed)):
+    check_suffix(out, system.space)
+    given = system.space.condition
+    wanted = given.parse(condition) if given is not None and condition is not None else condition
+    labels = None if condition is None else [condition] * count
+    for path in save_examples(out, system.space, system.sample(count, wanted, seed=seed), labels):
         click.echo(f"wrote {path}")
 
 
@@ -334,22 +335,29 @@ def score(directory: str, data: str | None, out: str, trust: str | None) -> None
     """Log-probability of each example: nats, bits per dimension, kind, standard error."""
     from fivefold.score import score_file
 
-    summary = score_file(directory, out, data=data, trust=trust)
-    click.echo(summary)
+    click.echo(score_file(directory, out, data=data, trust=trust))
 
 
 @app.command()
 @click.argument("directory", metavar="DIR")
 @click.option("--data", help="Evaluate against these data instead of the run's own.")
-@click.option("--features", help="Feature network of the sample measures: fitted (default) or inception.")
+@click.option("--features", metavar="NAME[:PATH]", help="fitted (default), or inception with its weights' path.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_trust
 def evaluate(directory: str, data: str | None, features: str | None, as_json: bool, trust: str | None) -> None:
     """Measure a trained system: one row of the table."""
     from fivefold.compare import show_row
+    from fivefold.data import load_data
     from fivefold.evaluate import evaluate as measure
+    from fivefold.features import FEATURES
+    from fivefold.run import Run
 
-    row = measure(directory, data, features=features, trust=trust)
+    run = Run.open(directory, trust=trust)
+    loaded = run.load_data() if data is None else load_data(data, **{**run.record["data"]["arguments"], "test": None})
+    name, _, path = (features or "fitted").partition(":")
+    if name not in FEATURES:
+        raise click.BadParameter(f"{name!r}: expected one of {', '.join(FEATURES)}", param_hint="--features")
+    row = measure(directory, loaded, features=FEATURES[name](loaded, path or None), trust=trust)
     click.echo(json.dumps(row, indent=1) if as_json else show_row(row))
 
 
@@ -375,7 +383,8 @@ def compare(systems: tuple[str, ...], samples: tuple[str, ...], **options: Any) 
         raise click.BadParameter(f"{wrong[0]!r}: expected NAME=FILE", param_hint="--samples")
     Budget.parse(options["budget"])
     named = dict(text.split("=", 1) for text in samples)
-    run(list(systems) or None, samples=named, **options)
+    data, condition = options.pop("data"), options.pop("condition")
+    run(list(systems) or None, data, condition=condition, samples=named, **options)
 
 
 @app.command()

@@ -36,7 +36,7 @@ from fivefold.report.advice import recommendation
 from fivefold.report.columns import Line, Row, columns
 from fivefold.report.terminal import headline, table
 from fivefold.run import RunError
-from fivefold.train import Stopped
+from fivefold.trainer import Stopped
 from fivefold.worker import keep_data
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fivefold.data import load_data
+from fivefold.system import Batch, Density
 from fivefold.train import fit
 
 
@@ -46,7 +48,8 @@ class Estimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit to rows `(N, D)`; `y` is ignored. The best weights on a tenth of the rows are kept."""
         mixed = _is_mixed(X)  # strings and categories pass to our own loader, which checks them by name
-        checked = validate_data(self, X, dtype=None if mixed else np.float64, ensure_min_samples=2, skip_check_array=mixed)
+        kind = None if mixed else np.float64
+        checked = validate_data(self, X, dtype=kind, ensure_min_samples=2, skip_check_array=mixed)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         budget = f"{self.steps}steps"
         size = min(self.batch_size, len(checked))
@@ -60,7 +63,11 @@ class Estimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: Any) -> np.ndarray:
         """Nats `(N,)` of each row, in the units of the data, of the kind that `model_.density` says."""
         check_is_fitted(self)
-        return self.model_.log_prob(self._check(X)).numpy()
+        x = self.model_.space.encode(self._check(X))
+        if self.model_.density is not Density.EXACT:
+            return self.model_.score_encoded(Batch(x)).log_prob.numpy()
+        exact = copy.deepcopy(self.model_).double()  # so that a row's value does not depend on the others
+        return exact.score_encoded(Batch(x.double())).log_prob.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`."""
@@ -79,7 +86,7 @@ class Estimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
 def _is_mixed(X: Any) -> bool:
     """A DataFrame with columns that are not all numbers."""
-    return hasattr(X, "dtypes") and hasattr(X, "columns") and not all(kind.kind in "fiub" for kind in np.asarray(X.dtypes))
+    return hasattr(X, "columns") and not all(kind.kind in "fiub" for kind in np.asarray(X.dtypes))
 
 
 def _frame_or_array(X: Any, checked: Any, mixed: bool) -> Any:

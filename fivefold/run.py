@@ -203,5 +203,5 @@ def _weights_digest(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name}:{tuple(weights[name].shape)}:{weights[name].dtype};".encode())
-        digest.update(weights[name].contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(weights[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -71,6 +71,16 @@ class Column:
         shown = ", ".join("(missing)" if value is None else str(value) for value in self.categories[:8])
         return f"{self.name}: categorical, {self.levels}: {shown}{', ...' if len(self.categories) > 8 else ''}"
 
+    def parse(self, word: str) -> Any:
+        """The value of this column that `word` names."""
+        named = {str(category): category for category in self.categories}
+        if named and word not in named:
+            raise DataError(f"{self.name}: no {word!r} among {', '.join(list(named)[:12])}")
+        try:
+            return named[word] if named else float(word)
+        except ValueError:
+            raise DataError(f"{self.name}: expected a number, got {word!r}") from None
+
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Codes `(N,)`, float32, of values; raises DataError for what the column does not know."""
         if self.kind == "categorical":
@@ -180,6 +190,15 @@ class Space:
 
     def conditioned_on(self, condition: Space | None) -> Self:
         return replace(self, condition=condition)
+
+    def parse(self, text: str) -> Any:
+        """One example of a table from comma-separated words, as a command line gives a condition: `(1, D)`."""
+        words = [word.strip() for word in text.split(",")]
+        if len(words) != len(self.columns):
+            raise DataError(f"{text!r}: expected a value for each of {', '.join(c.name for c in self.columns)}")
+        values = np.empty((1, len(words)), dtype=object)
+        values[0] = [column.parse(word) for column, word in zip(self.columns, words, strict=True)]
+        return values
 
     def describe(self) -> str:
         """One line for people: kind, shape, levels, columns, rate."""

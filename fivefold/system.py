@@ -129,7 +129,7 @@ class System(nn.Module, ABC):
 
     def networks(self) -> list[nn.Module]:
         """Modules that compilation may replace (called through `forward`, no double backward)."""
-        return [m for m in self.children() if type(m).forward is not nn.Module.forward]  # type: ignore[attr-defined]
+        return [m for m in self.children() if type(m).forward is not nn.Module.forward]
 
     @property
     def sample_evaluations(self) -> int:
@@ -165,9 +165,7 @@ class System(nn.Module, ABC):
             raise ValueError(f"sample needs n of at least 1, got {n}")
         parts = condition.split(batch_size) if condition is not None else [None] * -(-n // batch_size)
         with seeded(seed, self.device), self.evaluating():
-            return torch.cat(
-                [self._sample(min(batch_size, n - i * batch_size), part) for i, part in enumerate(parts)]
-            )
+            return torch.cat([self._sample(min(batch_size, n - i * batch_size), part) for i, part in enumerate(parts)])
 
     @final
     def log_prob(self, data: Any, condition: Any = None, *, seed: int | None = 0) -> Tensor:
@@ -188,12 +186,12 @@ class System(nn.Module, ABC):
         """As `score`, of encoded examples; still in the user's units."""
         if self.density is Density.NONE:
             raise Unfit(f"{type(self).__name__} has no density: it can only sample")
-        conditions = [None] * -(-len(batch.x) // batch_size) if batch.condition is None else batch.condition.split(batch_size)
         values, errors = [], []
         with seeded(seed, self.device), self.evaluating():
-            for x, condition in zip(batch.x.split(batch_size), conditions, strict=True):
-                condition = None if condition is None else condition.to(self.device)
-                result = self._log_prob(x.to(self.device), condition)
+            for first in range(0, len(batch.x), batch_size):
+                part = slice(first, first + batch_size)
+                condition = None if batch.condition is None else batch.condition[part].to(self.device)
+                result = self._log_prob(batch.x[part].to(self.device), condition)
                 value, error = result if isinstance(result, tuple) else (result, torch.zeros_like(result))
                 values.append(value.double().cpu())
                 errors.append(error.double().cpu())

@@ -31,7 +31,8 @@ from fivefold.report import folder, pictures, single
 from fivefold.run import Run, RunError, load
 from fivefold.space import Space
 from fivefold.system import Unfit
-from fivefold.train import Diverged, Stopped, fit, resume
+from fivefold.train import fit, resume
+from fivefold.trainer import Diverged, Stopped
 
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]

@@ -17,9 +17,11 @@ from torch.overrides import TorchFunctionMode
 
 import fivefold
 from fivefold.arguments import OptionError
+from fivefold.batches import Batches
 from fivefold.budget import Budget
 from fivefold.run import Run, RunError
-from fivefold.train import Diverged, Stopped, _Batches, fit, resume
+from fivefold.train import fit, resume
+from fivefold.trainer import Diverged, Stopped
 from tests.systems import Game, Regression
 
 TABLE = np.random.default_rng(0).normal(size=(200, 3)) @ np.diag([1.0, 5.0, 0.1])
@@ -59,7 +61,7 @@ def test_sgd_follows_the_closed_form(table):
     torch.manual_seed(1)
     twin = Regression(table.space)
     for step in range(3):
-        (batch,) = _Batches(table.train, 10, 1, 1).at(step)
+        (batch,) = Batches(table.train, 10, 1, 1).at(step)
         gradients = torch.autograd.grad((twin.net(batch.x) - batch.x).square().mean(), list(twin.net.parameters()))
         with torch.no_grad():
             for p, g in zip(twin.net.parameters(), gradients, strict=True):
@@ -68,7 +70,7 @@ def test_sgd_follows_the_closed_form(table):
 
 
 def test_every_epoch_sees_every_example_once(table):
-    batches = _Batches(table.train, 7, 1, 3)
+    batches = Batches(table.train, 7, 1, 3)
     seen = torch.cat([batches._indices(step) for step in range(150)])
     for epoch in seen[: len(seen) // 150 * 150].split(150)[:7]:
         assert torch.equal(epoch.sort().values, torch.arange(150))
@@ -135,7 +137,14 @@ def test_the_guard_goes_back_and_names_the_step(table, tmp_path):
     events = []
     with pytest.raises(Diverged, match=r"loss of model is not finite at step 12"):
         fit(
-            Regression, table, poison_at=12, budget="40steps", evaluations=4, retries=2, out=tmp_path / "run", watch=events.append
+            Regression,
+            table,
+            poison_at=12,
+            budget="40steps",
+            evaluations=4,
+            retries=2,
+            out=tmp_path / "run",
+            watch=events.append,
         )
     backs = [event for event in events if "went_back" in event]
     assert [event["learning_factor"] for event in backs] == [0.5, 0.25, 0.125]
@@ -171,7 +180,9 @@ def test_wrong_options_are_named(table, options, message):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_trains(table, precision):
-    plain, low = (fit(Regression, table, budget="60steps", lr=0.1, precision=p, evaluations=1) for p in ("32", precision))
+    plain, low = (
+        fit(Regression, table, budget="60steps", lr=0.1, precision=p, evaluations=1) for p in ("32", precision)
+    )
     assert torch.allclose(plain.net.weight, low.net.weight, atol=0.03)
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fivefold.data import arrays, folders, hub, tables, text
-from fivefold.data.build import assemble
+from fivefold.data.build import assemble, encode_all
 from fivefold.data.embedded import EMBEDDED
 from fivefold.data.raw import Options, Raw, with_test
 from fivefold.data.splits import Data, Split
-from fivefold.space import DataError
+from fivefold.space import DataError, Space
 
-__all__ = ["EMBEDDED", "Data", "DataError", "Split", "load_data"]
+__all__ = ["EMBEDDED", "Data", "DataError", "Split", "load_data", "load_examples"]
 
 
 def load_data(
@@ -66,6 +66,19 @@ def load_data(
     arguments = {**given, "split_seed": split_seed} if named and isinstance(test, str | Path | None) else {}
     data = assemble(raw, options, Path(source).stem if named else "data", str(source) if named else "")
     return replace(data, arguments={k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()})
+
+
+def load_examples(source: Any, space: Space, **arguments: Any) -> Split:
+    """All examples of a source in the order they stand in, encoded by a Space that was fitted on other data.
+
+    Args:
+        source: as `load_data` takes.
+        space: of a trained model.
+        arguments: those `load_data` was called with for the training data.
+    """
+    known = {f.name for f in fields(Options)}
+    options = Options(**{key: value for key, value in arguments.items() if key in known})
+    return encode_all(read_raw(source, options), options, space)
 
 
 def read_raw(source: Any, options: Options) -> Raw:

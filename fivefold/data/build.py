@@ -56,6 +56,41 @@ def assemble(raw: Raw, options: Options, name: str, source: str) -> Data:
     )
 
 
+def encode_all(raw: Raw, options: Options, space: Space) -> Split:
+    """All examples of `raw` in the order they stand in, encoded by a Space that was fitted on others."""
+    if raw.kind != space.kind:
+        raise DataError(f"these are {raw.kind} data; the model was trained on {space.kind} data")
+    if raw.kind == "table":
+        tables.prepare(raw, options)
+    parts = [raw.parts[name] for name in PARTS if name in raw.parts]
+    splits = []
+    for part in parts:
+        condition = None if space.condition is None else space.condition.encode(_given(part, options.condition))
+        splits.append(_split(_modelled(part, space), condition, space, in_memory=True))
+    conditions = [split.condition for split in splits if split.condition is not None]
+    x = torch.cat([split.x for split in splits if split.x is not None])
+    return Split(len(x), x, torch.cat(conditions) if conditions else None)
+
+
+def _given(part: Part, name: str | None) -> pd.DataFrame:
+    """The condition column of a part: a table's own, or its labels."""
+    rows = part.rows
+    if isinstance(rows, tables.TableRows) and name in tables.flat(rows).columns:
+        return tables.flat(rows).column(name).to_frame()
+    if part.labels is None:
+        raise DataError(f"the model was trained given {name!r}, which these data lack")
+    return pd.DataFrame({"label": part.labels})
+
+
+def _modelled(part: Part, space: Space) -> Rows:
+    """A table's rows with the model's columns; others as they are."""
+    if space.kind != "table":
+        return part.rows
+    rows = tables.flat(part.rows)
+    names = {column.name for column in space.columns}
+    return replace(rows, hidden=tuple(name for name in rows.columns if name not in names))
+
+
 def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | None]:
     """The encoded condition of every part, and its Space; a table's column is taken out of the table."""
     labels = {part: raw.parts[part].labels for part in PARTS}

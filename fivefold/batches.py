@@ -1,0 +1,76 @@
+"""The order of examples: a function of seed and step alone, so that nothing of it need be stored."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from fivefold import ranks
+from fivefold.data.splits import Split
+from fivefold.run import RunError
+from fivefold.space import Batch
+
+
+class Batches:
+    """The batches of each step, in epochs of random order.
+
+    Args:
+        split: what they are drawn from.
+        size: examples of a batch, over all ranks and parts.
+        parts: micro-batches of a rank.
+        seed: of the order.
+    """
+
+    def __init__(self, split: Split, size: int, parts: int, seed: int) -> None:
+        self.split, self.parts, self.seed, self.examples = split, parts, seed, len(split)
+        self.size = min(size, self.examples)
+        share = ranks.world() * parts
+        if self.size % share:
+            raise RunError(f"batch size {self.size} does not divide into {ranks.world()} ranks x {parts} micro-batches")
+        self.epoch, self.order = -1, torch.empty(0)
+        self.pool = ThreadPoolExecutor(1) if split.x is None else None
+        self.ahead: tuple[int, Future[list[Batch]]] | None = None
+
+    def at(self, step: int) -> list[Batch]:
+        """The micro-batches of this rank at `step`; read ahead where they come from disk."""
+        if self.pool is None:
+            return self._read(step)
+        ready = self.ahead[1] if self.ahead and self.ahead[0] == step else self.pool.submit(self._read, step)
+        batches = ready.result()
+        self.ahead = (step + 1, self.pool.submit(self._read, step + 1))
+        return batches
+
+    def _read(self, step: int) -> list[Batch]:
+        mine = self._indices(step)
+        if ranks.world() > 1:
+            mine = mine.chunk(ranks.world())[ranks.rank()]
+        return [self.split.batch(part) for part in (mine.chunk(self.parts) if self.parts > 1 else (mine,))]
+
+    def _indices(self, step: int) -> Tensor:
+        epoch, first = divmod(step * self.size, self.examples)
+        self._permute(epoch)
+        index = self.order[first : first + self.size]
+        if len(index) < self.size:  # the batch runs on into the next epoch
+            self._permute(epoch + 1)
+            index = torch.cat([index, self.order[: self.size - len(index)]])
+        return index
+
+    def _permute(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
+            device = "cpu" if self.split.x is None else self.split.x.device
+            self.order = torch.randperm(self.examples, generator=generator).to(device)
+            self.epoch = epoch
+
+
+def mix(*numbers: int) -> int:
+    """A 63-bit hash of small numbers (splitmix64's multipliers), so that neighbouring seeds are unrelated."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        mixed ^= mixed >> 31
+    return mixed >> 1

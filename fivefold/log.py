@@ -1,0 +1,87 @@
+"""What training says as it goes: to `log.jsonl`, TensorBoard and whoever watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fivefold import ranks
+from fivefold.run import Run
+
+if TYPE_CHECKING:
+    from fivefold.trainer import Trainer
+
+Event = dict[str, Any]
+
+
+class Log:
+    """Means of the losses between log points, to `log.jsonl`, TensorBoard and the watcher."""
+
+    def __init__(self, run: Run | None, tensorboard: bool, watch: Callable[[Event], None]) -> None:
+        self.run, self.watch, self.main = run, watch, ranks.rank() == 0
+        self.sums: dict[str, list[float]] = {}
+        self.latest: dict[str, float] = {}
+        self.last, self.last_seconds, self.last_step, self.started = -1, 0.0, 0, time.monotonic()
+        self.writer = None
+        if tensorboard and run is not None and self.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run.directory / "tensorboard"))
+
+    def losses(self, player: str, value: float) -> None:
+        total = self.sums.setdefault(player, [0.0, 0.0])
+        total[0] += value
+        total[1] += 1
+
+    def stats(self, stats: dict[str, Tensor]) -> None:
+        self.scalars = stats
+
+    def step(self, trainer: Trainer) -> None:
+        """A line at each of 200 marks of the budget, and at least every second for the watcher."""
+        mark = int(trainer.progress * 200)
+        if mark == self.last and time.monotonic() - self.started < 1:
+            return
+        self.started = time.monotonic()
+        trainer._check(everything=True)
+        spent, steps = trainer.seconds - self.last_seconds, trainer.step - self.last_step
+        rate = steps * trainer.batches.size / spent if spent > 0 else 0.0
+        event = {
+            "step": trainer.step,
+            "seconds": trainer.seconds,
+            "examples": trainer.step * trainer.batches.size,
+            "progress": trainer.progress,
+            "loss": {name: total / count for name, (total, count) in self.sums.items()},
+            "stats": {name: value.item() for name, value in self.scalars.items() if value.numel() == 1},
+            "examples_per_second": rate,
+        }
+        if mark == self.last:  # between marks only the watcher is told
+            self.watch(event)
+            return
+        self.event(event)
+        self.last, self.last_seconds, self.last_step = mark, trainer.seconds, trainer.step
+        self.sums = {}
+
+    def event(self, event: Event) -> None:
+        if not self.main:
+            return
+        if self.run is not None:
+            self.run.append_log(event)
+        if self.writer is not None:
+            for name, value in _flat(event):
+                self.writer.add_scalar(name, value, event["step"])
+        self.watch(event)
+
+    def flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
+
+def _flat(event: Event, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in event.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value

@@ -1,0 +1,423 @@
+"""One loop for every system: any number of players, one optimiser step a `yield`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fivefold import ranks
+from fivefold.batches import Batches, mix
+from fivefold.budget import Budget
+from fivefold.data.splits import Data
+from fivefold.log import Event, Log
+from fivefold.run import Run
+from fivefold.system import System, Update
+from fivefold.validation import Validation
+
+Precision = Literal["32", "bf16", "fp16"]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diverged(RuntimeError):
+    """Training became non-finite more often than `retries` allows; the last good weights are kept."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted; its run is saved and can be resumed."""
+
+
+class NonFinite(ArithmeticError):
+    """A loss or gradient is NaN or infinite: names the player, the step and the module."""
+
+
+class Trainer:
+    """Trains a system on data until the budget is spent.
+
+    Args:
+        budget: how long: 60s, 10m, 5000steps or 20epochs; seconds count training time only.
+        seed: of the initial weights, the order of examples and all noise.
+        batch_size: examples an iteration, over all ranks and micro-batches.
+        accumulate: micro-batches an iteration is split into, to save memory.
+        precision: 32, bf16, or fp16 with loss scaling.
+        clip: largest norm of a player's gradient; 0 does not clip.
+        ema: decay of the exponential moving average of the weights, which is then what is kept; 0 for none.
+        evaluations: how many times over the budget to validate; the best weights are kept.
+        retries: how often to go back and halve the learning rate after a non-finite loss or gradient.
+        checkpoint_seconds: how often to save what is needed to resume.
+        compile: compile the networks (seconds to minutes before the first step).
+        tensorboard: write curves for TensorBoard into the run folder.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        data: Data,
+        optimizers: dict[nn.Module, torch.optim.Optimizer],
+        run: Run | None,
+        watch: Callable[[Event], None],
+        *,
+        budget: str = "60s",
+        seed: int = 0,
+        batch_size: int = 64,
+        accumulate: int = 1,
+        precision: Precision = "32",
+        clip: float = 0.0,
+        ema: float = 0.0,
+        evaluations: int = 10,
+        retries: int = 3,
+        checkpoint_seconds: float = 30.0,
+        compile: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
+        self.system, self.run = system, run
+        self.device = system.device
+        self.on_cpu = self.device.type == "cpu"
+        self.optimizers = optimizers
+        self.names = {player: _player_name(system, player) for player in optimizers}
+        self.params = {p: [w for g in o.param_groups for w in g["params"]] for p, o in optimizers.items()}
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        self.budget, self.seed, self.clip, self.ema_decay = Budget.parse(budget), seed, clip, ema
+        self.ema = copy.deepcopy(system) if ema else None
+        self.accumulate, self.retries = accumulate, retries
+        self.batches = Batches(data.train.to(self.device), batch_size, accumulate, seed)
+        self.autocast = _AUTOCAST.get(precision)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.validation = Validation(data, self.device)
+        self.evaluations, self.checkpoint_seconds = evaluations, checkpoint_seconds
+        self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
+        self.factor = 1.0
+        self.loss, self.stats = torch.zeros(()), dict[str, Tensor]()  # of the last update, over micro-batches
+        self.best: dict[str, Any] | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        self.pending: list[tuple[nn.Module, Tensor, Tensor]] = []
+        self.log = Log(run, tensorboard, watch)
+        if compile:
+            for network in system.networks():
+                network.compile()
+        ranks.same_everywhere(system)
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def train(self) -> System:
+        """Until the budget is spent; returns the best system by validation, in eval mode."""
+        self._announce()
+        self.system.train()
+        self.good = self.state()
+        self._save()
+        saved = time.monotonic()
+        with _interruptible() as interrupted:
+            while not self._finished(interrupted.is_set()):
+                started = time.perf_counter()
+                try:
+                    self._iterate()
+                    self._check(everything=self.on_cpu)
+                except NonFinite as error:
+                    self._go_back(error)
+                self.seconds += time.perf_counter() - started
+                self.progress = self._progress()
+                self.log.step(self)
+                if self._crossed(self.evaluations):
+                    try:
+                        self._validate()
+                    except NonFinite as error:
+                        self._go_back(error)
+                if time.monotonic() - saved > self.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+        if interrupted.is_set() and self.progress < 1:
+            self._save(status="stopped")
+            where = f"fivefold resume {self.run.directory}" if self.run else "nothing was saved: no folder was named"
+            raise Stopped(f"stopped at {self.progress:.0%} of {self.budget}; go on with: {where}")
+        if self.best is None or self.best["step"] != self.step:
+            self._validate()
+        self._save(status="finished")
+        return self.result()
+
+    def _announce(self) -> None:
+        """Tell the watcher what is about to happen, how long and how large."""
+        floats = sum(p.numel() for p in self.system.parameters())
+        start = {
+            "system": type(self.system).__name__,
+            "parameters": floats,
+            "device": str(self.device),
+            "examples": self.batches.examples,
+            "batch_size": self.batches.size,
+            "budget": str(self.budget),
+            "bytes": 4 * floats * (5 + (self.ema is not None)),  # weights, best weights twice, Adam's two moments
+        }
+        if ranks.rank() == 0:
+            self.log.watch({"step": self.step, "start": start})
+
+    def _iterate(self) -> None:
+        """One iteration of the system: its generators, one a micro-batch, advanced in lockstep."""
+        _seed_step(self.seed, self.step)
+        self._before = self.progress
+        self._set_learning_rates(self.system.learning_rate(self.progress) * self.learning_factor)
+        streams = [self.system.updates(batch, self.progress) for batch in self.batches.at(self.step)]
+        reply: dict[str, Tensor] | None = None
+        while (player := self._advance(streams, reply)) is not None:
+            reply = self.stats
+            self._descend(player)
+        self.step += 1
+        if self.ema is not None:
+            update_average(self.ema, self.system, min(self.ema_decay, (1 + self.step) / (10 + self.step)))
+
+    def _set_learning_rates(self, factor: float) -> None:
+        if factor != self.factor:
+            for group in (group for optimizer in self.optimizers.values() for group in optimizer.param_groups):
+                group["lr"] = group["initial_lr"] * factor
+            self.factor = factor
+
+    def _advance(self, streams: list[Iterator[Update]], reply: dict[str, Tensor] | None) -> nn.Module | None:
+        """Advance every micro-batch to its next `yield` and add up gradients; the player, or None at the end."""
+        share = 1 / len(streams)
+        updates = [self._next(stream, reply if i == 0 else None, share) for i, stream in enumerate(streams)]
+        players = {update.player if update else None for update in updates}
+        if len(players) != 1:
+            raise RuntimeError("micro-batches yielded different players: order must not depend on the data")
+        yielded = [update for update in updates if update is not None]
+        if not yielded:
+            return None
+        self.loss = yielded[0].loss if len(yielded) == 1 else torch.stack([update.loss for update in yielded]).sum()
+        self.stats = {
+            name: sum((update.stats[name].detach().float() for update in yielded[1:]), value.detach().float())
+            for name, value in yielded[0].stats.items()
+        }
+        return yielded[0].player
+
+    def _next(self, stream: Iterator[Update], reply: dict[str, Tensor] | None, share: float) -> Update | None:
+        """One micro-batch to its next `yield`, and the gradients of its share of the loss."""
+        with self._precision():
+            try:
+                update = stream.send(reply)  # type: ignore[attr-defined]
+            except StopIteration:
+                return None
+        if update.player not in self.params:
+            raise RuntimeError(f"{type(update.player).__name__} yields but has no optimiser")
+        if not update.loss.requires_grad:
+            raise RuntimeError("a system yielded inside no_grad, or a loss that no parameter enters")
+        loss = update.loss if share == 1 else update.loss * share
+        self.scaler.scale(loss).backward(inputs=self.params[update.player])
+        return update._replace(loss=loss.detach())  # lets the graph go before the next micro-batch
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+    def _descend(self, player: nn.Module) -> None:
+        """One optimiser step of `player` along the gradients at hand, averaged over ranks."""
+        params, optimizer = self.params[player], self.optimizers[player]
+        if ranks.world() > 1:
+            grads = [p.grad for p in params if p.grad is not None]
+            ranks.sum_flat([*grads, self.loss, *self.stats.values()])
+            torch._foreach_div_([*grads, self.loss], float(ranks.world()))
+        norm = self.loss
+        if self.clip:
+            self.scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(params, self.clip)
+        elif self.step % CHECK_EVERY == 0 and not self.scaler.is_enabled():
+            norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        self.pending.append((player, self.loss, self.loss if self.scaler.is_enabled() else norm))
+        if self.on_cpu:
+            self._check_finite(*self.pending[-1])
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        for p in params:
+            p.grad = None
+
+    # --- the guard ------------------------------------------------------------------------------
+
+    def _check(self, everything: bool) -> None:
+        """Log the losses since the last check; on an accelerator only now and then, since reading waits."""
+        if everything or len(self.pending) >= CHECK_EVERY:
+            for player, loss, norm in self.pending:
+                if not self.on_cpu:
+                    self._check_finite(player, loss, norm)
+                self.log.losses(self.names[player], loss.item())
+            self.pending.clear()
+            self.log.stats(self.stats)
+
+    def _check_finite(self, player: nn.Module, loss: Tensor, norm: Tensor) -> None:
+        if math.isfinite(loss.item()) and (norm is loss or math.isfinite(norm.item())):
+            return
+        what = "gradient" if math.isfinite(loss.item()) else "loss"
+        module = _first_bad(player)
+        raise NonFinite(f"{what} of {self.names[player]} is not finite at step {self.step}, first in {module}")
+
+    def _go_back(self, error: NonFinite) -> None:
+        """To the last good state with half the learning rate, or stop where that was done too often."""
+        self.failures += 1
+        failures, factor, seconds = self.failures, self.learning_factor / 2, self.seconds
+        self.load_state(self.good)
+        self.failures, self.learning_factor, self.seconds = failures, factor, seconds
+        self.pending.clear()
+        self.system.zero_grad(set_to_none=True)  # of the step that failed
+        self.log.event({"step": self.step, "went_back": str(error), "learning_factor": factor})
+        if failures > self.retries:
+            self._save(status="diverged", error=str(error))
+            raise Diverged(
+                f"{error}. Went back and halved the learning rate {self.retries} times. The last good weights "
+                f"(step {self.step}) are kept; a smaller --lr or --clip 1 usually mends it."
+            ) from error
+
+    # --- validation, checkpoints ----------------------------------------------------------------
+
+    def averaged(self) -> System:
+        """The system that is kept: the moving average where there is one."""
+        return self.ema if self.ema is not None else self.system
+
+    def _validate(self) -> None:
+        """Measure, keep the best weights, remember this state as good."""
+        self._check(everything=True)
+        for player in self.params:
+            if not all(bool(p.isfinite().all()) for p in player.parameters()):
+                where = f"at step {self.step}, first in {_first_bad(player)}"
+                raise NonFinite(f"{self.names[player]} is not finite {where}")
+        if ranks.rank() == 0:
+            value, name, monitor = self.validation(self.averaged())
+            if math.isfinite(value) and (self.best is None or value < self.best["value"]):
+                self.best = {"value": value, "name": name, "step": self.step, "seconds": self.seconds}
+                self.best_weights = _clone(self.averaged().state_dict())
+            self.log.event(
+                {"step": self.step, "seconds": self.seconds, "progress": self.progress}
+                | {"validation": value, "name": name, "monitor": monitor}
+            )
+        self.good = self.state()
+
+    def result(self) -> System:
+        """The best system by validation, in eval mode."""
+        system = self.system
+        if self.best_weights:
+            system.load_state_dict(self.best_weights)
+        return system.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next iteration depends on, copied."""
+        return _clone(
+            {
+                "system": self.system.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else {},
+                "optimizers": {self.names[p]: o.state_dict() for p, o in self.optimizers.items()},
+                "scaler": self.scaler.state_dict(),
+                "best": self.best,
+                "best_weights": self.best_weights,
+                **{name: getattr(self, name) for name in _COUNTERS},
+            }
+        )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        state = _clone(state)
+        self.system.load_state_dict(state["system"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        for player, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][self.names[player]])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best, self.best_weights = state["best"], state["best_weights"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+
+    def _save(self, status: str = "running", error: str | None = None) -> None:
+        if self.run is None or ranks.rank() != 0:
+            return
+        weights = self.best_weights or self.averaged().state_dict()
+        spent = {"steps": self.step, "seconds": self.seconds, "examples": self.step * self.batches.size}
+        self.log.flush()
+        self.run.save(weights, self.state() | {"log_bytes": self.run.log_bytes()})
+        self.run.update(status=status, error=error, progress=self.progress, best=self.best, **spent)
+
+    # --- the clock ------------------------------------------------------------------------------
+
+    def _finished(self, interrupted: bool) -> bool:
+        progress, stop = ranks.from_first([self._progress(), float(interrupted)])
+        self.progress = progress
+        return progress >= 1 or bool(stop)
+
+    def _progress(self) -> float:
+        epochs = self.step * self.batches.size / self.batches.examples
+        return self.budget.progress(seconds=self.seconds, steps=self.step, epochs=epochs)
+
+    def _crossed(self, parts: int) -> bool:
+        """Whether the last iteration passed one of `parts` equal marks of the budget."""
+        return math.floor(self.progress * parts) > math.floor(self._before * parts)
+
+
+CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
+_COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress")
+
+
+@torch.no_grad()
+def update_average(average: System, system: System, decay: float) -> None:
+    """Move parameters of `average` towards `system`'s by 1 - decay; copy buffers."""
+    torch._foreach_lerp_(list(average.parameters()), list(system.parameters()), 1 - decay)
+    for ours, theirs in zip(average.buffers(), system.buffers(), strict=True):
+        ours.copy_(theirs)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Set the event on the first Ctrl-C or termination signal, between steps; the second interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """Noise of a step is a function of seed, step and rank: a resumed run draws what it would have drawn."""
+    mixed = mix(seed, step, 2 + ranks.rank())
+    torch.default_generator.manual_seed(mixed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(mixed)
+
+
+def _player_name(system: System, player: nn.Module) -> str:
+    for name, module in system.named_modules():
+        if module is player:
+            return name or "model"
+    raise RuntimeError(f"{type(system).__name__}.optimizers names a {type(player).__name__} that is not part of it")
+
+
+def _first_bad(player: nn.Module) -> str:
+    """The first parameter of `player` with a non-finite value or gradient."""
+    for name, p in player.named_parameters():
+        if not p.isfinite().all():
+            return f"the values of {name}"
+        if p.grad is not None and not p.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the loss itself (parameters and gradients are finite)"
+
+
+def _clone(state: Any) -> Any:
+    """A copy that shares no tensor."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: _clone(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_clone(value) for value in state)
+    return state
