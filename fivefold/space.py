@@ -286,7 +286,7 @@ def _encode_table(space: Space, data: Any) -> Tensor:
         missing = [c.name for c in space.columns if c.name not in given]
         if missing:
             raise DataError(f"columns missing: {', '.join(missing)}; given: {', '.join(given)}")
-        columns = [given[c.name].astype(object).where(given[c.name].notna(), None).to_numpy() for c in space.columns]
+        columns = [_values(column, given[column.name]) for column in space.columns]
     else:
         x = np.asarray(data)
         if x.ndim != 2 or x.shape[1] != len(space.columns):
@@ -294,6 +294,13 @@ def _encode_table(space: Space, data: Any) -> Tensor:
         columns = list(x.T)
     encoded = [column.encode(values) for column, values in zip(space.columns, columns, strict=True)]
     return torch.from_numpy(np.stack(encoded, axis=1))
+
+
+def _values(column: Column, series: Any) -> np.ndarray:
+    """A pandas Series as an array; missing categories, of which pandas has several, as None."""
+    if column.kind != "categorical":
+        return series.to_numpy()
+    return series.astype(object).where(series.notna(), None).to_numpy()
 
 
 def _integers(x: np.ndarray, levels: int) -> Tensor:
