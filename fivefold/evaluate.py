@@ -41,6 +41,7 @@ from fivefold.tools.metrics import MEASURES, TooFew, measure, spread
 
 SAMPLES = 500  # the same for all, since some measures depend on it
 DENSITY_EXAMPLES = 2000  # of the test split, at most
+TRAINING_EXAMPLES = 50_000  # that samples are compared with, at most
 DENSITY_SECONDS = 8.0
 SAMPLE_SECONDS = 60.0
 RATE_SECONDS = 1.0  # spent on timing samples, at each batch size
@@ -88,7 +89,7 @@ def evaluate(
         "parameters": sum(p.numel() for p in system.parameters()),
         "peak_memory_bytes": _peak_memory(system.device),
     }
-    seconds = samples / cost["sample_per_second_64"]
+    seconds = _sampling_seconds(cost, samples)
     if seconds > sample_seconds:
         quality: Row = {"note": f"{samples} samples would take {seconds:.0f} s, more than {sample_seconds:.0f} s"}
     else:
@@ -207,14 +208,18 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None) -> R
     row |= {"samples": len(x), "reference": len(reference.x)}
     if not x.isfinite().all():
         return {**row, "note": "samples are not finite"}
-    training, real = features.of(data.train), features(reference.x)
+    training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
     try:
         values = measure(features(x), real, training)
         floors = measure(spread(training, len(x)), real, training, of_training=True)
     except TooFew as error:
         return {**row, "note": str(error)}
+    notes = []
     if "frechet" not in values:
-        row["note"] = f"the Fréchet distance of {real.shape[1]} features needs more samples and test examples than that"
+        notes += [f"the Fréchet distance of {real.shape[1]} features needs more samples and test examples than that"]
+    if len(training) < len(data.train):
+        notes += [f"memorisation and copies of {len(training):,} of {len(data.train):,} training examples"]
+    row["note"] = "; ".join(notes)
     found = [name for name in MEASURES if name in values and name in floors]
     return row | {name: {**values[name]._asdict(), "floor": floors[name].value} for name in found}
 
@@ -263,6 +268,12 @@ def sampling_cost(system: System, data: Data) -> Row:
         "sample_per_second_64": rate(64),
         "sample_evaluations": system.sample_evaluations,
     }
+
+
+def _sampling_seconds(cost: Row, n: int) -> float:
+    """What `n` samples will take, were time linear in their number."""
+    one, many = 1 / cost["sample_per_second_1"], 64 / cost["sample_per_second_64"]
+    return one + (n - 1) * max(many - one, 0.0) / 63
 
 
 def _peak_memory(device: torch.device) -> int:

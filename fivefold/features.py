@@ -28,7 +28,7 @@ from fivefold.data import Data, DataError, Split, load_data
 from fivefold.files import replacing
 from fivefold.space import AUDIO_OFFSET, Space
 from fivefold.system import seeded
-from fivefold.tools.metrics import principal_components
+from fivefold.tools.metrics import principal_components, spread
 from fivefold.tools.scaling import centre
 
 WIDTH = 64
@@ -56,9 +56,10 @@ class Features:
         with torch.no_grad():
             return torch.cat([self.function(part.cpu()).double() for part in x.split(batch_size)])
 
-    def of(self, split: Split, batch_size: int = 500) -> Tensor:
-        """Features of a whole split `(len(split), D)`, read a batch at a time."""
-        return torch.cat([self(split.batch(part).x) for part in torch.arange(len(split)).split(batch_size)])
+    def of(self, split: Split, most: int, batch_size: int = 500) -> Tensor:
+        """Features of at most `most` examples evenly spread over a split, read a batch at a time."""
+        index = spread(torch.arange(len(split)), most)
+        return torch.cat([self(split.batch(part).x) for part in index.split(batch_size)])
 
 
 def fit_features(data: Data, path: str | Path | None = None) -> Features:

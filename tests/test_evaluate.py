@@ -102,6 +102,15 @@ def test_density_error(kind, common):
     assert row["bits_per_dim"] is None  # real columns have no bits
 
 
+def test_what_was_left_out_is_said(monkeypatch):
+    monkeypatch.setattr(sys.modules["fivefold.evaluate"], "TRAINING_EXAMPLES", 100)
+    data = toy(Space("table", (80,), columns=(Column("a"),) * 80), torch.randn(400, 80))
+    quality = sample_quality(torch.randn(200, 80), data)
+    assert "Fréchet distance of 80 features" in quality["note"]
+    assert "100 of 300 training examples" in quality["note"]
+    assert density(Marginals(data), data, seconds=0.0)["note"] == "32 of 50 test examples"
+
+
 @pytest.mark.parametrize("kind", [Density.UNNORMALISED, Density.NONE])
 def test_no_density_is_only_its_kind(kind, digits):
     assert density(Marginals(digits, kind), digits) == {"kind": kind.value}
@@ -142,13 +151,13 @@ def test_features_of_every_kind(name, monkeypatch, tmp_path):
     data = toy(*CASES[name])
     first, again = fit_features(data, tmp_path / "features.safetensors"), fit_features(data)
     stored = fit_features(data, tmp_path / "features.safetensors")
-    x = first.of(data.train)
+    x = first.of(data.train, 1000)
     assert x.dtype == torch.float64
     assert x.shape[1] <= 64
     torch.testing.assert_close(x.var(0).mean(), torch.tensor(1.0, dtype=torch.float64))
     assert first.name == stored.name
-    assert torch.equal(x, stored.of(data.train))
-    assert torch.equal(x, again.of(data.train))
+    assert torch.equal(x, stored.of(data.train, 1000))
+    assert torch.equal(x, again.of(data.train, 1000))
 
 
 def test_feature_file_of_other_data(tmp_path):
