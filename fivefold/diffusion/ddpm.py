@@ -51,6 +51,7 @@ class DDPM(LatentSystem):
         schedule: how the noise grows.
         first_noise: noise of the first step in distances between levels (in units of real columns: a
             hundredth of it). More is coarse; less makes the network learn what the decoder knows.
+        variance: of the reverse steps in the bound: that of the forward steps, or of the posterior given x_0.
         weighting: simple (the paper's loss) or elbo (each time as often as it weighs in the bound).
         sampler: ddpm (the ancestral one) or ddim.
         eta: noise of ddim: 0 is deterministic, 1 ancestral.
@@ -73,6 +74,7 @@ class DDPM(LatentSystem):
         timesteps: int = 1000,
         schedule: Literal["linear", "cosine"] = "linear",
         first_noise: float = 0.25,
+        variance: Literal["forward", "posterior"] = "forward",
         weighting: Literal["simple", "elbo"] = "simple",
         sampler: Literal["ddpm", "ddim"] = "ddim",
         eta: float = 0.0,
@@ -90,7 +92,7 @@ class DDPM(LatentSystem):
         self.register_buffer("limit", torch.where(half.isnan(), math.inf, 1.0), persistent=False)
         resolution = float(torch.where(half.isnan(), 0.04, 2 * half).min())
         noise = min(max(first_noise * resolution, 1e-3), 0.5)
-        self.diffusion = GaussianDiffusion(alpha_bars(SCHEDULES[schedule], timesteps, noise))
+        self.diffusion = GaussianDiffusion(alpha_bars(SCHEDULES[schedule], timesteps, noise), variance)
         self.register_buffer("share", WEIGHTINGS[weighting](self.diffusion).cumsum(0), persistent=False)
         self.network: nn.Module = (
             UNet(space, channels, blocks) if space.kind == "image" else TimedMLP(space, hidden, blocks + 1)
@@ -145,7 +147,12 @@ class DDPM(LatentSystem):
         """ELBO and the standard error of its estimate, nats `(B,)`: a bound in expectation."""
         if not self.score_steps or self.score_steps >= self.diffusion.timesteps:
             terms = self.elbo_terms(x, condition)
-            return -terms.sum(1), (terms[:, :-1].diff(dim=1).square().sum(1) / 2).sqrt()
+            # the decoder is drawn again, the others follow each other so smoothly that neighbours do for it
+            decoder = self._terms(
+                centre(x, self.space), torch.ones(1, len(x), dtype=torch.long, device=x.device), condition
+            )
+            differences = torch.cat([terms[:, :1] - decoder.T, terms[:, 1:-1].diff(dim=1)], 1)
+            return -terms.sum(1), (differences.square().sum(1) / 2).sqrt()
         y = centre(x, self.space)
         # Two draws in each of as many shares of the bound as there are pairs, the first pair for L_0: their
         # mean is unbiased whatever the terms are, and their difference tells its error.

@@ -28,6 +28,12 @@ def cosine(u: Tensor) -> Tensor:
 
 
 SCHEDULES: dict[str, Schedule] = {"linear": linear, "cosine": cosine}
+# Variance of the reverse steps as a function of beta_t and the posterior's (Ho et al. 2020, section 3.2): right
+# where x_0 spreads as a standard normal, and where x_t all but determines x_0.
+VARIANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward": lambda forward, posterior: forward,
+    "posterior": lambda forward, posterior: posterior,
+}
 
 
 def alpha_bars(schedule: Schedule, timesteps: int, first_noise: float) -> Tensor:
@@ -52,24 +58,31 @@ class GaussianDiffusion(nn.Module):
 
     Args:
         alpha_bar: 1 = alpha_bar_0 > ... > alpha_bar_T > 0, float64 `(T + 1,)`.
+        variance: of the reverse steps, by name.
     """
 
     signal: Tensor
     noise: Tensor
     kl_weight: Tensor
+    kl_constant: Tensor
     noise_weight: Tensor
 
-    def __init__(self, alpha_bar: Tensor) -> None:
+    def __init__(self, alpha_bar: Tensor, variance: str = "posterior") -> None:
         super().__init__()
         self.timesteps = len(alpha_bar) - 1
         self.alpha_bar: list[float] = alpha_bar.tolist()
         snr = alpha_bar / (1 - alpha_bar)
-        kl_weight = torch.zeros_like(alpha_bar)
-        kl_weight[2:] = 0.5 * (snr[1:-1] - snr[2:])  # of the squared error of x_0, at index t
+        beta = 1 - alpha_bar[2:] / alpha_bar[1:-1]
+        posterior = beta * (1 - alpha_bar[1:-1]) / (1 - alpha_bar[2:])
+        ratio = posterior / VARIANCES[variance](beta, posterior)
+        kl_weight, kl_constant = torch.zeros_like(alpha_bar), torch.zeros_like(alpha_bar)
+        kl_weight[2:] = ratio * 0.5 * (snr[1:-1] - snr[2:])  # of the squared error of x_0, at index t
+        kl_constant[2:] = 0.5 * (ratio - 1 - ratio.log())  # of each dimension
         noise_weight = torch.cat([(kl_weight / snr)[2:3], (kl_weight / snr)[2:]])  # of the noise's, at t - 1; 1 as 2
         self.register_buffer("signal", alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("noise", (1 - alpha_bar).sqrt().float(), persistent=False)
         self.register_buffer("kl_weight", kl_weight, persistent=False)
+        self.register_buffer("kl_constant", kl_constant, persistent=False)
         self.register_buffer("noise_weight", noise_weight, persistent=False)
 
     def diffuse(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -109,11 +122,13 @@ class GaussianDiffusion(nn.Module):
         return each.flatten(1).sum(1)
 
     def step_kl(self, x: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
-        """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || q(x_{t-1} | x_t, predicted)) in nats `(B,)`, for t >= 2.
+        """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in nats `(B,)`, for t >= 2.
 
-        Both have the posterior's variance, so it is (SNR_{t-1} - SNR_t) / 2 times the squared error.
+        p has the mean of the posterior at the predicted x_0. With the posterior's variance too, the term is
+        (SNR_{t-1} - SNR_t) / 2 times the squared error of x_0.
         """
-        return self.kl_weight[t] * (x - predicted).double().square().flatten(1).sum(1)
+        error = (x - predicted).double().square().flatten(1)
+        return self.kl_weight[t] * error.sum(1) + self.kl_constant[t] * error.shape[1]
 
 
 def timestep_grid(timesteps: int, steps: int) -> list[int]:
