@@ -126,7 +126,8 @@ def test_impossible_examples_are_counted():
     assert "150 of 150 test examples" in row["note"]
 
 
-def test_conditions_are_those_of_the_test_split():
+def test_conditions_are_those_of_the_test_split(monkeypatch):
+    monkeypatch.setattr("fivefold.features.STEPS", 5)
     data = load_data("digits", condition="label")
     row = evaluate(Marginals(data), data, samples=300)
     assert row["quality"]["features"] == "64 features of a classifier fitted on the training data"
