@@ -67,7 +67,7 @@ class Codebook(nn.Module):
         self.counts.lerp_(total["counts"], 1 - self.decay)
         self.sums.lerp_(total["sums"], 1 - self.decay)
         mean = self.counts.mean()
-        dead = (self.counts < self.revive * mean) | ~self.initialised
+        dead = (self.counts <= self.revive * mean) | ~self.initialised  # a count may underflow to 0
         candidates = total["candidates"] / total["candidate_weights"].unsqueeze(1)
         self.counts.copy_(torch.where(dead, mean, self.counts))
         self.sums.copy_(torch.where(dead.unsqueeze(1), mean * candidates, self.sums))
