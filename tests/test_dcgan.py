@@ -1,0 +1,166 @@
+"""DCGAN: every game, every size of image, players kept apart, batch norm over ranks."""
+
+import copy
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from fivefold.gan.dcgan import DCGAN
+from fivefold.nets.norm import BatchNorm
+from fivefold.space import Batch, Column, Space, label_space
+from fivefold.tools.games import GAMES
+
+DIGITS = Space("image", (1, 8, 8), 17)
+PLANE = Space("table", (2,), columns=(Column("x"), Column("y")))
+
+
+def example(space, n=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(space.levels, (n, *space.shape), generator=generator) if space.levels else None
+    x = torch.randn(n, *space.shape, generator=generator) if x is None else x
+    condition = space.condition and torch.randint(space.condition.levels, (n, 1), generator=generator).float()
+    return Batch(x, condition)
+
+
+def train(system, data, steps, batch_size=64, **options):
+    """The plainest loop; returns how often each player moved."""
+    optimizers, moves = system.optimizers(**options), dict.fromkeys(system.optimizers(), 0)
+    for step in range(steps):
+        index = torch.arange(step * batch_size, (step + 1) * batch_size) % len(data.x)
+        batch = Batch(data.x[index], None if data.condition is None else data.condition[index])
+        for update in system.updates(batch, step / steps):
+            update.loss.backward(inputs=list(update.player.parameters()))
+            optimizers[update.player].step()
+            optimizers[update.player].zero_grad()
+            moves[update.player] += 1
+    return moves
+
+
+SPACES = [
+    DIGITS,
+    Space("image", (1, 28, 28), 2),
+    Space("image", (3, 32, 32), 256),
+    Space("image", (3, 9, 17), 256),
+    Space("image", (1, 8, 61), None),
+    Space("image", (3, 1, 1), 256),
+    DIGITS.conditioned_on(label_space(tuple(range(10)))),
+    PLANE,
+    PLANE.conditioned_on(label_space(("a", "b"))),
+    Space("table", (3,), columns=(Column("x"), Column("n", "integer", levels=5), Column("c", "categorical", levels=3))),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{s.kind}{s.shape}{'|y' if s.condition else ''}")
+def test_fits_any_size_and_samples_in_the_space(space):
+    torch.manual_seed(0)
+    system = DCGAN(space, width=4, latent=8)
+    batch = example(space)
+    train(system, batch, 1)
+    x = system.sample_encoded(5, None if batch.condition is None else batch.condition[:5], seed=1)
+    assert x.shape == (5, *space.shape)
+    if space.levels:
+        assert x.dtype == torch.int64
+        assert ((x >= 0) & (x < space.levels)).all()
+    assert all(value == value for value in system.monitor(batch).values())
+
+
+@pytest.mark.parametrize("loss", GAMES)
+def test_players_are_isolated_and_take_their_turns(loss):
+    torch.manual_seed(0)
+    system = DCGAN(DIGITS, loss=loss, critics=3, width=4, latent=8)
+    optimizers = system.optimizers()
+    players = []
+    for update in system.updates(example(DIGITS), 0.0):
+        before = copy.deepcopy(list(system.parameters()))
+        update.loss.backward(inputs=list(update.player.parameters()))
+        optimizers[update.player].step()
+        mine = {id(p) for p in update.player.parameters()}
+        for old, new in zip(before, system.parameters(), strict=True):
+            assert id(new) in mine or torch.equal(old, new)
+            assert (new.grad is not None) or id(new) not in mine
+            new.grad = None
+        players.append(update.player)
+    assert players == [system.critic] * 3 + [system.generator]
+    bound = max(p.abs().max().item() for p in system.critic.parameters())
+    assert (bound <= 0.01) == (loss == "wasserstein")
+    assert system.critic in system.networks() or loss == "wasserstein-gp"
+
+
+def test_the_generator_does_not_learn_from_the_critics_turn():
+    system = DCGAN(DIGITS, width=4)
+    update = next(system.updates(example(DIGITS), 0.0))
+    grads = torch.autograd.grad(update.loss, list(system.generator.parameters()), allow_unused=True)
+    assert all(g is None for g in grads)
+
+
+def test_a_penalised_critic_treats_examples_independently():
+    system = DCGAN(DIGITS, loss="wasserstein-gp", width=4)
+    assert not [m for m in system.critic.modules() if isinstance(m, BatchNorm)]
+    assert [m for m in system.generator.modules() if isinstance(m, BatchNorm)]
+    x = torch.randn(6, 1, 8, 8)
+    torch.testing.assert_close(system.critic(x)[:2], system.critic(x[:2]))
+
+
+def test_the_condition_reaches_both_players():
+    system = DCGAN(DIGITS.conditioned_on(label_space(tuple(range(10)))), width=4).eval()
+    zero, one = torch.zeros(4, 1), torch.ones(4, 1)
+    z, x = torch.randn(4, system.latent), torch.randn(4, 1, 8, 8)
+    assert not torch.allclose(system.generator(z, zero), system.generator(z, one))
+    assert not torch.allclose(system.critic(x, zero), system.critic(x, one))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", GAMES)
+def test_every_game_learns_a_ring_of_gaussians(loss):
+    """Distance of each sample to the nearest of eight modes, and how many modes have samples."""
+    torch.manual_seed(0)
+    angle = torch.randint(8, (4096,)) * torch.pi / 4
+    modes = torch.stack([angle.cos(), angle.sin()], 1) * 1.4
+    data = Batch(modes + 0.05 * torch.randn_like(modes))
+    options = {"loss": loss, **DCGAN.presets.get({"wasserstein": "wgan", "wasserstein-gp": "wgan-gp"}.get(loss), {})}
+    beta1 = options.pop("beta1", 0.5)
+    options.pop("lr", None)
+    system = DCGAN(PLANE, width=16, latent=8, **options)
+
+    def miss():
+        distance = torch.cdist(system.sample_encoded(1000, seed=0), modes.unique(dim=0))
+        return distance.min(1).values.mean().item(), distance.argmin(1).bincount(minlength=8).gt(20).sum().item()
+
+    untrained, _ = miss()
+    train(system, data, 800, lr=1e-3, beta1=beta1)
+    trained, found = miss()
+    assert trained < untrained / 3, (untrained, trained)
+    assert found >= 4
+
+
+def _normalise(rank, file, x, weight, results):
+    distributed.init_process_group("gloo", f"file://{file}", world_size=2, rank=rank)
+    torch.set_num_threads(1)
+    norm = BatchNorm(3)
+    part = x[:4] if rank == 0 else x[4:]
+    y = norm(part.requires_grad_())
+    (y * weight[:4] if rank == 0 else y * weight[4:]).sum().backward()
+    results[rank] = tuple(t.detach() for t in (y, part.grad, norm.weight.grad, norm.running_mean, norm.running_var))
+    distributed.destroy_process_group()
+
+
+def test_batch_norm_over_two_ranks_is_batch_norm_of_the_whole_batch(tmp_path):
+    """Outputs, gradients and running statistics, with parts of unequal size, against torch's own."""
+    torch.manual_seed(0)
+    x, weight = 3 + 2 * torch.randn(7, 3, 5, 5), torch.randn(7, 3, 5, 5)
+    results = torch.multiprocessing.Manager().dict()
+    torch.multiprocessing.spawn(_normalise, (tmp_path / "store", x, weight, results), nprocs=2)
+    (y0, g0, w0, mean0, var0), (y1, g1, w1, mean1, _) = results[0], results[1]
+    theirs = nn.BatchNorm2d(3)
+    y = theirs(x.requires_grad_())
+    (y * weight).sum().backward()
+    for ours, truth in (
+        (torch.cat([y0, y1]), y),
+        (torch.cat([g0, g1]), x.grad),
+        (w0 + w1, theirs.weight.grad),
+        (mean0, theirs.running_mean),
+        (mean1, theirs.running_mean),
+        (var0, theirs.running_var),
+    ):
+        torch.testing.assert_close(ours, truth, atol=2e-5, rtol=1e-5)

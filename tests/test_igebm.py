@@ -1,0 +1,208 @@
+"""Langevin dynamics against known laws; IGEBM's energy, replay buffer and spectral norm."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fivefold.energy.igebm import IGEBM
+from fivefold.nets.norm import frozen, spectral_norm
+from fivefold.space import Batch, Column, Space, label_space
+from fivefold.system import Density
+from fivefold.tools.mcmc import energy_gradient, sgld
+
+DIGITS = Space("image", (1, 8, 8), 17)
+PLANE = Space("table", (2,), columns=(Column("x"), Column("y")))
+SMALL = {"width": 4, "chain_steps": 2, "sample_steps": 3, "buffer_size": 32}
+
+
+def train(system, data, steps, batch_size=8):
+    (optimizer,) = system.optimizers().values()
+    system.train()
+    for step in range(steps):
+        rows = torch.arange(step * batch_size, (step + 1) * batch_size) % len(data.x)
+        batch = Batch(data.x[rows], None if data.condition is None else data.condition[rows])
+        for update in system.updates(batch, step / steps):
+            optimizer.zero_grad()
+            update.loss.backward()
+            optimizer.step()
+
+
+# --- the sampler ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "step_size"), [(1.0, 0.1), (0.5, 0.2), (2.0, 1.0)])
+def test_langevin_has_the_stationary_law_of_a_gaussian(scale, step_size):
+    """x <- (1 - a / 2s^2) x + e is an AR(1) process: its variance is s^2 / (1 - a / 4s^2), near s^2 for small a."""
+    torch.manual_seed(0)
+    start = torch.full((20_000, 1), 3.0)
+    x = sgld(energy_gradient(lambda y: (y**2).sum(1) / (2 * scale**2)), start, 150, step_size)
+    variance = scale**2 / (1 - step_size / (4 * scale**2))
+    assert abs(x.mean().item()) < 4 * math.sqrt(variance / len(x))
+    assert x.var().item() == pytest.approx(variance, abs=4 * variance * math.sqrt(2 / len(x)))
+    assert (start == 3).all()
+
+
+def test_langevin_at_a_temperature_clamped_and_bounded():
+    torch.manual_seed(0)
+    gradient = energy_gradient(lambda y: (y**2).sum(1) / 2)
+    warm = sgld(gradient, torch.randn(20_000, 1), 150, 0.1, noise=math.sqrt(0.1 * 0.25))
+    assert warm.var().item() == pytest.approx(0.25 / (1 - 0.1 / 4), rel=0.05)
+    start = torch.full((4, 1), 5.0)
+    torch.testing.assert_close(sgld(gradient, start, 1, 2.0, noise=0.0, clamp=0.5), start - 0.5)
+    torch.testing.assert_close(sgld(gradient, start, 1, 0.1, noise=0.0, bounds=(-1.0, 1.0)), torch.ones(4, 1))
+
+
+# --- the energy -------------------------------------------------------------------------------------
+
+
+def test_differences_of_log_prob_are_those_of_the_energy_its_chains_follow():
+    """The score of -E is the drift that goes with the noise: step_size / 2 df/dx = noise^2 / 2 dE/dx (Eq. 4)."""
+    system = IGEBM(PLANE, **SMALL).eval()
+    assert system.density is Density.UNNORMALISED
+    assert not system.density.comparable
+    x = torch.randn(6, 2)
+    log_prob = system.score_encoded(Batch(x)).log_prob
+    f = system.f(x).double().detach()
+    torch.testing.assert_close(log_prob[:1] - log_prob, (f - f[:1]) / system.temperature, atol=1e-3, rtol=1e-4)
+    score = -energy_gradient(lambda y: -system._log_prob(y, None))(x)
+    moved = sgld(energy_gradient(system.f), x, 1, system.langevin.step_size, noise=0.0)
+    torch.testing.assert_close(moved - x, 0.5 * system.langevin.noise**2 * score, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_learns_a_gaussian_whose_chains_follow_its_own_density():
+    """Trained on N((1, -0.5), 0.5^2): the normalised exp(-E), and long chains, have its mean and scale."""
+    torch.manual_seed(0)
+    mean = torch.tensor([1.0, -0.5])
+    system = IGEBM(PLANE, sample_steps=200)
+    train(system, Batch(mean + 0.5 * torch.randn(4096, 2)), 600, batch_size=128)
+    axis = torch.linspace(-4, 4, 161)
+    grid = torch.cartesian_prod(axis, axis)
+    weight = system.score_encoded(Batch(grid)).log_prob.softmax(0).float()[:, None]
+    centre = (weight * grid).sum(0)
+    scale = (weight * (grid - centre) ** 2).sum(0).sqrt()
+    chains = system.sample_encoded(2000, seed=0)
+    for location, spread in ((centre, scale), (chains.mean(0), chains.std(0))):
+        assert (location - mean).abs().max() < 0.25, location
+        assert ((spread / 0.5).log().abs() < 0.4).all(), spread
+
+
+def test_data_lie_below_chains_after_training():
+    torch.manual_seed(0)
+    data = Batch(torch.randint(0, 3, (64, 1, 8, 8)))
+    system = IGEBM(DIGITS, **SMALL)
+    train(system, data, 40)
+    noise = torch.randint(0, 17, (64, 1, 8, 8))
+    assert (system.score_encoded(data).log_prob > system.score_encoded(Batch(noise)).log_prob.max()).all()
+
+
+# --- the replay buffer ------------------------------------------------------------------------------
+
+
+def test_chains_go_on_from_the_buffer_and_are_written_back_once_a_step():
+    torch.manual_seed(0)
+    system = IGEBM(DIGITS, **SMALL | {"reset_rate": 0.0})
+    starts = []
+    run = system._run
+    system._run = lambda x, *rest: starts.append((x.clone(), end := run(x, *rest))) or end
+    data = Batch(torch.randint(17, (32, 1, 8, 8)))
+    train(system, data, 1, batch_size=32)
+    assert (system.ages == 1).all()
+    train(system, data, 1, batch_size=32)
+    assert (system.ages == 2).all()
+    (_, ends), (again, _) = starts  # the second step starts where the first ended, in another order
+    assert torch.equal(again.sum((1, 2, 3)).sort().values, ends.sum((1, 2, 3)).sort().values)
+    stream = system.updates(data, 0.0)
+    before = system.chains.clone()
+    next(stream)
+    assert torch.equal(system.chains, before)  # until the step is taken
+    assert next(stream, None) is None
+    assert not torch.equal(system.chains, before)
+
+
+def test_chains_are_reset_at_the_stated_rate():
+    torch.manual_seed(0)
+    system = IGEBM(DIGITS, width=4, buffer_size=4000, reset_rate=0.05)
+    system.ages.fill_(7)
+    _, _, ages = system._draw(torch.arange(4000), None)
+    assert (ages == 0).sum().item() == pytest.approx(200, abs=4 * math.sqrt(190))
+    assert set(ages.tolist()) == {0, 7}
+
+
+def test_a_chain_keeps_its_condition_and_samples_continue_chains_of_theirs():
+    space = DIGITS.conditioned_on(label_space(tuple(range(10))))
+    torch.manual_seed(0)
+    system = IGEBM(space, **SMALL | {"reset_rate": 0.0})
+    data = Batch(torch.randint(17, (32, 1, 8, 8)), torch.arange(32).remainder(3).view(-1, 1).float())
+    train(system, data, 1, batch_size=32)
+    kept = system.conditions.clone()
+    train(system, data, 2, batch_size=32)
+    assert torch.equal(system.conditions, kept)
+    wanted = torch.tensor([[0.0], [1.0], [2.0], [9.0]]).repeat(5, 1)
+    noise = torch.full((20, 1, 8, 8), 5.0)
+    start = system._from_buffer(noise, wanted)
+    for x, label in zip(start, wanted, strict=True):
+        same = (system.chains == x).flatten(1).all(1)
+        if label == 9:  # the buffer has none
+            assert (x == 5).all()
+        else:
+            assert same.any()
+            assert (system.conditions[same] == label).all()
+
+
+@pytest.mark.parametrize("start", ["buffer", "noise"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        Space("image", (3, 1, 1), 256),
+        Space("image", (1, 5, 7), None),
+        DIGITS,
+        Space("table", (2,), columns=(Column("x"), Column("n", "integer", levels=5))),
+    ],
+    ids=lambda s: f"{s.kind}{s.shape}",
+)
+def test_fits_any_size_samples_within_the_space_and_repeats_for_a_seed(space, start):
+    torch.manual_seed(0)
+    system = IGEBM(space, **SMALL, start=start)
+    assert system.sample_encoded(4, seed=3).shape == (4, *space.shape)  # untrained: from noise
+    x = torch.randint(space.levels or 2, (16, *space.shape))
+    data = Batch(x if space.levels else x.float())
+    train(system, data, 2)
+    samples = [system.sample_encoded(6, seed=s) for s in (3, 3, 4)]
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+    assert system.sample_evaluations == 3
+    assert set(system.monitor(data)) >= {"energy_gap", "saturated", "chain_age", "duplicates"}
+
+
+# --- spectral norm ----------------------------------------------------------------------------------
+
+
+def test_every_layer_has_spectral_norm_1_after_training_by_svd():
+    torch.manual_seed(0)
+    system = IGEBM(DIGITS, **SMALL)
+    train(system, Batch(torch.randint(17, (64, 1, 8, 8))), 60)
+    system.eval()
+    layers = [m for m in system.f.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 10  # first, three blocks with two skips, last
+    for layer in layers:
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.01)
+
+
+def test_frozen_pauses_power_iterations_and_gives_the_same_values():
+    torch.manual_seed(0)
+    net = nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.SiLU(), spectral_norm(nn.Linear(4, 1)))
+    x = torch.randn(3, 4)
+    expected = net.eval()(x)
+    net.train()
+    before = {name: b.clone() for name, b in net.named_buffers()}
+    with frozen(net):
+        torch.testing.assert_close(net(x), expected)
+        assert all(not m.weight.requires_grad for m in net if parametrize.is_parametrized(m))
+    assert net.training
+    assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
+    net(x)
+    assert not all(torch.equal(b, before[name]) for name, b in net.named_buffers())
