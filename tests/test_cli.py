@@ -1,0 +1,131 @@
+"""The command line as a person types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from fivefold import catalog
+from fivefold.cli import app, main
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "made"
+    run(
+        "train",
+        "made",
+        "--data",
+        "digits",
+        "--condition",
+        "label",
+        "--budget",
+        "20steps",
+        "--hidden",
+        "16",
+        "--out",
+        out,
+    )
+    return out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["train", "--help"], ["list", "--json"]])
+def test_help_and_list_do_not_start_torch(words):
+    code = (
+        f"import sys; sys.argv = ['fivefold', *{words!r}]\n"
+        "from fivefold.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as error: assert not error.code\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_list_as_json():
+    rows = json.loads(run("list", "--json"))
+    assert {row["id"] for row in rows} == set(catalog.entries())
+    assert set(rows[0]) == {"id", "family", "section", "reference", "density", "spaces", "summary"}
+    assert {row["id"] for row in json.loads(run("list", "--family", "flow", "--json"))} == {"realnvp", "spline-flow"}
+    assert "gated-pixelcnn" not in {row["id"] for row in json.loads(run("list", "--data", "wine", "--json"))}
+
+
+@pytest.mark.parametrize("system", list(catalog.entries()))
+def test_every_systems_help_names_its_options(system):
+    text = run("train", system, "--help")
+    assert "--lr FLOAT" in text
+    assert "--budget TEXT" in text
+    assert "[default:" in text
+
+
+def test_train_resume_sample_score_evaluate(trained, tmp_path):
+    assert "step 30" in run("resume", trained, "--budget", "30steps")
+    run("sample", trained, "-n", 4, "--seed", 1, "--condition", 3, "--out", tmp_path / "a.npz")
+    run("sample", trained, "-n", 4, "--condition", 3, "--out", tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(tmp_path / "a.npz") as archive:
+        assert archive["x"].shape == (4, 8, 8)
+    assert "exact" in run("score", trained, "--out", tmp_path / "scores.csv")
+    frame = pd.read_csv(tmp_path / "scores.csv")
+    assert list(frame.columns) == ["log_prob_nats", "bits_per_dim", "kind", "standard_error"]
+    assert np.allclose(frame["bits_per_dim"], -frame["log_prob_nats"] / 64 / np.log(2))
+    run("score", trained, "--out", tmp_path / "scores.parquet")
+    row = json.loads(run("evaluate", trained, "--json"))
+    assert row["density"]["bits_per_dim"] == pytest.approx(frame["bits_per_dim"].mean(), rel=1e-3)
+    assert "other data" in run("score", trained, "--data", _shifted(tmp_path), "--out", tmp_path / "other.csv")
+
+
+def _shifted(folder):
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    np.savez(folder / "other.npz", x=raw.images[:50].astype(np.uint8), y=raw.target[:50])
+    return folder / "other.npz"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "vea", "--data", "digits"], "did you mean 'vae'"),
+        (["train", "made", "--data", "digit"], "did you mean 'digits'"),
+        (["train", "made", "--data", "digits", "--hiden", "4"], "--hidden"),
+        (["train", "made", "--data", "digits", "--budget", "9"], "60s"),
+        (["train", "realnvp", "--data", "pydocs", "--budget", "1steps"], "Systems for text data"),
+        (["train", "made", "--data", "digits", "--precision", "8"], "bf16"),
+        (["resume", "nowhere"], "not a run"),
+        (["sample", "nowhere", "--out", "a.png"], "not a run"),
+        (["compare", "--samples", "mine"], "NAME=FILE"),
+    ],
+)
+def test_errors_are_one_clear_line(words, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fivefold", *words])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code != 0
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_suffixes_are_refused_before_work(trained, tmp_path, capsys, monkeypatch):
+    for words in (
+        ["sample", str(trained), "--condition", "1", "--out", "a.wav"],
+        ["score", str(trained), "--out", "a.xls"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["fivefold", *words])
+        with pytest.raises(SystemExit):
+            main()
+        assert "choose a suffix" in capsys.readouterr().err
