@@ -36,7 +36,8 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
-        click.echo(str(error) or "stopped", err=True)
+        cause = error.__cause__ or error  # click raises Abort from what interrupted it
+        click.echo(str(cause) or "stopped", err=True)
         sys.exit(130)
     except Exception as error:
         if not _is_for_people(error):

@@ -254,6 +254,11 @@ def _locked(directory: Path) -> Iterator[int]:
 # --- the processes ----------------------------------------------------------------------------------
 
 
+def _stopped(job: dict[str, Any]) -> Row:
+    """What stands for the row of a job that was not finished; never written."""
+    return {**job["row"], "status": "stopped"}
+
+
 def _python_path() -> str:
     """This process's own path, so that workers find the modules that it finds, and no others (`-P`)."""
     return os.pathsep.join(place or os.getcwd() for place in sys.path)
@@ -299,6 +304,8 @@ class _Crew:
 
     def _do(self, job: dict[str, Any]) -> Row:
         """One job from start to row."""
+        if self.stopping.is_set():
+            return _stopped(job)
         task = self.progress.add_task(job["row"]["label"], phase="starting", total=1.0)
         with (self.directory / "logs" / f"{job['name']}.txt").open("a", encoding="utf-8") as log:
             process = self._start(job, log)
@@ -314,7 +321,7 @@ class _Crew:
         self.progress.remove_task(task)
         if not self._row(job).exists() and not self.stopping.is_set():
             write_json(self._row(job), {**job["row"], **self._death(job, code)})
-        return folder.read_json(self._row(job)) if self._row(job).exists() else {**job["row"], "status": "stopped"}
+        return folder.read_json(self._row(job)) if self._row(job).exists() else _stopped(job)
 
     def _start(self, job: dict[str, Any], log: Any) -> subprocess.Popen[str]:
         """The worker's process, in a session of its own so that Ctrl-C reaches it through us alone."""
