@@ -24,6 +24,7 @@ from fivefold.tools.distributions import gaussian_log_prob
 from fivefold.tools.scaling import centre, uncentre
 
 CHUNK = 2**15  # numbers scored at once
+REAL_LEVEL = 0.04  # the distance between levels that standardised reals count as having
 INVERSIONS = 3  # fixed-point iterations of each step of `encode`
 
 # Deviation of a sampling step as a share of the posterior's.
@@ -44,13 +45,15 @@ class DDPM(LatentSystem):
 
     Levels become evenly spaced reals on [-1, 1] (so categories have an order here that means nothing) and the
     last step's decoder gives each level the mass of its cell, so the bound is one on probabilities; real
-    columns keep a density. The codes of `encode` are those of the deterministic sampler, run backwards.
+    columns keep a density. It is the bound of the ancestral sampler with all T steps, also where samples are
+    drawn in fewer steps or deterministically. The codes of `encode` are those of the deterministic sampler,
+    run backwards.
 
     Args:
         timesteps: T, steps of the diffusion.
         schedule: how the noise grows.
-        first_noise: noise of the first step in distances between levels (in units of real columns: a
-            hundredth of it). More is coarse; less makes the network learn what the decoder knows.
+        first_noise: standard deviation of the first step's noise, in distances between levels (real columns
+            count as having one every 0.04). More is coarse; less makes the network learn what the decoder knows.
         variance: of the reverse steps in the bound: that of the forward steps, or of the posterior given x_0.
         weighting: simple (the paper's loss) or elbo (each time as often as it weighs in the bound).
         sampler: ddpm (the ancestral one) or ddim.
@@ -66,6 +69,10 @@ class DDPM(LatentSystem):
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
     sampling: ClassVar[str] = "iterative"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.999, "clip": 1.0}}
+
+    half_cell: Tensor
+    limit: Tensor
+    share: Tensor
 
     def __init__(
         self,
@@ -90,7 +97,7 @@ class DDPM(LatentSystem):
         half = torch.tensor([math.nan if n is None else 1 / max(n - 1, 1) for n in space.dim_levels]).view(space.shape)
         self.register_buffer("half_cell", half.nan_to_num(0.0), persistent=False)  # half the distance between levels
         self.register_buffer("limit", torch.where(half.isnan(), math.inf, 1.0), persistent=False)
-        resolution = float(torch.where(half.isnan(), 0.04, 2 * half).min())
+        resolution = float(torch.where(half.isnan(), REAL_LEVEL, 2 * half).min())
         noise = min(max(first_noise * resolution, 1e-3), 0.5)
         self.diffusion = GaussianDiffusion(alpha_bars(SCHEDULES[schedule], timesteps, noise), variance)
         self.register_buffer("share", WEIGHTINGS[weighting](self.diffusion).cumsum(0), persistent=False)
@@ -98,10 +105,6 @@ class DDPM(LatentSystem):
             UNet(space, channels, blocks) if space.kind == "image" else TimedMLP(space, hidden, blocks + 1)
         )
         self.density_note = f"{score_steps or timesteps} of {timesteps} terms"
-
-    half_cell: Tensor
-    limit: Tensor
-    share: Tensor
 
     # --- training -------------------------------------------------------------------------------
 
@@ -146,24 +149,29 @@ class DDPM(LatentSystem):
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """ELBO and the standard error of its estimate, nats `(B,)`: a bound in expectation."""
         if not self.score_steps or self.score_steps >= self.diffusion.timesteps:
-            terms = self.elbo_terms(x, condition)
-            # the decoder is drawn again, the others follow each other so smoothly that neighbours do for it
-            decoder = self._terms(
-                centre(x, self.space), torch.ones(1, len(x), dtype=torch.long, device=x.device), condition
-            )
-            differences = torch.cat([terms[:, :1] - decoder.T, terms[:, 1:-1].diff(dim=1)], 1)
-            return -terms.sum(1), (differences.square().sum(1) / 2).sqrt()
-        y = centre(x, self.space)
-        # Two draws in each of as many shares of the bound as there are pairs, the first pair for L_0: their
-        # mean is unbiased whatever the terms are, and their difference tells its error.
+            return self._full_bound(x, condition)
+        return self._sampled_bound(centre(x, self.space), condition)
+
+    def _full_bound(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum of all terms. Its error: L_0 drawn twice; the others change so slowly that neighbours do for it."""
+        terms = self.elbo_terms(x, condition)
+        first = torch.ones(1, len(x), dtype=torch.long, device=x.device)
+        again = self._terms(centre(x, self.space), first, condition).T
+        differences = torch.cat([terms[:, :1] - again, terms[:, 1:-1].diff(dim=1)], 1)
+        return -terms.sum(1), (differences.square().sum(1) / 2).sqrt()
+
+    def _sampled_bound(self, y: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Two draws of L_0 and in each of equal shares of the other terms, by their weight of the noise's error.
+
+        The mean of each two is unbiased whatever the terms are, and their difference tells its error.
+        """
         pairs = max(self.score_steps // 2 - 1, 1)
-        u = (
-            torch.arange(pairs, device=y.device)[:, None, None] + torch.rand(pairs, 2, len(y), device=y.device)
-        ) / pairs
+        share = torch.arange(pairs, device=y.device).view(-1, 1, 1)
         weight = self.diffusion.noise_weight[1:]
-        index = quantile(weight.cumsum(0), u)
+        index = quantile(weight.cumsum(0), (share + torch.rand(pairs, 2, len(y), device=y.device)) / pairs)
         t = torch.cat([torch.ones_like(index[:1]), index + 2])
-        scale = torch.cat([torch.ones_like(u[:1]), weight.sum() / weight[index] / pairs])
+        scale = torch.ones(t.shape, dtype=torch.float64, device=y.device)
+        scale[1:] = weight.sum() / weight[index] / pairs
         draws = self._terms(y, t.flatten(0, 1), condition).view(t.shape) * scale
         value = draws.mean(1).sum(0) + self.diffusion.prior_kl(y)
         return -value, ((draws[:, 0] - draws[:, 1]).square().sum(0) / 4).sqrt()
