@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.nets.condition import ConditionEmbedding
-from fivefold.nets.visible import VisibleUnits
+from fivefold.nets.visible import VisibleUnits, bernoulli
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System, Unfit, Update, seeded
 from fivefold.tools.ais import anneal, block_gibbs, log_partition
@@ -119,7 +119,7 @@ class RBM(System):
         a, b = self.biases(condition)
 
         def hidden(v: Tensor) -> Tensor:
-            return torch.bernoulli((self.units.statistic(v) @ self.weight + b).sigmoid())
+            return bernoulli(self.units.statistic(v) @ self.weight + b)
 
         return block_gibbs(v, hidden, lambda h: self.units.sample(a + h @ self.weight.T), steps)
 
@@ -212,7 +212,7 @@ class RBM(System):
             x = s @ self.weight + b
             log_ratio = (next_beta - beta) * (s * (a - base)).sum(1)
             log_ratio = log_ratio + (F.softplus(next_beta * x) - F.softplus(beta * x)).sum(1)
-            h = torch.bernoulli((next_beta * x).sigmoid())
+            h = bernoulli(next_beta * x)
             return log_ratio, self.units.sample(torch.lerp(base, a, next_beta) + next_beta * (h @ self.weight.T))
 
         return anneal(self.units.sample(base.expand(n, -1)), step, temperatures)

@@ -74,9 +74,10 @@ class Binomial(Units):
 
     def sample(self, natural: Tensor) -> Tensor:
         if self.binary:
-            return torch.bernoulli(natural.sigmoid())
+            return bernoulli(natural)
         n = self.trials
-        return torch.binomial(n.expand_as(natural), (natural / n.clamp(min=1).sqrt()).sigmoid())
+        chance = (natural / n.clamp(min=1).sqrt()).sigmoid().nan_to_num(0.0)  # as `bernoulli`: no draw fails
+        return torch.binomial(n.expand_as(natural), chance)
 
     def natural(self, mean: Tensor) -> Tensor:
         root = self.trials.clamp(min=1).sqrt()
@@ -132,8 +133,8 @@ class Categorical(Units):
         return torch.stack([part.logsumexp(-1) for part in natural.split(self.levels, -1)]).sum(0)
 
     def sample(self, natural: Tensor) -> Tensor:
-        draws = [torch.multinomial(part.softmax(1), 1) for part in natural.split(self.levels, 1)]
-        return torch.cat(draws, 1).float()
+        noisy = natural - torch.empty_like(natural).exponential_().log()  # Gumbel noise: the largest is a draw
+        return torch.stack([part.argmax(1) for part in noisy.split(self.levels, 1)], 1).float()
 
     def natural(self, mean: Tensor) -> Tensor:
         return mean.clamp(min=1e-3).log()
@@ -201,6 +202,11 @@ _MAKERS: dict[str, Callable[[list[int]], Units]] = {
     "real": lambda levels: Gaussian(len(levels)),
     "categorical": Categorical,
 }
+
+
+def bernoulli(logits: Tensor) -> Tensor:
+    """0 or 1 of the logits' shape; 0 where a logit is not a number, so that the loss tells of it and not the draw."""
+    return (torch.rand_like(logits) < logits.sigmoid()).to(logits.dtype)
 
 
 def _log_factorials(k: Tensor, n: Tensor) -> Tensor:
