@@ -21,6 +21,7 @@ from fivefold.space import Space
 from fivefold.tools.scaling import centre
 
 CONDITION_WIDTH = 32
+UNITS = 8
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
@@ -30,7 +31,7 @@ class MLPEncoder(nn.Module):
     Args:
         space: of the examples.
         outputs: width of the vectors.
-        width: units of a hidden layer.
+        width: an eighth of the units of a hidden layer, so that one width suits both kinds of network.
         depth: hidden layers.
         dropout: of hidden units.
     """
@@ -40,7 +41,7 @@ class MLPEncoder(nn.Module):
         self.features = DimFeatures(space)
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
         inputs = len(self.features.dim_of_feature) + self.embed.width
-        self.net = MLP(inputs, outputs, width, depth, dropout=dropout)
+        self.net = MLP(inputs, outputs, UNITS * width, depth, dropout=dropout)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.net(with_maps(self.features(x), self.embed(condition)))
@@ -53,7 +54,7 @@ class MLPDecoder(nn.Module):
         space: of the examples.
         inputs: width of the vectors.
         head: whose parameters are given.
-        width: units of a hidden layer.
+        width: an eighth of the units of a hidden layer, so that one width suits both kinds of network.
         depth: hidden layers.
         dropout: of hidden units.
     """
@@ -62,7 +63,7 @@ class MLPDecoder(nn.Module):
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
         self.shape = (space.dims, head.width)
-        self.net = MLP(inputs + self.embed.width, math.prod(self.shape), width, depth, dropout=dropout)
+        self.net = MLP(inputs + self.embed.width, math.prod(self.shape), UNITS * width, depth, dropout=dropout)
         zero(self.net.net[-1])
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -83,7 +84,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, space: Space, outputs: int, width: int, depth: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
-        halvings = halvings_to(space, smallest=3)
+        halvings = halvings_to(space, smallest=4)
         channels = channels_at(width, halvings)[-1]
         self.down = Downsampler(space, channels, width, halvings, depth, dropout)
         self.drop = nn.Dropout(dropout)
@@ -110,7 +111,7 @@ class ConvDecoder(nn.Module):
     def __init__(self, space: Space, inputs: int, head: Head, width: int, depth: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
-        halvings = halvings_to(space, smallest=3)
+        halvings = halvings_to(space, smallest=4)
         channels = channels_at(width, halvings)[-1]
         self.start = (channels, *grid_size(space, halvings))
         self.first = nn.Linear(inputs + self.embed.width, math.prod(self.start))

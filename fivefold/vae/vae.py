@@ -16,6 +16,7 @@ from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_
 from fivefold.tools.scaling import log_mean_exp
 
 NETWORKS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
+SMALLEST_CONV = 16  # sides of an image from which on convolutions pay
 ACTIVE = 0.01  # variance of a unit's posterior mean over the data, above which it is in use (Burda et al., 2016)
 MOST_NUMBERS = 2**24  # decoder outputs held at once when scoring
 
@@ -32,11 +33,12 @@ class VAE(LatentSystem):
 
     Args:
         space: what one example is.
-        network: mlp or conv; auto takes conv for images of at least 4x4 pixels.
-        likelihood: bernoulli (two levels), categorical, logistic-mixture or gaussian (real values); auto goes by
-            the data, column by column in tables.
+        network: mlp or conv; auto takes conv for images of at least 16x16 pixels.
+        likelihood: logistic-mixture (of ordered levels and real values), categorical, bernoulli (two levels) or
+            gaussian (real values). Dimensions that it does not model, such as columns of categories, have the
+            one that suits them.
         latent: dimensions of z.
-        width: units of a hidden layer, or channels at full size.
+        width: channels at full size, or an eighth of the units of a hidden layer.
         depth: hidden layers, or residual blocks at the smallest size.
         dropout: of hidden features in training.
         mixtures: components of a logistic mixture.
@@ -52,16 +54,19 @@ class VAE(LatentSystem):
     }
     free_form = True
     sampling = "direct"
-    presets = {"default": {"ema": 0.999}}
+    presets = {
+        "default": {"ema": 0.999, "lr": 2e-3},
+        "mnist": {"network": "mlp", "width": 64, "latent": 40, "lr": 1e-3, "batch_size": 128},
+    }
 
     def __init__(
         self,
         space: Space,
         *,
         network: Literal["auto", "mlp", "conv"] = "auto",
-        likelihood: Likelihood = "auto",
+        likelihood: Likelihood = "logistic-mixture",
         latent: int = 16,
-        width: int = 64,
+        width: int = 32,
         depth: int = 2,
         dropout: float = 0.1,
         mixtures: int = 5,
@@ -71,10 +76,13 @@ class VAE(LatentSystem):
         super().__init__(space)
         encoder, decoder = NETWORKS[_network(network, space)]
         self.latent, self.warmup, self.score_samples = latent, warmup, score_samples
-        self.density_note = f"{score_samples} samples"
         self.head = Head(space, mixtures, likelihood)
         self.encoder = encoder(space, 2 * latent, width, depth, dropout)
         self.decoder = decoder(space, latent, self.head, width, depth, dropout)
+
+    @property
+    def density_note(self) -> str:  # type: ignore[override]
+        return f"{self.score_samples} samples"
 
     def posterior(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of q(z|x), each `(B, latent)`."""
@@ -166,7 +174,7 @@ def kl_to_standard_normal(mean: Tensor, log_scale: Tensor) -> Tensor:
 
 def _network(name: str, space: Space) -> str:
     if name == "auto":
-        return "conv" if space.kind == "image" and min(space.shape[1:]) >= 4 else "mlp"
+        return "conv" if space.kind == "image" and min(space.shape[1:]) >= SMALLEST_CONV else "mlp"
     if name not in NETWORKS:
         raise Unfit(f"no network {name!r}; there are auto, {', '.join(NETWORKS)}")
     if name == "conv" and space.kind != "image":

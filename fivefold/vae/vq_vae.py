@@ -32,10 +32,11 @@ class VQVAE(LatentSystem):
         code_width: dimensions of its vectors.
         slots: codes of an example that is not an image.
         halvings: how often an image's sides are halved to give the grid of codes.
-        width: channels at full size, or a quarter of the units of a hidden layer.
+        width: channels at full size, or an eighth of the units of a hidden layer.
         depth: residual blocks at the smallest size, or hidden layers.
-        likelihood: of the decoder: bernoulli (two levels), categorical, logistic-mixture or gaussian (real
-            values); auto goes by the data, column by column in tables.
+        likelihood: of the decoder: logistic-mixture (of ordered levels and real values), categorical, bernoulli
+            (two levels) or gaussian (real values). Dimensions that it does not model, such as columns of
+            categories, have the one that suits them.
         mixtures: components of a logistic mixture.
         commitment: weight of the squared distance between the encoder's output and its code.
         decay: of the codebook's running means, per step.
@@ -65,7 +66,7 @@ class VQVAE(LatentSystem):
         halvings: int = 2,
         width: int = 32,
         depth: int = 2,
-        likelihood: Likelihood = "auto",
+        likelihood: Likelihood = "logistic-mixture",
         mixtures: int = 5,
         commitment: float = 0.25,
         decay: float = 0.99,
@@ -221,8 +222,8 @@ class _MLPAutoencoder(_Autoencoder):
         super().__init__(head, codebook)
         self.grid = (1, slots)
         features = slots * codebook.vectors.shape[1]
-        self.encoder = MLPEncoder(space, features, 4 * width, depth)
-        self.decoder = MLPDecoder(space, features, head, 4 * width, depth)
+        self.encoder = MLPEncoder(space, features, width, depth)
+        self.decoder = MLPDecoder(space, features, head, width, depth)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.encoder(x).unflatten(1, (*self.grid, -1))
