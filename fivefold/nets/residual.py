@@ -13,8 +13,17 @@ from fivefold.space import Space
 Wrap = Callable[[nn.Module], nn.Module]
 
 
+def leaky(x: Tensor) -> Tensor:
+    """LeakyReLU of slope 0.2: it bends at every scale.
+
+    A smooth activation is nearly linear on the small activations that spectral norm leaves, and the energy
+    then little more than a quadratic form.
+    """
+    return F.leaky_relu(x, 0.2)
+
+
 class ResidualBlock(nn.Module):
-    """x + f(x), f two layers of the same kind behind SiLUs; a third layer widens x where the widths differ.
+    """x + f(x), f two layers of the same kind behind `leaky`; a third layer widens x where the widths differ.
 
     Args:
         layer: makes one layer from its input and output widths.
@@ -28,7 +37,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if inputs == outputs else layer(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.second(F.silu(self.first(F.silu(x))))
+        return self.skip(x) + self.second(leaky(self.first(leaky(x))))
 
 
 class ConvEnergy(nn.Module):
@@ -58,7 +67,7 @@ class ConvEnergy(nn.Module):
         h = self.first(with_maps(x, self.embed(condition)))
         for i, block in enumerate(self.blocks):
             h = block(F.avg_pool2d(h, 2, ceil_mode=True) if i else h)
-        return self.last(F.silu(h).sum((2, 3))).squeeze(1)
+        return self.last(leaky(h).sum((2, 3))).squeeze(1)
 
 
 class MLPEnergy(nn.Module):
@@ -85,4 +94,4 @@ class MLPEnergy(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.blocks(self.first(with_maps(x.flatten(1), self.embed(condition))))
-        return self.last(F.silu(h)).squeeze(1)
+        return self.last(leaky(h)).squeeze(1)
