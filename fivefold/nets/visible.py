@@ -54,10 +54,15 @@ class Binomial(Units):
     """
 
     trials: Tensor
+    log_outcomes: Tensor
 
     def __init__(self, levels: list[int]) -> None:
         super().__init__()
-        self.register_buffer("trials", torch.tensor(levels, dtype=torch.float32) - 1, persistent=False)
+        trials = torch.tensor(levels, dtype=torch.float64)[:, None] - 1
+        count = torch.arange(max(levels))
+        outcomes = (trials + 1).lgamma() - (count + 1).lgamma() - (trials - count + 1).clamp(min=1).lgamma()
+        self.register_buffer("trials", trials[:, 0].float(), persistent=False)
+        self.register_buffer("log_outcomes", outcomes.float(), persistent=False)  # ln C(n, k), `(D, max levels)`
         self.binary = max(levels) == 2
         self.width = len(levels)
 
@@ -65,8 +70,7 @@ class Binomial(Units):
         return v if self.binary else v / self.trials.clamp(min=1).sqrt()
 
     def log_base(self, v: Tensor) -> Tensor:
-        n = self.trials
-        return torch.zeros_like(v[:, 0]) if self.binary else (n + 1).lgamma().sum() - _log_factorials(v, n).sum(1)
+        return torch.zeros_like(v[:, 0]) if self.binary else self.log_outcomes.gather(1, v.long().T).sum(0)
 
     def log_normaliser(self, natural: Tensor) -> Tensor:
         n = self.trials.clamp(min=1).sqrt()
@@ -207,8 +211,3 @@ _MAKERS: dict[str, Callable[[list[int]], Units]] = {
 def bernoulli(logits: Tensor) -> Tensor:
     """0 or 1 of the logits' shape; 0 where a logit is not a number, so that the loss tells of it and not the draw."""
     return (torch.rand_like(logits) < logits.sigmoid()).to(logits.dtype)
-
-
-def _log_factorials(k: Tensor, n: Tensor) -> Tensor:
-    """ln k! (n - k)!, elementwise."""
-    return (k + 1).lgamma() + (n - k + 1).lgamma()
