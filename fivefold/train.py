@@ -11,6 +11,7 @@ import torch
 
 from fivefold import catalog, ranks
 from fivefold.arguments import arguments
+from fivefold.budget import Budget
 from fivefold.data.splits import Data
 from fivefold.log import Event, Log
 from fivefold.run import Run, RunError
@@ -82,7 +83,7 @@ def resume(
     split: dict[str, dict[str, Any]] = run.record["arguments"]
     if budget is not None:
         split["fit"]["budget"] = budget
-        run.update(arguments=split)
+        run.update(arguments=split, budget=str(Budget.parse(budget)))
     trainer = _trainer(run.record["system"], split, data, device or run.record["device"], watch, run)
     state = run.load_training(trainer.device)
     if state is not None:
