@@ -60,6 +60,7 @@ class DimEmbedding(nn.Module):
     Args:
         space: of the examples.
         width: of the vectors.
+        scale: standard deviation of the initial vectors.
     """
 
     start: Tensor
@@ -68,24 +69,26 @@ class DimEmbedding(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, space: Space, width: int) -> None:
+    def __init__(self, space: Space, width: int, scale: float = 1.0) -> None:
         super().__init__()
         ordered = ordered_dims(space)
         sizes = [_table_size(n, o) for n, o in zip(space.dim_levels, ordered, strict=True)]
         group = _group_of_dims(space)
         size_of_group = dict(zip(group.tolist(), sizes, strict=True))
         starts = torch.tensor([0, *size_of_group.values()]).cumsum(0)
-        (scale, shift), has_order = _centring(space), torch.tensor(ordered)
+        (slope, shift), has_order = _centring(space), torch.tensor(ordered)
         for name, buffer in {
             "group": group,
             "start": starts[group],
             "looked_up": torch.tensor(sizes) > 1,
-            "scale": scale * has_order,
+            "scale": slope * has_order,
             "shift": shift * has_order,
         }.items():
             self.register_buffer(name, buffer, persistent=False)
         self.table = nn.Embedding(int(starts[-1]), width)
         self.slope = nn.Embedding(len(size_of_group), width)
+        for embedding in (self.table, self.slope):
+            nn.init.normal_(embedding.weight, std=scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.of(slice(None), x.flatten(1))
