@@ -40,7 +40,7 @@ class FlowSystem(LatentSystem):
         log_prob = self._point_log_prob(dequantise(batch.x, self.space), batch.condition)
         return -log_prob.mean() - dequantise_log_det(self.space)
 
-    def optimizers(self, lr: float = 2e-3, weight_decay: float = 1e-4) -> dict[torch.nn.Module, torch.optim.Optimizer]:
+    def optimizers(self, lr: float = 5e-3, weight_decay: float = 1e-4) -> dict[torch.nn.Module, torch.optim.Optimizer]:
         """AdamW, its rate following a cosine to zero.
 
         Args:

@@ -26,8 +26,8 @@ class RealNVP(FlowSystem):
 
     Args:
         space: of the examples.
-        layers: couplings in a row between two changes of shape (on tables: in all, twice as many).
-        hidden: width of the coupling networks at full resolution.
+        layers: couplings in a row between two changes of shape (on tables: half as many as in all).
+        hidden: width of the coupling networks.
         blocks: residual blocks of a coupling network.
         dropout: probability in the coupling networks.
         margin: how far the logit of discrete images keeps from 0 and 1.
@@ -43,8 +43,8 @@ class RealNVP(FlowSystem):
         self,
         space: Space,
         *,
-        layers: int = 4,
-        hidden: int = 64,
+        layers: int = 3,
+        hidden: int = 48,
         blocks: int = 1,
         dropout: float = 0.0,
         margin: float = 0.05,

@@ -47,7 +47,7 @@ class SplineFlow(FlowSystem):
         self,
         space: Space,
         *,
-        layers: int = 6,
+        layers: int = 4,
         hidden: int = 64,
         blocks: int = 1,
         bins: int = 8,
