@@ -224,7 +224,7 @@ def _announcement(
     if len(waiting) < len(planned):
         text.append(f"{len(planned) - len(waiting)} of {len(planned)} rows are finished and are not repeated")
     if waiting:
-        text.append(f"{len(waiting)} rows: {', '.join(names)}")
+        text.append(f"{len(waiting)} row{'s' * (len(waiting) > 1)}: {', '.join(names)}")
         text.append(f"each trained for {budget} and measured, {jobs} at a time: about {_duration(seconds)}"
                     + ("" if amount.unit == "seconds" else f" and what {budget} take"))  # fmt: skip
     return "\n".join([*text, f"report: {directory / folder.REPORT}", ""])

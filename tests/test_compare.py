@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fivefold import compare
+from fivefold import compare, fit, load_data
 from fivefold.report import write_report
 from fivefold.run import RunError
 from fivefold.space import DataError
@@ -140,6 +140,30 @@ def test_samples_of_another_shape_are_a_row_that_says_so(place, finished):
     assert "(N, 2)" in row["error"]
 
 
+def test_data_in_memory_and_the_page_of_one_run(place):
+    data = load_data(np.random.default_rng(0).normal(size=(400, 2)))
+    done = compare(["toys.good"], data, budget="30steps", out="memory", console=Console(file=io.StringIO()))
+    assert [row["status"] for row in done.rows] == ["ok"]
+    fit("toys.good", load_data("moons"), budget="30steps", out="run")
+    with pytest.raises(RunError, match="trust"):
+        write_report("run")
+    text = write_report("run", trust="toys.good").read_text()
+    assert "toys.good" in text
+    assert "density</p>" in text  # in two dimensions as a picture
+    with pytest.raises(RunError, match="neither a comparison nor a run"):
+        write_report(place)
+
+
+def test_what_other_tools_left_is_named(place):
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").touch()
+    with pytest.raises(RunError, match="not empty and holds no comparison"):
+        compare(["toys.good"], "moons", out="mine")
+    (place / "mine" / "comparison.json").write_text("{")
+    with pytest.raises(RunError, match="truncated"):
+        compare(["toys.good"], "moons", out="mine")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_interrupted_goes_on(place, tmp_path, number, code):
     """Ctrl-C and a kill stop the workers; the same command then finishes the half-trained run, not a new one."""
@@ -153,7 +177,7 @@ def test_interrupted_goes_on(place, tmp_path, number, code):
     ) as process:
         _until(lambda: log.exists() and log.stat().st_size > 0)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == code
     assert number != signal.SIGINT or "goes on from here" in said
     record = log.with_name("run.json")
@@ -168,7 +192,7 @@ def test_interrupted_goes_on(place, tmp_path, number, code):
     assert steps[0] <= first["steps"]
 
 
-def _until(condition, seconds=60):
+def _until(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

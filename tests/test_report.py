@@ -172,9 +172,11 @@ ADVICE = {  # rows, which need (0 density, 1 speed, 2 quality), the choice, word
     "a clear best": ([row("a", bits=1.9), row("b", bits=2.4)], 0, ["a"], "1.90 ± 0.02 (exact)"),
     "a tie": ([row("a", bits=1.9), row("b", bits=1.92)], 0, ["a", "b"], "does not decide"),
     "exact before a bound": (
-        [row("a", bits=1.9), row("b", kind="lower bound", bits=2.4)], 0, ["a"], "of b: the truth may be better",
+        [row("a", bits=1.9), row("b", kind="lower bound", bits=2.4)], 0, ["a"], "Not ruled out: b, of which only",
     ),
-    "a bound before exact": ([row("a", bits=1.9), row("b", kind="lower bound", bits=1.5)], 0, ["b"], "better still"),
+    "a bound before exact": (
+        [row("a", bits=1.9), row("b", kind="lower bound", bits=1.5)], 0, ["b"], "truth is better still",
+    ),
     "an estimate is no guarantee": (
         [row("a", bits=1.9), row("b", kind="estimate", bits=1.5)], 0, ["a"], "b is an estimate",
     ),

@@ -80,9 +80,7 @@ def _density(good: list[Line], column: Column) -> tuple[list[str], str]:
         sentences.append("That is a bound and yet better than every exact value here: the truth is better still.")
     behind = [label for label in bounds if label not in first]
     if behind:
-        sentences.append(
-            f"Only a bound is known of {listed(behind)}: the truth may be better, so they are not ruled out."
-        )
+        sentences.append(f"Not ruled out: {listed(behind)}, of which only a bound is known; the truth may be better.")
     flattered = [label for label, r in estimates.items() if guaranteed and _clearly_better(column, r, lead)]
     if flattered:
         sentences.append(f"The better figure of {listed(flattered)} is an estimate, which can err either way.")
@@ -112,7 +110,7 @@ def _speed(good: list[Line]) -> tuple[list[str], str]:
     text += f" Yet its samples are far from the best (Fréchet distance {number(distances[first[0]].value)}"
     text += f" against {number(best)})"
     quick = leaders(_SPEED, {label: rates[label] for label in near if label in rates})
-    return first, f"{text}; among those near the best, {listed(quick)} is the fastest." if quick else f"{text}."
+    return first, f"{text}; among those near the best, {listed(quick, 'or')} is the fastest." if quick else f"{text}."
 
 
 def _near_the_best(distances: Readings) -> list[str]:

@@ -18,6 +18,7 @@ from fivefold.tools.metrics import MEASURES
 
 Row = dict[str, Any]
 LEVEL = 2.0  # standard errors of a difference below which two values are not told apart
+DECIMALS = 4  # shown at most
 TIMING_ERROR = 0.05  # relative error granted to rates and times, which are measured once
 DENSITY = ("exact", "lower bound", "estimate")  # the kinds that can be compared, each with its own
 
@@ -118,12 +119,13 @@ def number(value: float, error: float = 0.0) -> str:
         digits = max(0, -power + (error < 2 * 10.0**power))
     else:
         digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(digits, 4)}f}"
+    return f"{value:,.{min(digits, DECIMALS)}f}".replace("-", "−")
 
 
 def with_error(value: float, error: float) -> str:
     """`3.30 ± 0.12`."""
-    return f"{number(value, error)} ± {number(error, error)}" if error > 0 else number(value)
+    known = error >= 0.5 * 10.0**-DECIMALS
+    return f"{number(value, error)} ± {number(error, error)}" if known else number(value)
 
 
 def amount(value: float) -> str:
@@ -142,7 +144,7 @@ def density_text(reading: Reading, with_errors: bool, *, flattering: str) -> str
     note = f", {reading.note}" if reading.note else ""
     sign = f"{flattering} " if reading.kind == "lower bound" else ""
     shown_error = reading.error if with_errors or reading.kind == "estimate" else 0.0
-    value = with_error(reading.value, shown_error) if shown_error else f"{reading.value:,.2f}"
+    value = with_error(reading.value, shown_error) if shown_error else f"{reading.value:,.2f}".replace("-", "−")
     return f"{sign}{value} ({word}{note})"
 
 

@@ -19,9 +19,13 @@
 
   headers.forEach((header, column) => {
     header.querySelector("button").addEventListener("click", () => {
-      const reversed = header.getAttribute("aria-sort") === "ascending";
-      headers.forEach((other) => other.setAttribute("aria-sort", "none"));
-      header.setAttribute("aria-sort", reversed ? "descending" : "ascending");
+      const reversed = header.dataset.order === "best first";
+      for (const other of headers) {
+        other.setAttribute("aria-sort", "none");
+        delete other.dataset.order;
+      }
+      header.dataset.order = reversed ? "worst first" : "best first";
+      header.setAttribute("aria-sort", (header.dataset.better === "high") !== reversed ? "descending" : "ascending");
       const rows = [...body.rows].map((row) => [key(row, column), row]);
       rows.sort(([a], [b]) => {
         const order = compare(a, b, header.dataset.better || "text");

@@ -18,7 +18,7 @@ from fivefold.catalog import FAMILIES
 from fivefold.files import write_text
 from fivefold.report import pictures, plots
 from fivefold.report.advice import listed, recommendation
-from fivefold.report.columns import BITS, Column, Line, Row, cells, columns, floors, lines, number
+from fivefold.report.columns import BITS, DENSITY, NATS, Column, Line, Row, cells, columns, floors, lines, number
 from fivefold.report.terminal import failures
 from fivefold.space import Space
 
@@ -78,14 +78,17 @@ def _context(content: Content) -> dict[str, Any]:
         "plots": _plots(good),
         "curves": [curves for line in good if (curves := _curves(line))["plots"]],
         "failed": [text for line in table for text in failures(line)],
+        "notes": [(line.label, note) for line in good for note in line.notes],
         "commands": [(line.label, [row["command"] for row in line.rows if row.get("command")]) for line in table],
         "seeds": max((len(line.rows) for line in table), default=0),
-        **_table(content.rows, good, table),
+        **_table(content, good, table),
     }
 
 
-def _table(rows: list[Row], good: list[Line], table: list[Line]) -> dict[str, Any]:
-    chosen = columns(rows)
+def _table(content: Content, good: list[Line], table: list[Line]) -> dict[str, Any]:
+    chosen = columns(content.rows)
+    entropy = content.settings.get("entropy")
+    limits = floors(good, chosen) | ({} if entropy is None else {NATS.key: -entropy})
     groups: list[tuple[str, list[Column]]] = []
     for column in chosen:
         if not groups or groups[-1][0] != column.group:
@@ -94,7 +97,7 @@ def _table(rows: list[Row], good: list[Line], table: list[Line]) -> dict[str, An
     return {
         "groups": groups,
         "columns": chosen,
-        "floors": {key: number(value) for key, value in floors(good, chosen).items()},
+        "floors": {key: number(value) for key, value in limits.items()},
         "lines": table,
         "cells": {column.key: cells(column, good) for column in chosen},
     }
@@ -159,9 +162,11 @@ def _points(good: list[Line], across: Column, up: Column, *, invert: bool) -> It
 def _curves(line: Line) -> dict[str, Any]:
     row = line.finished[0]
     curves = row.get("curves") or {}
-    name = (row.get("curves") or {}).get("validation_name") or "validation"
+    has_density = (row.get("density") or {}).get("kind") in DENSITY
+    name = "validation, nats" if has_density else "validation distance"  # what the best weights are chosen by
     drawn = [
         plots.curve([(a, b) for a, b in curves.get(key) or ()], line.family, "seconds of training", title)
         for key, title in (("loss", "training loss"), ("validation", name))
     ]
-    return {"label": line.label, "family": line.family, "plots": [plot for plot in drawn if plot]}
+    monitor = {name.replace("_", " "): number(value) for name, value in (row.get("monitor") or {}).items()}
+    return {"label": line.label, "family": line.family, "plots": [plot for plot in drawn if plot], "monitor": monitor}

@@ -72,7 +72,7 @@ def _tick_text(value: float) -> str:
     for factor, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:g}{unit}"
-    return f"{value:.6g}"
+    return f"{value:.8f}".rstrip("0").rstrip(".").replace("-", "−")
 
 
 def _svg(body: list[str], label: str, height: int = HEIGHT) -> Markup:

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fivefold.report.columns import Column, Line, Row, cells, columns, floors, lines, number
+from fivefold.report.columns import DENSITY, NATS, Column, Line, Row, cells, columns, floors, lines, number
 
 # Terminals are narrow: these columns, in two tables; the page has all.
 _SHOWN = (
@@ -43,8 +43,10 @@ def headline(row: Row) -> str:
     if not line.finished:
         return failures(line)[0]
     known = {column.key: column for column in columns([row])}
+    if (row.get("density") or {}).get("kind", "none") not in DENSITY:
+        known.pop(NATS.key, None)
     chosen = [known[key] for key in ("bits", "nats", "frechet", "sample_64") if key in known]
-    texts = [f"{c.title.lower()} {cells(c, [line])[line.label].text}" for c in chosen]
+    texts = [f"{c.title[0].lower()}{c.title[1:]} {cells(c, [line])[line.label].text}" for c in chosen]
     return f"{row['label']}: {', '.join(texts)}"
 
 
