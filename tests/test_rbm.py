@@ -7,10 +7,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+import fivefold
 from fivefold.energy.rbm import RBM
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Unfit, seeded
 from fivefold.tools.ais import log_partition
+from fivefold.tools.baselines import IndependentDims
 
 REAL, COUNT, KIND = Column("x"), Column("n", "integer", levels=4), Column("c", "categorical", levels=3)
 SPACES = {
@@ -183,3 +185,13 @@ def test_persistent_chains_move_on_and_keep_their_condition(name):
 def test_what_does_not_fit_is_refused_by_name(space, reason):
     with pytest.raises(Unfit, match=reason):
         RBM(space)
+
+
+@pytest.mark.slow
+def test_learns_digits_better_than_independent_pixels():
+    data = fivefold.load_data("digits")
+    system = fivefold.fit("rbm", data, budget="600steps", evaluations=1)
+    x = data.test.batch(slice(None))
+    score = system.score_encoded(x)
+    baseline = IndependentDims(data.space, data.train.batch(slice(None)).x).log_prob(x.x)
+    assert score.log_prob.mean() - 3 * score.standard_error[0] > baseline.mean() + 5

@@ -62,13 +62,14 @@ class DDPM(LatentSystem):
         score_steps: network evaluations to score an example, drawn in pairs from equal shares of the bound;
             0 sums all T terms.
         channels: of the U-Net at full resolution (images).
+        blocks: residual blocks of the U-Net at each resolution.
         hidden: width of the network (tables).
-        blocks: residual blocks, of the U-Net per resolution.
+        layers: residual layers of the network (tables).
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
     sampling: ClassVar[str] = "iterative"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.999, "clip": 1.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"lr": 2e-3, "ema": 0.999, "clip": 1.0}}
 
     half_cell: Tensor
     limit: Tensor
@@ -88,8 +89,9 @@ class DDPM(LatentSystem):
         sampling_steps: int = 50,
         score_steps: int = 64,
         channels: int = 32,
+        blocks: int = 1,
         hidden: int = 128,
-        blocks: int = 2,
+        layers: int = 3,
     ) -> None:
         super().__init__(space)
         self.sampling_steps = min(sampling_steps, timesteps)
@@ -102,7 +104,7 @@ class DDPM(LatentSystem):
         self.diffusion = GaussianDiffusion(alpha_bars(SCHEDULES[schedule], timesteps, noise), variance)
         self.register_buffer("share", WEIGHTINGS[weighting](self.diffusion).cumsum(0), persistent=False)
         self.network: nn.Module = (
-            UNet(space, channels, blocks) if space.kind == "image" else TimedMLP(space, hidden, blocks + 1)
+            UNet(space, channels, blocks) if space.kind == "image" else TimedMLP(space, hidden, layers)
         )
         self.density_note = f"{score_steps or timesteps} of {timesteps} terms"
 

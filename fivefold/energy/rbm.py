@@ -48,7 +48,7 @@ class RBM(System):
     sampling: ClassVar[str] = "mcmc"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"batch_size": 128, "ema": 0.999},
-        "mnist": {"hidden": 500, "chains": 256, "batch_size": 256, "lr": 0.1, "ais_steps": 5000},
+        "mnist": {"hidden": 500, "batch_size": 128, "ais_steps": 5000},
     }
 
     log_z: Tensor
@@ -126,7 +126,7 @@ class RBM(System):
     # --- training -------------------------------------------------------------------------------
 
     def optimizers(
-        self, lr: float = 0.05, momentum: float = 0.5, weight_decay: float = 1e-5
+        self, lr: float = 0.1, momentum: float = 0.5, weight_decay: float = 1e-5
     ) -> dict[nn.Module, torch.optim.Optimizer]:
         """Stochastic gradient descent.
 

@@ -96,7 +96,7 @@ class UNet(nn.Module):
         blocks: residual blocks per resolution on the way down; one more on the way up.
     """
 
-    def __init__(self, space: Space, channels: int = 32, blocks: int = 2) -> None:
+    def __init__(self, space: Space, channels: int = 32, blocks: int = 1) -> None:
         super().__init__()
         image_channels, *sides = space.shape
         halvings = min(3, max(math.ceil(math.log2(max(sides) / 4)), 0))
@@ -153,16 +153,16 @@ class TimedMLP(nn.Module):
     Args:
         space: of the examples.
         hidden: width of the layers.
-        blocks: residual blocks of two layers.
+        layers: residual blocks, of two layers each.
     """
 
-    def __init__(self, space: Space, hidden: int = 128, blocks: int = 3) -> None:
+    def __init__(self, space: Space, hidden: int = 128, layers: int = 3) -> None:
         super().__init__()
         self.time = TimeEmbedding(space.condition, hidden)
         self.first = nn.Linear(space.dims, hidden)
-        self.modulate = nn.ModuleList(nn.Linear(hidden, 2 * hidden) for _ in range(blocks))
-        self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
-        self.outer = nn.ModuleList(_zero(nn.Linear(hidden, hidden)) for _ in range(blocks))
+        self.modulate = nn.ModuleList(nn.Linear(hidden, 2 * hidden) for _ in range(layers))
+        self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
+        self.outer = nn.ModuleList(_zero(nn.Linear(hidden, hidden)) for _ in range(layers))
         self.norm, self.last = nn.LayerNorm(hidden), _zero(nn.Linear(hidden, space.dims))
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
