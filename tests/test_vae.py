@@ -91,8 +91,10 @@ def test_bounds_lie_below_the_exact_density_and_tighten(space, options):
 @torch.no_grad()
 def test_elbo_is_the_mean_of_the_log_weights_over_the_posterior():
     system, x = wild(VAE(TINY, width=2, latent=1, network="mlp")), everything(TINY)[:9]
+    system.encoder.net.net[-1].weight *= 5  # away from the prior, so that the divergence counts
     mean, log_scale = (t.double() for t in system.posterior(x, None))
     q = Normal(mean, log_scale.exp())
+    assert kl_divergence(q, Normal(0.0, 1.0)).mean() > 0.2
     z = mean + log_scale.exp() * torch.linspace(-8, 8, 801, dtype=torch.float64)  # (B, 801)
     weight = q.log_prob(z).exp() * log_scale.exp() * 16 / 800
     likelihood = torch.stack([system.likelihood(x, column[:, None].float(), None) for column in z.T], 1)
@@ -122,7 +124,11 @@ SPACES = [
     (Space("image", (1, 1, 1), levels=2), {}, "MLPDecoder"),
     (Space("image", (1, 8, 8), levels=17), {"network": "conv", "likelihood": "logistic-mixture"}, "ConvDecoder"),
     (Space("image", (3, 5, 9), levels=256), {"network": "conv"}, "ConvDecoder"),
-    (Space("image", (3, 5, 4), scale=2.0), {"network": "conv", "likelihood": "gaussian"}, "ConvDecoder"),
+    (
+        Space("image", (3, 5, 4), scale=2.0, dtype="float32"),
+        {"network": "conv", "likelihood": "gaussian"},
+        "ConvDecoder",
+    ),
     (Space("image", (1, 16, 17), levels=4), {}, "ConvDecoder"),
     (Space("image", (2, 28, 3), levels=4, condition=LABEL), {"network": "conv"}, "ConvDecoder"),
     (Space("image", (1, 8, 8), levels=2), {}, "MLPDecoder"),

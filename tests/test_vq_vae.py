@@ -162,7 +162,7 @@ def test_encoder_learns_from_decoder_and_commitment_but_not_the_codebook():
 SPACES = [
     (Space("image", (1, 1, 1), levels=2), {}, (1, 1, 1)),
     (Space("image", (3, 7, 10), levels=256), {"prior": "gated-pixelcnn"}, (1, 2, 3)),
-    (Space("image", (2, 5, 4), levels=None, condition=LABEL), {}, (1, 2, 1)),
+    (Space("image", (2, 5, 4), dtype="float32", condition=LABEL), {}, (1, 2, 1)),
     (MIXED, {"prior": "gated-pixelcnn"}, (1, 1, 4)),
     (Space("text", (6,), levels=4, symbols="abcd", condition=LABEL), {"slots": 3}, (1, 1, 3)),
     (Space("audio", (20,), levels=65536, rate=8000), {}, (1, 1, 4)),
