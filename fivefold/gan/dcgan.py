@@ -25,7 +25,8 @@ class DCGAN(System):
         loss: the game: non-saturating, minimax, wasserstein, wasserstein-gp, least-squares, hinge or relativistic.
         latent: width of the generator's code.
         width: channels at full resolution (a quarter of the units of a hidden layer on tables).
-        critics: steps of the critic for one of the generator, on the same examples against new fakes.
+        critics: steps of the critic for one of the generator, on the same examples against new fakes; 0 for one
+            on images and three on tables, where one loses modes.
         batch_norm: batch norm in both convolutional networks; a critic under a gradient penalty never has it.
         weight_clip: bound on the critic's weights, for wasserstein.
         penalty: weight of the gradient penalty, for wasserstein-gp.
@@ -46,14 +47,15 @@ class DCGAN(System):
         loss: str = "non-saturating",
         latent: int = 64,
         width: int = 32,
-        critics: int = 1,
+        critics: int = 0,
         batch_norm: bool = True,
         weight_clip: float = 0.01,
         penalty: float = 10.0,
     ) -> None:
         super().__init__(space)
         self.game = games.game(loss)
-        self.latent, self.critics, self.weight_clip, self.penalty = latent, critics, weight_clip, penalty
+        self.latent, self.weight_clip, self.penalty = latent, weight_clip, penalty
+        self.critics = critics or {"image": 1, "table": 3}[space.kind]
         self.generator = generator_net(space, latent, width, batch_norm)
         self.critic = critic_net(space, width, batch_norm and not self.game.penalised)
 
