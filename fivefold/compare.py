@@ -296,10 +296,12 @@ class _Crew:
     def _report(self, futures: set[Future[Row]]) -> None:
         """A line for each row as it is finished."""
         total, number = len(futures), 0
+        everything = self.progress.add_task("all rows", phase=f"of {total}", total=total)
         while futures:
             done, futures = wait(futures, return_when=FIRST_COMPLETED)
             for future in done:
                 number += 1
+                self.progress.update(everything, completed=number)
                 self.console.print(f"{number}/{total}  {headline(future.result())}", highlight=False, markup=False)
 
     def _do(self, job: dict[str, Any]) -> Row:
