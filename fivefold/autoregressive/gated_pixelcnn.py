@@ -40,7 +40,18 @@ class GatedPixelcnn(AutoregressiveSystem):
     densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT}
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.995, "clip": 100.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {"ema": 0.995, "clip": 100.0},
+        "mnist": {
+            "channels": 32,
+            "layers": 7,
+            "first_kernel": 7,
+            "dropout": 0.0,
+            "batch_size": 16,
+            "lr": 2e-3,
+            "ema": 0.999,
+        },
+    }
 
     def __init__(
         self,
@@ -172,12 +183,12 @@ class _Cache:
         """The vertical stack at the next row, and what it gives to each of its pixels."""
         v = self.net.vertical.row(self.rows[0])
         self.links: list[list[Tensor]] = [[] for _ in self.spans]
-        for i, block in enumerate(self.blocks, 1):
-            self.rows[i] = torch.cat([self.rows[i][:, :, 1:], v], 2)
-            gates, link = block.from_above(block.vertical.row(self.rows[i]), self.context)
-            v = v + _gate(gates)
-            for links, rows in zip(self.links, self.both, strict=True):
-                links.append(link[:, rows, 0].permute(2, 0, 1).contiguous())  # (W, n, ...)
+        for i, block in enumerate(self.blocks):
+            self.rows[i + 1] = torch.cat([self.rows[i + 1][:, :, 1:], v], 2)
+            above, link = block.from_above(block.vertical.row(self.rows[i + 1]), self.context)
+            v = v + _gate(above)
+            for links, rows, gates in zip(self.links, self.both, self.gates, strict=True):
+                links.append(link[:, rows, 0].permute(2, 0, 1) + gates[i].bias)  # (W, n, ...)
         self.rows[0] = torch.cat([self.rows[0][:, :, 1:], torch.zeros_like(self.rows[0][:, :, :1])], 2)
 
     def params(self, column: int, colour: int) -> Tensor:
@@ -217,8 +228,8 @@ class _Piece:
         assert conv.bias is not None
         self.bias = conv.bias[outputs]
 
-    def __call__(self, pixels: Tensor, column: int = 0, more: Tensor | float = 0.0) -> Tensor:
-        """Of `pixels` `(n, left + W, channels)` (or of one, `(n, channels)`) at `column`, plus `more`."""
+    def __call__(self, pixels: Tensor, column: int = 0, base: Tensor | None = None) -> Tensor:
+        """Of `pixels` `(n, left + W, channels)`, or of one `(n, channels)`, at `column`; plus `base`, else the bias."""
         n, channels = len(pixels), pixels.shape[-1]
         window = pixels.view(n, -1)[:, column * channels : column * channels + self.reach]
-        return torch.addmm(self.bias, window, self.weight) + more
+        return torch.addmm(self.bias if base is None else base, window, self.weight)

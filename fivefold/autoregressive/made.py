@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimFeatures
-from fivefold.nets.heads import Likelihood
+from fivefold.nets.heads import Head, Likelihood
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
 from fivefold.space import Batch, Space
-from fivefold.system import Density
+from fivefold.system import Density, Unfit
 from fivefold.tools.scaling import log_mean_exp
+
+MOST_WEIGHTS = 2**26
 
 
 class Made(AutoregressiveSystem):
@@ -34,7 +36,8 @@ class Made(AutoregressiveSystem):
         masks: assignments of degrees to hidden units for each order, the even one and then random ones.
         dropout: share of hidden units that are dropped in training.
         mixtures: components where an output is a mixture of logistics.
-        likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian.
+        likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian; auto takes
+            mixtures rather than categoricals where those would need more than 2^26 weights.
     """
 
     densities: ClassVar[dict[str, Density]] = {
@@ -45,7 +48,10 @@ class Made(AutoregressiveSystem):
     }
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.995, "clip": 100.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {"ema": 0.995, "clip": 100.0},
+        "mnist": {"hidden": 1000, "layers": 1, "dropout": 0.2, "batch_size": 100, "ema": 0.999},
+    }
 
     position: Tensor
     degrees: Tensor
@@ -62,7 +68,7 @@ class Made(AutoregressiveSystem):
         mixtures: int = 8,
         likelihood: Likelihood = "auto",
     ) -> None:
-        super().__init__(space, mixtures, likelihood)
+        super().__init__(space, mixtures, _affordable(space, hidden, mixtures, likelihood))
         dims = space.dims
         self.features = DimFeatures(space)
         self.register_buffer("position", _orders(orders, dims))
@@ -89,7 +95,7 @@ class Made(AutoregressiveSystem):
         position, degrees = self._degrees_of(member)
         into = degree_mask(position[self.features.dim_of_feature], degrees, strict=True)
         within = degree_mask(degrees, degrees)
-        out = degree_mask(degrees, position).repeat_interleave(self.head.width, 0)
+        out = degree_mask(degrees, position)
         h = self._with_condition(self.first(self.features(x), into), condition)
         for block in self.blocks:
             h = h + block(self._activate(h), within)
@@ -161,6 +167,19 @@ class Made(AutoregressiveSystem):
             inputs[:, known : known + features.shape[1]] = features
             known, start = known + features.shape[1], end
         return x
+
+
+def _affordable(space: Space, hidden: int, mixtures: int, likelihood: Likelihood) -> Likelihood:
+    """The likelihood whose output layer can be paid for; raises `Unfit` where there is none."""
+    weights = hidden * space.dims * Head(space, mixtures, likelihood).width
+    if likelihood == "auto" and weights > MOST_WEIGHTS:
+        return _affordable(space, hidden, mixtures, "logistic-mixture")
+    if weights > 8 * MOST_WEIGHTS:
+        raise Unfit(
+            f"Made's output layer would have {weights:,} weights ({weights * 16 / 2**30:.0f} GiB in training) for "
+            f"{space.dims:,} dimensions; take fewer hidden units or mixtures"
+        )
+    return likelihood
 
 
 _Sampler = Callable[[int, Tensor, Tensor | None], Tensor]

@@ -69,7 +69,7 @@ class Transformer(AutoregressiveSystem):
                 f"a layer and example; the longest it takes is {LONGEST:,}"
             )
         self.register_buffer("order", _raster(space), persistent=False)
-        self.embedding = DimEmbedding(space, width)
+        self.embedding = DimEmbedding(space, width, scale=0.3)
         self.position = _Position(space, width)
         self.condition = ConditionEmbedding(space.condition, width)
         self.dropout = nn.Dropout(dropout)
@@ -111,7 +111,7 @@ class _Position(nn.Module):
 
     def __init__(self, space: Space, width: int) -> None:
         super().__init__()
-        self.axes = nn.ParameterList(nn.Parameter(0.1 * torch.randn(n, width)) for n in space.shape)
+        self.axes = nn.ParameterList(nn.Parameter(0.3 * torch.randn(n, width)) for n in space.shape)
 
     def forward(self) -> Tensor:
         total = self.axes[0]

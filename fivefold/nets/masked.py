@@ -20,10 +20,14 @@ def spread_degrees(units: int, groups: int) -> Tensor:
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer that is given its mask `(outputs, inputs)`, so that one set of weights serves many masks."""
+    """A linear layer that is given its mask `(rows, inputs)`, so that one set of weights serves many masks.
+
+    Where the layer has more outputs than the mask rows, each row serves equally many consecutive outputs.
+    """
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        return F.linear(x, self.weight * mask, self.bias)
+        weight = self.weight.unflatten(0, (len(mask), -1)) * mask.unsqueeze(1)
+        return F.linear(x, weight.flatten(0, 1), self.bias)
 
 
 class CausalConv2d(nn.Conv2d):
