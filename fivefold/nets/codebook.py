@@ -42,8 +42,7 @@ class Codebook(nn.Module):
     def nearest(self, features: Tensor) -> Tensor:
         """The codes `(...)` nearest to features `(..., D)`."""
         flat = features.detach().float().flatten(0, -2)
-        distance = self.vectors.square().sum(1) - 2 * flat @ self.vectors.T  # but for a constant of each feature
-        return distance.argmin(1).view(features.shape[:-1])
+        return torch.cdist(flat, self.vectors).argmin(1).view(features.shape[:-1])
 
     @torch.no_grad()
     def statistics(self, features: Tensor, codes: Tensor) -> dict[str, Tensor]:

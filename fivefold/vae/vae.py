@@ -18,7 +18,7 @@ from fivefold.tools.scaling import log_mean_exp
 NETWORKS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 SMALLEST_CONV = 16  # sides of an image from which on convolutions pay
 ACTIVE = 0.01  # variance of a unit's posterior mean over the data, above which it is in use (Burda et al., 2016)
-MOST_NUMBERS = 2**24  # decoder outputs held at once when scoring
+MOST_NUMBERS = 2**22  # decoder outputs held at once when scoring
 
 
 class VAE(LatentSystem):

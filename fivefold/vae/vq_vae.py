@@ -53,7 +53,10 @@ class VQVAE(LatentSystem):
     free_form = False
     sampling = "autoregressive"
     density_note = "one code"
-    presets = {"default": {"ema": 0.99}}
+    presets = {
+        "default": {"ema": 0.99},
+        "paper": {"codes": 512, "code_width": 64, "width": 64, "depth": 2, "batch_size": 128, "lr": 2e-4, "ema": 0.0},
+    }
 
     def __init__(
         self,
@@ -64,8 +67,8 @@ class VQVAE(LatentSystem):
         code_width: int = 16,
         slots: int = 4,
         halvings: int = 2,
-        width: int = 32,
-        depth: int = 2,
+        width: int = 16,
+        depth: int = 1,
         likelihood: Likelihood = "logistic-mixture",
         mixtures: int = 5,
         commitment: float = 0.25,
