@@ -41,7 +41,7 @@ class GatedPixelcnn(AutoregressiveSystem):
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.995, "clip": 100.0},
+        "default": {"lr": 2e-3, "ema": 0.995, "clip": 100.0},
         "mnist": {
             "channels": 32,
             "layers": 7,
@@ -62,7 +62,7 @@ class GatedPixelcnn(AutoregressiveSystem):
         kernel: int = 3,
         first_kernel: int = 5,
         embedding: int = 16,
-        dropout: float = 0.2,
+        dropout: float = 0.25,
         mixtures: int = 8,
         likelihood: Likelihood = "auto",
     ) -> None:

@@ -45,7 +45,9 @@ class Transformer(AutoregressiveSystem):
     }
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.995, "clip": 100.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {"lr": 3e-3, "batch_size": 32, "ema": 0.995, "clip": 100.0}
+    }
 
     order: Tensor
 
