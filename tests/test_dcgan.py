@@ -130,14 +130,15 @@ def test_every_game_learns_a_ring_of_gaussians(loss):
     assert trained < untrained / 5, (untrained, trained)
 
 
-def _normalise(rank, file, x, weight, results):
-    distributed.init_process_group("gloo", f"file://{file}", world_size=2, rank=rank)
+def _normalise(rank, folder, x, weight):
+    distributed.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
     torch.set_num_threads(1)
     norm = BatchNorm(3)
     part = x[:4] if rank == 0 else x[4:]
     y = norm(part.requires_grad_())
     (y * weight[:4] if rank == 0 else y * weight[4:]).sum().backward()
-    results[rank] = tuple(t.detach() for t in (y, part.grad, norm.weight.grad, norm.running_mean, norm.running_var))
+    found = (y.detach(), part.grad, norm.weight.grad, norm.running_mean, norm.running_var)
+    torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -145,9 +146,8 @@ def test_batch_norm_over_two_ranks_is_batch_norm_of_the_whole_batch(tmp_path):
     """Outputs, gradients and running statistics, with parts of unequal size, against torch's own."""
     torch.manual_seed(0)
     x, weight = 3 + 2 * torch.randn(7, 3, 5, 5), torch.randn(7, 3, 5, 5)
-    results = torch.multiprocessing.Manager().dict()
-    torch.multiprocessing.spawn(_normalise, (tmp_path / "store", x, weight, results), nprocs=2)
-    (y0, g0, w0, mean0, var0), (y1, g1, w1, mean1, _) = results[0], results[1]
+    torch.multiprocessing.spawn(_normalise, (str(tmp_path), x, weight), nprocs=2)
+    (y0, g0, w0, mean0, var0), (y1, g1, w1, mean1, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     theirs = nn.BatchNorm2d(3)
     y = theirs(x.requires_grad_())
     (y * weight).sum().backward()
