@@ -41,7 +41,10 @@ class SplineFlow(FlowSystem):
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
     free_form = False
     sampling = "direct"
-    presets = {"default": {"ema": 0.99, "clip": 5.0}}
+    presets = {
+        "default": {"ema": 0.99, "clip": 5.0},
+        "small": {"lr": 2e-3, "weight_decay": 10.0, "dropout": 0.3},  # tables of a few hundred rows
+    }
 
     def __init__(
         self,
