@@ -16,6 +16,7 @@ _HOME = {
     "load_data": "fivefold.data",
     "Data": "fivefold.data",
     "fit": "fivefold.train",
+    "resume": "fivefold.train",
     "load": "fivefold.run",
     "evaluate": "fivefold.evaluate",
     "compare": "fivefold.compare",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fivefold.system import System as System
     from fivefold.system import Update as Update
     from fivefold.train import fit as fit
+    from fivefold.train import resume as resume
 
 
 def __getattr__(name: str) -> Any:

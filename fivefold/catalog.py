@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,16 +71,30 @@ class Entry:
         }
 
 
+OWN = "FIVEFOLD_SYSTEMS"  # names of modules or packages, separated by commas, that belong to the catalogue too
+
+
 @cache
 def entries() -> dict[str, Entry]:
-    """Every system of the package, by id."""
+    """Every system of the package, by id, then those of the modules and packages named in `FIVEFOLD_SYSTEMS`."""
     root = Path(__file__).parent
     found = {}
     for family in FAMILIES:
         for path in sorted((root / family).glob("[!_]*.py")):
             entry = _read(path, family, f"fivefold.{family}.{path.stem}", path.stem.replace("_", "-"))
             found[entry.id] = entry
-    return found
+    return found | {entry.id: entry for name in os.environ.get(OWN, "").split(",") if name for entry in _own(name)}
+
+
+def _own(name: str) -> list[Entry]:
+    """The systems of a user's module, or of every public module of a package."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise UnknownSystem(f"{OWN} names {name!r}, but there is no such module or package on the Python path")
+    if spec.submodule_search_locations is None:
+        return [_read(Path(str(spec.origin)), name.split(".")[0], name, name)]
+    files = sorted(file for place in spec.submodule_search_locations for file in Path(place).glob("[!_]*.py"))
+    return [_read(file, name, f"{name}.{file.stem}", f"{name}.{file.stem}") for file in files]
 
 
 def find(name: str) -> Entry:

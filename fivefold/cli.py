@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ def app() -> None:
 
 def main() -> None:
     """Run the command line; what a person can mend is one line, not a traceback."""
+    sys.path.append(os.getcwd())  # last, so that only names not found elsewhere (a user's own systems) are found there
     try:
         app(standalone_mode=False)
     except click.ClickException as error:
@@ -79,7 +81,7 @@ def list_systems(family: str | None, data: str | None, as_json: bool) -> None:
         click.echo(json.dumps([entry.to_json() for entry in found], indent=1))
         return
     for name in dict.fromkeys(entry.family for entry in found):
-        click.secho(f"\n{catalog.FAMILIES[name]}", bold=True)
+        click.secho(f"\n{catalog.FAMILIES.get(name, name)}", bold=True)
         for e in (e for e in found if e.family == name):
             density = ", ".join(dict.fromkeys(e.densities.values()))
             click.echo(f"  {e.id:<18}{e.title} (survey {e.section}; {e.reference})")
@@ -137,7 +139,6 @@ def _train_command(entry: catalog.Entry) -> click.Command:
     presets = ", ".join(name for name in cls.presets if name != "default") or "none"
     params: list[click.Parameter] = [
         click.Option(["--data"], required=True, help="Embedded name, path or hf:NAME."),
-        click.Option(["--condition"], help="Column (or 'label') to condition on."),
         *_data_options(),
         click.Option(["--out"], help="New folder of the run.  [default: runs/SYSTEM-DATA]"),
         click.Option(["--device"], default="auto", help="auto, cpu, cuda, cuda:1.", show_default=True),
@@ -190,6 +191,7 @@ class _Several(click.ParamType):  # type: ignore[type-arg]
 
 def _data_options() -> list[click.Option]:
     return [
+        click.Option(["--condition"], help="Column (or 'label') to condition on."),
         click.Option(["--test"], type=click.Path(exists=True), help="Your own test split."),
         click.Option(["--size"], type=int, help="Resize images to this height and width."),
         click.Option(["--length"], type=int, help="Characters or audio samples of one example."),
@@ -197,19 +199,31 @@ def _data_options() -> list[click.Option]:
     ]
 
 
+def _with_data_options(command: Callable[..., None]) -> Callable[..., None]:
+    command.__click_params__ = [*_data_options(), *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
+    return command
+
+
 _DATA_ARGUMENTS = ("condition", "test", "size", "length", "missing")
+
+
+def _load(source: str, given: dict[str, Any]) -> Any:
+    """The data that the command line names."""
+    from fivefold.data import load_data
+
+    return load_data(source, **{name: given[name] for name in _DATA_ARGUMENTS if given[name] is not None})
 
 
 def _train(
     name: str, known: dict[str, Any], data: str, out: str | None, device: str, preset: str | None, **given: Any
 ) -> None:
-    from fivefold.data import load_data
     from fivefold.train import fit
 
     options = {key: value for key, value in given.items() if key in known and value is not None}
     Budget.parse(options.get("budget", "60s"))
-    loaded = load_data(data, **{k: given[k] for k in _DATA_ARGUMENTS if given[k] is not None})
-    click.echo(loaded.describe())
+    loaded = _load(data, given)
+    if not int(os.environ.get("RANK", 0)):
+        click.echo(loaded.describe())
     folder = Path(out) if out else _free(Path("runs") / f"{name}-{loaded.name}")
     with _Display(folder) as display:
         fit(name, loaded, out=folder, preset=preset, device=device, watch=display, **options)
@@ -223,6 +237,8 @@ def _free(path: Path) -> Path:
 
 
 def _say_trained(folder: Path) -> None:
+    if int(os.environ.get("RANK", 0)):
+        return
     best = json.loads((folder / "run.json").read_text())["best"]
     if best:
         click.echo(f"best by validation: {best['value']:.4g} {best['name']}, at step {best['step']:,}")
@@ -302,6 +318,11 @@ class _Display:
 # --- sample, score, evaluate ------------------------------------------------------------------------
 
 
+def _features(command: Callable[..., None]) -> Callable[..., None]:
+    text = "Network that samples are compared in: fitted, inception, or inception:WEIGHTS."
+    return click.option("--features", default="fitted", show_default=True, help=text)(command)
+
+
 def _trust(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--trust", help="Name of a module outside the package that may be imported.")(command)
 
@@ -342,23 +363,20 @@ def score(directory: str, data: str | None, out: str, trust: str | None) -> None
 @app.command()
 @click.argument("directory", metavar="DIR")
 @click.option("--data", help="Evaluate against these data instead of the run's own.")
-@click.option("--features", metavar="NAME[:PATH]", help="fitted (default), or inception with its weights' path.")
+@_features
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_trust
-def evaluate(directory: str, data: str | None, features: str | None, as_json: bool, trust: str | None) -> None:
+def evaluate(directory: str, data: str | None, features: str, as_json: bool, trust: str | None) -> None:
     """Measure a trained system: one row of the table."""
     from fivefold.compare import show_row
     from fivefold.data import load_data
     from fivefold.evaluate import evaluate as measure
-    from fivefold.features import FEATURES
+    from fivefold.features import named_features
     from fivefold.run import Run
 
     run = Run.open(directory, trust=trust)
     loaded = run.load_data() if data is None else load_data(data, **{**run.record["data"]["arguments"], "test": None})
-    name, _, path = (features or "fitted").partition(":")
-    if name not in FEATURES:
-        raise click.BadParameter(f"{name!r}: expected one of {', '.join(FEATURES)}", param_hint="--features")
-    row = measure(directory, loaded, features=FEATURES[name](loaded, path or None), trust=trust)
+    row = measure(directory, loaded, features=named_features(features, loaded), trust=trust)
     click.echo(json.dumps(row, indent=1) if as_json else show_row(row))
 
 
@@ -368,7 +386,8 @@ def evaluate(directory: str, data: str | None, features: str | None, as_json: bo
 @app.command()
 @click.argument("systems", nargs=-1, metavar="[SYSTEM ...]")
 @click.option("--data", default="digits", show_default=True, help="Embedded name, path or hf:NAME.")
-@click.option("--condition", help="Column (or 'label') to condition on.")
+@_with_data_options
+@_features
 @click.option("--budget", default="30s", show_default=True, help="The same for every system.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each system.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes at a time.")
@@ -384,14 +403,15 @@ def compare(systems: tuple[str, ...], samples: tuple[str, ...], **options: Any) 
         raise click.BadParameter(f"{wrong[0]!r}: expected NAME=FILE", param_hint="--samples")
     Budget.parse(options["budget"])
     named = dict(text.split("=", 1) for text in samples)
-    data, condition = options.pop("data"), options.pop("condition")
-    run(list(systems) or None, data, condition=condition, samples=named, **options)
+    data = _load(options.pop("data"), {name: options.pop(name) for name in _DATA_ARGUMENTS})
+    run(list(systems) or None, data, samples=named, **options)
 
 
 @app.command()
 @click.argument("directory", metavar="DIR")
-def report(directory: str) -> None:
+@_trust
+def report(directory: str, trust: str | None) -> None:
     """Write the page of a comparison, or of one run."""
     from fivefold.report import write_report
 
-    click.echo(f"wrote {write_report(directory)}")
+    click.echo(f"wrote {write_report(directory, trust=trust)}")

@@ -41,7 +41,7 @@ from fivefold.worker import keep_data
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget
 _GRACE = 30.0  # seconds that a process has to save its run
-_SAME = ("budget", "device", "threads", "options")  # what rows must share to be comparable, beside the data
+_SAME = ("features", "budget", "device", "threads", "options")  # what rows must share to be comparable, beside the data
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def compare(
     condition: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    features: str = "fitted",
     console: Console | None = None,
     **options: Any,
 ) -> Comparison:
@@ -97,6 +98,8 @@ def compare(
         out: the comparison's folder; one that exists is gone on with, and nothing finished is repeated.
             None takes `compare-DATA`.
         device: "auto", "cpu", "cuda" or "cuda:1".
+        features: what samples are compared in: "fitted" (a network fitted on the training data), or
+            "inception" or "inception:WEIGHTS" for the standard network.
         console: where progress is shown; None takes standard output.
         options: of every system or of `fit`, such as `batch_size`.
 
@@ -113,6 +116,7 @@ def compare(
     shared = {
         "budget": budget,
         "device": device,
+        "features": features,
         "threads": max(1, torch.get_num_threads() // jobs),
         "options": options,
     }

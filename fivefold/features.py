@@ -331,6 +331,23 @@ def inception_features(space: Space, weights: str | Path | None = None) -> Featu
     return Features("2048 features of the Inception network", features, "FID")
 
 
+def named_features(name: str, data: Data, path: str | Path | None = None) -> Features:
+    """The features that a person names: `fitted`, `inception`, or `inception:WEIGHTS`.
+
+    Args:
+        name: of `FEATURES`, with a path after a colon where it needs one.
+        data: what is compared.
+        path: the file that keeps fitted ones.
+
+    Raises:
+        FeatureError: there is no such network, or it cannot be had.
+    """
+    kind, _, given = name.partition(":")
+    if kind not in FEATURES:
+        raise FeatureError(f"no features {kind!r}: choose one of {', '.join(FEATURES)}")
+    return FEATURES[kind](data, given or (path if kind == "fitted" else None))
+
+
 FEATURES: dict[str, Callable[[Data, str | Path | None], Features]] = {  # by name; the path is of the file they are in
     "fitted": fit_features,
     "inception": lambda data, path: inception_features(data.space, path),

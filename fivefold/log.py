@@ -31,6 +31,10 @@ class Log:
 
             self.writer = SummaryWriter(str(run.directory / "tensorboard"))
 
+    def start(self, trainer: Trainer) -> None:
+        """Log from here on: what was before is in the log of the run that is gone on with."""
+        self.last, self.last_seconds, self.last_step = int(trainer.progress * 200), trainer.seconds, trainer.step
+
     def losses(self, player: str, value: float) -> None:
         total = self.sums.setdefault(player, [0.0, 0.0])
         total[0] += value
@@ -42,7 +46,7 @@ class Log:
     def step(self, trainer: Trainer) -> None:
         """A line at each of 200 marks of the budget, and at least every second for the watcher."""
         mark = int(trainer.progress * 200)
-        if mark == self.last and time.monotonic() - self.started < 1:
+        if trainer.step == self.last_step or (mark == self.last and time.monotonic() - self.started < 1):
             return
         self.started = time.monotonic()
         trainer._check(everything=True)

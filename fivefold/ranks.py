@@ -23,6 +23,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def is_first() -> bool:
+    """Whether this process is rank 0, also before the group is joined."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 

@@ -69,12 +69,14 @@ class System(nn.Module, ABC):
     - `densities`: kind of space -> kind of density there. Its keys are the spaces that fit; an
       instance's `density` may differ from it where options or columns make it so.
     - `free_form`: Table 1's "free-form Jacobian" column.
+    - `conditional`: False where the system cannot be conditioned: such a space is refused.
     - `sampling`: "autoregressive", "mcmc", "iterative" or "direct", for Table 2's star rule.
     - `presets`: name -> arguments of the constructor, `optimizers` or `fit`; "default" always applies.
     """
 
     densities: ClassVar[dict[str, Density]]
     free_form: ClassVar[bool] = True
+    conditional: ClassVar[bool] = True
     sampling: ClassVar[str] = "direct"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -86,6 +88,8 @@ class System(nn.Module, ABC):
         name = type(self).__name__
         if space.kind not in self.densities:
             raise Unfit(f"{name} models {' and '.join(self.densities)} data, not {space.kind}")
+        if space.condition is not None and not self.conditional:
+            raise Unfit(f"{name} cannot be conditioned")
         self.space = space
         self.density = self.densities[space.kind]
 

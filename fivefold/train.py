@@ -82,14 +82,19 @@ def resume(
         raise RunError(f"{run.directory} was trained on other data: fingerprint {run.record['data']['fingerprint']}")
     split: dict[str, dict[str, Any]] = run.record["arguments"]
     if budget is not None:
+        changed = {"budget": str(Budget.parse(budget))}
         split["fit"]["budget"] = budget
-        run.update(arguments=split, budget=str(Budget.parse(budget)))
+        if ranks.is_first():
+            run.update(arguments=split, **changed)
     trainer = _trainer(run.record["system"], split, data, device or run.record["device"], watch, run)
     state = run.load_training(trainer.device)
     if state is not None:
-        run.truncate_log(state.pop("log_bytes"))
+        size = state.pop("log_bytes")
+        if ranks.rank() == 0:
+            run.truncate_log(size)
         trainer.load_state(state)
-        trainer.progress = trainer._progress()
+        if budget is not None:
+            trainer.progress = trainer._progress()
     return trainer.train()
 
 

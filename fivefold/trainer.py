@@ -115,31 +115,20 @@ class Trainer:
         self.system.train()
         self.good = self.state()
         self._save()
-        saved = time.monotonic()
+        self.log.start(self)
+        self.saved = time.monotonic()
         with _interruptible() as interrupted:
-            while not self._finished(interrupted.is_set()):
+            while self._go_on(interrupted.is_set()):
                 started = time.perf_counter()
-                try:
+                with self._guarded():
                     self._iterate()
                     self._check(everything=self.on_cpu)
-                except NonFinite as error:
-                    self._go_back(error)
                 self.seconds += time.perf_counter() - started
-                self.progress = self._progress()
-                self.log.step(self)
-                if self._crossed(self.evaluations):
-                    try:
-                        self._validate()
-                    except NonFinite as error:
-                        self._go_back(error)
-                if time.monotonic() - saved > self.checkpoint_seconds:
-                    self._save()
-                    saved = time.monotonic()
         if interrupted.is_set() and self.progress < 1:
             self._save(status="stopped")
             where = f"fivefold resume {self.run.directory}" if self.run else "nothing was saved: no folder was named"
             raise Stopped(f"stopped at {self.progress:.0%} of {self.budget}; go on with: {where}")
-        if self.best is None or self.best["step"] != self.step:
+        if self.best is None:
             self._validate()
         self._save(status="finished")
         return self.result()
@@ -161,8 +150,7 @@ class Trainer:
 
     def _iterate(self) -> None:
         """One iteration of the system: its generators, one a micro-batch, advanced in lockstep."""
-        _seed_step(self.seed, self.step)
-        self._before = self.progress
+        _seed_step(self.seed, self.step, ranks.rank())
         self._set_learning_rates(self.system.learning_rate(self.progress) * self.learning_factor)
         streams = [self.system.updates(batch, self.progress) for batch in self.batches.at(self.step)]
         reply: dict[str, Tensor] | None = None
@@ -256,6 +244,13 @@ class Trainer:
         module = _first_bad(player)
         raise NonFinite(f"{what} of {self.names[player]} is not finite at step {self.step}, first in {module}")
 
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except NonFinite as error:
+            self._go_back(error)
+
     def _go_back(self, error: NonFinite) -> None:
         """To the last good state with half the learning rate, or stop where that was done too often."""
         self.failures += 1
@@ -301,6 +296,7 @@ class Trainer:
         system = self.system
         if self.best_weights:
             system.load_state_dict(self.best_weights)
+        ranks.same_everywhere(system)  # rank 0 alone validates
         return system.eval()
 
     def state(self) -> dict[str, Any]:
@@ -340,18 +336,22 @@ class Trainer:
 
     # --- the clock ------------------------------------------------------------------------------
 
-    def _finished(self, interrupted: bool) -> bool:
-        progress, stop = ranks.from_first([self._progress(), float(interrupted)])
-        self.progress = progress
-        return progress >= 1 or bool(stop)
+    def _go_on(self, interrupted: bool) -> bool:
+        """Move the clock, which all ranks read from rank 0; log, validate and save where due; whether to iterate."""
+        before = self.progress
+        self.progress, stop = ranks.from_first([self._progress(), float(interrupted)])
+        self.log.step(self)
+        if math.floor(self.progress * self.evaluations) > math.floor(before * self.evaluations):
+            with self._guarded():
+                self._validate()
+        if time.monotonic() - self.saved > self.checkpoint_seconds:
+            self._save()
+            self.saved = time.monotonic()
+        return self.progress < 1 and not stop
 
     def _progress(self) -> float:
         epochs = self.step * self.batches.size / self.batches.examples
         return self.budget.progress(seconds=self.seconds, steps=self.step, epochs=epochs)
-
-    def _crossed(self, parts: int) -> bool:
-        """Whether the last iteration passed one of `parts` equal marks of the budget."""
-        return math.floor(self.progress * parts) > math.floor(self._before * parts)
 
 
 CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
@@ -387,9 +387,9 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _seed_step(seed: int, step: int) -> None:
+def _seed_step(seed: int, step: int, rank: int) -> None:
     """Noise of a step is a function of seed, step and rank: a resumed run draws what it would have drawn."""
-    mixed = mix(seed, step, 2 + ranks.rank())
+    mixed = mix(seed, step, 2 + rank)
     torch.default_generator.manual_seed(mixed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(mixed)

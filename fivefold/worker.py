@@ -25,7 +25,7 @@ from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
 from fivefold.evaluate import Row, evaluate, evaluate_samples
-from fivefold.features import fit_features
+from fivefold.features import named_features
 from fivefold.files import replacing, write_json
 from fivefold.report import folder, pictures, single
 from fivefold.run import Run, RunError, load
@@ -103,7 +103,7 @@ def _train(job: Job, tell: Tell) -> Row:
         options = {"device": job["device"], **job["options"]}
         fit(trust, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
-    features = fit_features(data, directory / "features.safetensors")
+    features = named_features(job["features"], data, directory / "features.safetensors")
     row = evaluate(run_path, data, features=features, trust=trust)
     tell({"phase": "drawing", "progress": 1.0})
     arrays = single.arrays(load(run_path, trust=trust), data, row)
@@ -117,9 +117,8 @@ def _measure(job: Job, tell: Tell) -> Row:
     data = read_data(directory)
     tell({"phase": "measuring", "progress": 1.0})
     samples = read_examples(job["file"], data.space)
-    row = evaluate_samples(
-        job["row"]["label"], samples, data, features=fit_features(data, directory / "features.safetensors")
-    )
+    features = named_features(job["features"], data, directory / "features.safetensors")
+    row = evaluate_samples(job["row"]["label"], samples, data, features=features)
     shown = data.space.encode(samples)[: pictures.shown(data.space.kind)].numpy()
     folder.write_arrays(row_path(job).with_suffix(".npz"), {"samples": shown})
     return {**row, "command": job["row"]["command"]}

@@ -251,9 +251,13 @@ def _foreign(path: Path) -> None:
 @pytest.mark.parametrize("name", ["run.json", "weights.safetensors", "training.pt"])
 def test_damaged_files_are_named(finished, table, name, damage):
     damage(finished / name)
-    with pytest.raises(RunError, match=name):
+
+    def read():
         fivefold.load(finished, trust="tests.systems")
         resume(finished, data=table, trust="tests.systems", budget="9steps")
+
+    with pytest.raises(RunError, match=name):
+        read()
 
 
 def test_nothing_that_is_loaded_can_run_code(finished, table):
@@ -337,38 +341,35 @@ class SlicedNoise(TorchFunctionMode):
         torch.set_rng_state(state)
         whole = (shape[0] * self.world, *shape[1:])
         if function in (torch.rand_like, torch.randn_like):
-            template = args[0]
-            drawn = function(template.new_empty(whole), **kwargs)
+            drawn = function(args[0].new_empty(whole), **kwargs)
         elif function is torch.randint:
-            numbers = [a for a in args if isinstance(a, int)]
-            drawn = function(*numbers, whole, **{k: v for k, v in kwargs.items() if k != "size"})
+            drawn = function(*(a for a in args if isinstance(a, int)), whole, **kwargs)
         else:
             drawn = function(*whole, **kwargs)
         return drawn[self.rank * shape[0] : (self.rank + 1) * shape[0]]
 
 
-def train_rank(rank: int, world: int, port: int, system: str, source: str, options: dict, path: str) -> None:
-    """One process of several (or the only one): trains and keeps its weights."""
-    torch.set_num_threads(1)
-    if world > 1:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    data = fivefold.load_data(source)
-    events = []
-    with SlicedNoise(rank, world):
-        trained = _last_weights(system, data, options, events)
-    torch.save(trained, f"{path}/{world}-{rank}.pt")
-
-
-def _last_weights(system, data, options, events):
+def train_rank(rank: int, world: int, port: int, system: str, options: dict, path: str) -> None:
+    """One process of several (or the only one): trains on digits and keeps its last weights."""
     from fivefold import catalog
+    from fivefold import trainer as trainers
     from fivefold.arguments import arguments
     from fivefold.train import _trainer
 
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     split = arguments(catalog.class_of(system), None, options)
-    trainer = _trainer(system, split, data, "cpu", events.append)
-    trainer._validate = lambda: None  # noise of validation is not sliced; what is compared are the weights
-    trainer.train()
-    return trainer.system.state_dict()
+    trainer = _trainer(system, split, fivefold.load_data("digits"), "cpu", lambda event: None)
+    for optimizer in trainer.optimizers.values():  # Adam divides gradients that are 0 but for rounding by themselves
+        for group in optimizer.param_groups:
+            group["eps"] = 1e-3
+    seed_step = trainers._seed_step
+    trainers._seed_step = lambda seed, step, rank: seed_step(seed, step, 0)  # all ranks draw the whole batch's noise
+    trainer._validate = lambda: None  # its noise is not sliced; what is compared are the last weights
+    with SlicedNoise(rank, world):
+        trainer.train()
+    torch.save(trainer.system.state_dict(), f"{path}/{world}-{rank}.pt")
 
 
 GAME = {"loss": "wasserstein-gp", "batch_norm": False}
@@ -376,31 +377,18 @@ GAME = {"loss": "wasserstein-gp", "batch_norm": False}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("system", "source", "options"),
-    [
-        ("vae", "digits", {"dropout": 0.0}),
-        ("realnvp", "digits", {"dropout": 0.0}),
-        ("transformer", "digits", {"dropout": 0.0}),
-        ("dcgan", "digits", GAME),
-    ],
+    ("system", "options"),
+    [("vae", {"dropout": 0.0}), ("realnvp", {"dropout": 0.0}), ("transformer", {"dropout": 0.0}), ("dcgan", GAME)],
 )
-def test_two_processes_equal_one(tmp_path, system, source, options):
-    from fivefold import catalog
-    from fivefold.arguments import options as known
-
-    options = {k: v for k, v in options.items() if k in known(catalog.class_of(system))}
-    options |= {"budget": "5steps", "batch_size": 16, "ema": 0.0}
+def test_two_processes_equal_one(tmp_path, system, options):
+    options = {**options, "budget": "5steps", "batch_size": 16}
     port = 20_000 + os.getpid() % 20_000
     for world in (1, 2):
         torch.multiprocessing.start_processes(
-            train_rank_of, (world, port, system, source, options, str(tmp_path)), nprocs=world, start_method="spawn"
+            train_rank, (world, port, system, options, str(tmp_path)), nprocs=world, start_method="spawn"
         )
     one = torch.load(tmp_path / "1-0.pt")
     for rank in (0, 1):
         other = torch.load(tmp_path / f"2-{rank}.pt")
         for name, value in one.items():
             assert torch.allclose(value.double(), other[name].double(), rtol=0, atol=1e-5), name
-
-
-def train_rank_of(rank: int, *rest) -> None:
-    train_rank(rank, *rest)

@@ -67,7 +67,7 @@ CASES = [
 @pytest.mark.parametrize(("space", "options"), CASES)
 @torch.no_grad()
 def test_bounds_lie_below_the_exact_density_and_tighten(space, options):
-    system, x = wild(VAE(space, width=2, depth=1, **options)), everything(space)
+    system, x = wild(VAE(space, width=1, depth=1, **options)), everything(space)
     truth = exact(system, x)
     assert truth.exp().sum().item() == pytest.approx(1, abs=1e-4)  # the likelihood is normalised, the quadrature right
     means = []
@@ -90,7 +90,7 @@ def test_bounds_lie_below_the_exact_density_and_tighten(space, options):
 
 @torch.no_grad()
 def test_elbo_is_the_mean_of_the_log_weights_over_the_posterior():
-    system, x = wild(VAE(TINY, width=2, latent=1, network="mlp")), everything(TINY)[:9]
+    system, x = wild(VAE(TINY, width=1, latent=1, network="mlp")), everything(TINY)[:9]
     system.encoder.net.net[-1].weight *= 5  # away from the prior, so that the divergence counts
     mean, log_scale = (t.double() for t in system.posterior(x, None))
     q = Normal(mean, log_scale.exp())
@@ -112,7 +112,7 @@ def test_divergence_is_that_of_the_gaussians():
 
 @torch.no_grad()
 def test_samples_follow_the_density():
-    system = wild(VAE(Space("image", (1, 1, 2), levels=3), width=2, latent=1))
+    system = wild(VAE(Space("image", (1, 1, 2), levels=3), width=1, latent=1))
     x = everything(system.space)
     expected = exact(system, x).exp().numpy()
     drawn = system.sample_encoded(20000, seed=0).flatten(1)
@@ -143,7 +143,7 @@ SPACES = [
 @pytest.mark.parametrize(("space", "options", "decoder"), SPACES)
 def test_every_space(space, options, decoder):
     condition = 1 if space.condition else None
-    system = VAE(space, width=2, **options)
+    system = VAE(space, width=1, **options)
     assert type(system.decoder).__name__ == decoder
     wild(system)
     x = space.encode(system.sample(4, condition, seed=0))
@@ -176,7 +176,7 @@ def test_refusals(space, options, message):
 
 
 def test_warm_up_weighs_the_divergence_by_progress():
-    system, x = wild(VAE(TINY, width=2, warmup=0.5, dropout=0.0)), everything(TINY)
+    system, x = wild(VAE(TINY, width=1, warmup=0.5, dropout=0.0)), everything(TINY)
 
     def loss(progress):
         with seeded(0):
@@ -190,7 +190,7 @@ def test_warm_up_weighs_the_divergence_by_progress():
 
 
 def test_scoring_in_parts_keeps_memory_bounded_and_the_encoder_to_one_pass(monkeypatch):
-    system, x, rows, encoded = wild(VAE(TINY, width=2, latent=1)), everything(TINY), [], []
+    system, x, rows, encoded = wild(VAE(TINY, width=1, latent=1)), everything(TINY), [], []
     whole = system.score_encoded(Batch(x))
     monkeypatch.setattr(vae, "MOST_NUMBERS", 10 * len(x) * TINY.dims * system.head.width)
     system.decoder.register_forward_hook(lambda _, z, out: rows.append(len(out)))
@@ -203,7 +203,7 @@ def test_scoring_in_parts_keeps_memory_bounded_and_the_encoder_to_one_pass(monke
 
 @torch.no_grad()
 def test_monitor_counts_units_whose_mean_varies():
-    system = wild(VAE(TINY, width=2, latent=4, network="mlp"))
+    system = wild(VAE(TINY, width=1, latent=4, network="mlp"))
     last = system.encoder.net.net[-1]
     last.weight[[1, 2, 3]] = 0  # of the four means only the first depends on x
     last.weight[0] *= 10

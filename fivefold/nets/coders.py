@@ -21,7 +21,7 @@ from fivefold.space import Space
 from fivefold.tools.scaling import centre
 
 CONDITION_WIDTH = 32
-UNITS = 8
+UNITS = 16
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
@@ -31,7 +31,7 @@ class MLPEncoder(nn.Module):
     Args:
         space: of the examples.
         outputs: width of the vectors.
-        width: an eighth of the units of a hidden layer, so that one width suits both kinds of network.
+        width: a sixteenth of the units of a hidden layer, so that one width suits both kinds of network.
         depth: hidden layers.
         dropout: of hidden units.
     """
@@ -54,7 +54,7 @@ class MLPDecoder(nn.Module):
         space: of the examples.
         inputs: width of the vectors.
         head: whose parameters are given.
-        width: an eighth of the units of a hidden layer, so that one width suits both kinds of network.
+        width: a sixteenth of the units of a hidden layer, so that one width suits both kinds of network.
         depth: hidden layers.
         dropout: of hidden units.
     """

@@ -38,7 +38,7 @@ class VAE(LatentSystem):
             gaussian (real values). Dimensions that it does not model, such as columns of categories, have the
             one that suits them.
         latent: dimensions of z.
-        width: channels at full size, or an eighth of the units of a hidden layer.
+        width: channels at full size, or a sixteenth of the units of a hidden layer.
         depth: hidden layers, or residual blocks at the smallest size.
         dropout: of hidden features in training.
         mixtures: components of a logistic mixture.
@@ -56,7 +56,7 @@ class VAE(LatentSystem):
     sampling = "direct"
     presets = {
         "default": {"ema": 0.999, "lr": 2e-3},
-        "mnist": {"network": "mlp", "width": 64, "latent": 40, "lr": 1e-3, "batch_size": 128},
+        "mnist": {"network": "mlp", "width": 32, "latent": 40, "lr": 1e-3, "batch_size": 128},
     }
 
     def __init__(
@@ -66,7 +66,7 @@ class VAE(LatentSystem):
         network: Literal["auto", "mlp", "conv"] = "auto",
         likelihood: Likelihood = "logistic-mixture",
         latent: int = 16,
-        width: int = 32,
+        width: int = 16,
         depth: int = 2,
         dropout: float = 0.1,
         mixtures: int = 5,

@@ -32,7 +32,7 @@ class VQVAE(LatentSystem):
         code_width: dimensions of its vectors.
         slots: codes of an example that is not an image.
         halvings: how often an image's sides are halved to give the grid of codes.
-        width: channels at full size, or an eighth of the units of a hidden layer.
+        width: channels at full size, or a sixteenth of the units of a hidden layer.
         depth: residual blocks at the smallest size, or hidden layers.
         likelihood: of the decoder: logistic-mixture (of ordered levels and real values), categorical, bernoulli
             (two levels) or gaussian (real values). Dimensions that it does not model, such as columns of
