@@ -69,7 +69,7 @@ class VAE(LatentSystem):
         width: int = 16,
         depth: int = 2,
         dropout: float = 0.1,
-        mixtures: int = 5,
+        mixtures: int = 3,
         warmup: float = 0.1,
         score_samples: int = 64,
     ) -> None:

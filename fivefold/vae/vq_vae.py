@@ -70,7 +70,7 @@ class VQVAE(LatentSystem):
         width: int = 16,
         depth: int = 1,
         likelihood: Likelihood = "logistic-mixture",
-        mixtures: int = 5,
+        mixtures: int = 3,
         commitment: float = 0.25,
         decay: float = 0.99,
         revive: float = 0.05,
