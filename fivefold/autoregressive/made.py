@@ -50,7 +50,7 @@ class Made(AutoregressiveSystem):
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.995, "clip": 100.0},
-        "mnist": {"hidden": 1000, "layers": 1, "dropout": 0.2, "batch_size": 100, "ema": 0.999},
+        "mnist": {"hidden": 1000, "layers": 1, "dropout": 0.1, "batch_size": 100, "lr": 3e-3, "ema": 0.999},
     }
 
     position: Tensor
