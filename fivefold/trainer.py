@@ -50,7 +50,8 @@ class Trainer:
         precision: 32, bf16, or fp16 with loss scaling.
         clip: largest norm of a player's gradient; 0 does not clip.
         ema: decay of the exponential moving average of the weights, which is then what is kept; 0 for none.
-        evaluations: how many times over the budget to validate; the best weights are kept.
+        evaluations: at how many equal parts of the budget to validate, and thrice early in the first; the
+            best weights are kept.
         retries: how often to go back and halve the learning rate after a non-finite loss or gradient.
         checkpoint_seconds: how often to save what is needed to resume.
         compile: compile the networks (seconds to minutes before the first step).
@@ -94,7 +95,7 @@ class Trainer:
         self.autocast = _AUTOCAST.get(precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.validation = Validation(data, self.device)
-        self.evaluations, self.checkpoint_seconds = evaluations, checkpoint_seconds
+        self.marks, self.checkpoint_seconds = validation_marks(evaluations), checkpoint_seconds
         self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
         self.factor = 1.0
         self.loss, self.stats = torch.zeros(()), dict[str, Tensor]()  # of the last update, over micro-batches
@@ -341,7 +342,7 @@ class Trainer:
         before = self.progress
         self.progress, stop = ranks.from_first([self._progress(), float(interrupted)])
         self.log.step(self)
-        if math.floor(self.progress * self.evaluations) > math.floor(before * self.evaluations):
+        if any(before < mark <= self.progress for mark in self.marks):
             with self._guarded():
                 self._validate()
         if time.monotonic() - self.saved > self.checkpoint_seconds:
@@ -356,6 +357,12 @@ class Trainer:
 
 CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
 _COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress")
+
+
+def validation_marks(parts: int) -> list[float]:
+    """The points of the budget to validate at: even, and halving before the first, since small data overfit early."""
+    even = [i / parts for i in range(1, parts + 1)]
+    return [even[0] / 8, even[0] / 4, even[0] / 2, *even] if parts > 1 else even
 
 
 @torch.no_grad()
