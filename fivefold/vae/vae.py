@@ -56,7 +56,7 @@ class VAE(LatentSystem):
     sampling = "direct"
     presets = {
         "default": {"ema": 0.999, "lr": 2e-3},
-        "mnist": {"network": "mlp", "width": 32, "latent": 40, "lr": 1e-3, "batch_size": 128},
+        "mnist": {"network": "mlp", "width": 32, "latent": 40, "lr": 1e-3, "warmup": 0.25, "batch_size": 128},
     }
 
     def __init__(
