@@ -34,6 +34,7 @@ class Made(AutoregressiveSystem):
         layers: hidden layers after the first.
         orders: orders of the dimensions, the natural one and then random ones.
         masks: assignments of degrees to hidden units for each order, the even one and then random ones.
+        direct: whether each output also sees the inputs before it linearly.
         dropout: share of hidden units that are dropped in training.
         mixtures: components where an output is a mixture of logistics.
         likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian; auto takes
@@ -50,7 +51,15 @@ class Made(AutoregressiveSystem):
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.995, "clip": 100.0},
-        "mnist": {"hidden": 1000, "layers": 1, "dropout": 0.1, "batch_size": 100, "lr": 3e-3, "ema": 0.999},
+        "mnist": {
+            "hidden": 1000,
+            "layers": 1,
+            "direct": True,
+            "dropout": 0.1,
+            "batch_size": 100,
+            "lr": 3e-3,
+            "ema": 0.999,
+        },
     }
 
     position: Tensor
@@ -64,6 +73,7 @@ class Made(AutoregressiveSystem):
         layers: int = 1,
         orders: int = 1,
         masks: int = 1,
+        direct: bool = False,
         dropout: float = 0.2,
         mixtures: int = 8,
         likelihood: Likelihood = "auto",
@@ -78,6 +88,9 @@ class Made(AutoregressiveSystem):
         self.first = MaskedLinear(len(self.features.dim_of_feature), hidden)
         self.blocks = nn.ModuleList(MaskedLinear(hidden, hidden) for _ in range(layers))
         self.last = MaskedLinear(hidden, dims * self.head.width)
+        self.direct = MaskedLinear(self.first.in_features, self.last.out_features, bias=False) if direct else None
+        if self.direct is not None:
+            nn.init.zeros_(self.direct.weight)
         self.dropout = nn.Dropout(dropout)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -96,10 +109,16 @@ class Made(AutoregressiveSystem):
         into = degree_mask(position[self.features.dim_of_feature], degrees, strict=True)
         within = degree_mask(degrees, degrees)
         out = degree_mask(degrees, position)
-        h = self._with_condition(self.first(self.features(x), into), condition)
+        inputs = self.features(x)
+        h = self._with_condition(self.first(inputs, into), condition)
         for block in self.blocks:
             h = h + block(self._activate(h), within)
-        return self.last(self._activate(h), out).view(len(x), -1, self.head.width)
+        params = self.last(self._activate(h), out)
+        if self.direct is not None:
+            params = params + self.direct(
+                inputs, degree_mask(position[self.features.dim_of_feature], position, strict=True)
+            )
+        return params.view(len(x), -1, self.head.width)
 
     def _activate(self, h: Tensor) -> Tensor:
         return self.dropout(F.relu(h))
@@ -149,6 +168,7 @@ class Made(AutoregressiveSystem):
         base = base.expand(len(noise), -1)[:, units]
         blocks = [(block.weight[units][:, units], block.bias[units]) for block in self.blocks]  # type: ignore[index]
         last, last_bias = (p.unflatten(0, (-1, self.head.width)) for p in (self.last.weight[:, units], self.last.bias))
+        direct = None if self.direct is None else self.direct.weight[:, columns].unflatten(0, (-1, self.head.width))
         ends = torch.searchsorted(degrees[units], torch.arange(len(order), device=order.device), right=True).tolist()
 
         x, known, start = self._blank(len(noise)), 0, 0
@@ -162,6 +182,8 @@ class Made(AutoregressiveSystem):
                 h = h + F.linear(active[layer][:, :end], weight[new, :end], bias[new])
             active[-1][:, new] = F.relu(h)
             params = F.linear(active[-1][:, :end], last[dim, :, :end], last_bias[dim])
+            if direct is not None:
+                params = params + inputs[:, :known] @ direct[dim, :, :known].T
             x[:, dim] = self.head.sample_dim(dim, params, noise[:, dim])
             features = self.features.of(dim, x[:, dim])
             inputs[:, known : known + features.shape[1]] = features
