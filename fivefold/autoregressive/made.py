@@ -34,7 +34,8 @@ class Made(AutoregressiveSystem):
         layers: hidden layers after the first.
         orders: orders of the dimensions, the natural one and then random ones.
         masks: assignments of degrees to hidden units for each order, the even one and then random ones.
-        direct: whether each output also sees the inputs before it linearly.
+        direct: whether each output also sees the inputs before it linearly; left out where that would need more
+            than 2^26 weights.
         dropout: share of hidden units that are dropped in training.
         mixtures: components where an output is a mixture of logistics.
         likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian; auto takes
@@ -54,7 +55,6 @@ class Made(AutoregressiveSystem):
         "mnist": {
             "hidden": 1000,
             "layers": 1,
-            "direct": True,
             "dropout": 0.1,
             "batch_size": 100,
             "lr": 3e-3,
@@ -73,7 +73,7 @@ class Made(AutoregressiveSystem):
         layers: int = 1,
         orders: int = 1,
         masks: int = 1,
-        direct: bool = False,
+        direct: bool = True,
         dropout: float = 0.2,
         mixtures: int = 8,
         likelihood: Likelihood = "auto",
@@ -88,8 +88,9 @@ class Made(AutoregressiveSystem):
         self.first = MaskedLinear(len(self.features.dim_of_feature), hidden)
         self.blocks = nn.ModuleList(MaskedLinear(hidden, hidden) for _ in range(layers))
         self.last = MaskedLinear(hidden, dims * self.head.width)
-        self.direct = MaskedLinear(self.first.in_features, self.last.out_features, bias=False) if direct else None
-        if self.direct is not None:
+        self.direct = None
+        if direct and self.first.in_features * self.last.out_features <= MOST_WEIGHTS:
+            self.direct = MaskedLinear(self.first.in_features, self.last.out_features, bias=False)
             nn.init.zeros_(self.direct.weight)
         self.dropout = nn.Dropout(dropout)
 
