@@ -12,7 +12,9 @@ from fivefold.system import Batch, System, seeded
 from fivefold.tools.metrics import frechet_distance, principal_features
 from fivefold.tools.scaling import centre
 
-SAMPLES = 250  # scored or drawn at each validation: a fraction of a second for most systems
+SAMPLES = 250  # scored or drawn at each validation: a fraction of a second for most systems ...
+DIMENSIONS = 200_000  # ... and fewer where examples have many dimensions
+FEWEST = 50
 
 
 class Validation:
@@ -25,7 +27,8 @@ class Validation:
 
     def __init__(self, data: Data, device: torch.device) -> None:
         self.data, self.device = data, device
-        self.batch = _to(data.valid.spread(SAMPLES), device)
+        self.count = min(SAMPLES, max(FEWEST, DIMENSIONS // data.space.dims))
+        self.batch = _to(data.valid.spread(self.count), device)
 
     def __call__(self, system: System) -> tuple[float, str, dict[str, float]]:
         if system.density.comparable:
@@ -47,9 +50,9 @@ class Validation:
     @cached_property
     def _reference(self) -> Batch:
         """Validation examples, filled up from the training split where there are few."""
-        if len(self.batch.x) >= SAMPLES:
+        if len(self.batch.x) >= self.count:
             return self.batch
-        more = _to(self.data.train.spread(SAMPLES - len(self.batch.x)), self.device)
+        more = _to(self.data.train.spread(self.count - len(self.batch.x)), self.device)
         condition = None if more.condition is None else torch.cat([self.batch.condition, more.condition])  # type: ignore[list-item]
         return Batch(torch.cat([self.batch.x, more.x]), condition)
 
