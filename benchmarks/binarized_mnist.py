@@ -58,8 +58,8 @@ def measure(name: str, directory: Path, seconds: float) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]], budget: str) -> str:
     """The figures as Markdown."""
     lines = [
-        f"Statically binarised MNIST, negative log-likelihood of the 10,000 test images after {budget} of training each",
-        f"on {machine()}.",
+        f"Statically binarised MNIST: negative log-likelihood of the 10,000 test images after {budget} of training",
+        f"each, on {machine()}.",
         "",
         "| system | nats | kind | asked | published | how published |",
         "|---|---|---|---|---|---|",
