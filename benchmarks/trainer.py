@@ -17,7 +17,7 @@ from fivefold import Batch, Density, System, load_data
 from fivefold.data import Data
 from fivefold.trainer import Trainer
 
-STEPS, ROUNDS, BATCH = 2000, 7, 64
+STEPS, ROUNDS, BATCH = 6000, 7, 64
 
 
 class TinyRegression(System):
@@ -25,7 +25,7 @@ class TinyRegression(System):
 
     densities = {"table": Density.UNNORMALISED}
 
-    def __init__(self, space, *, hidden: int = 96):  # type: ignore[no-untyped-def]
+    def __init__(self, space, *, hidden: int = 384):  # type: ignore[no-untyped-def]
         super().__init__(space)
         self.net = nn.Sequential(nn.Linear(space.dims, hidden), nn.ReLU(), nn.Linear(hidden, space.dims))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import math
@@ -342,7 +343,7 @@ class Trainer:
         before = self.progress
         self.progress, stop = ranks.from_first([self._progress(), float(interrupted)])
         self.log.step(self)
-        if any(before < mark <= self.progress for mark in self.marks):
+        if bisect.bisect(self.marks, self.progress) > bisect.bisect(self.marks, before):
             with self._guarded():
                 self._validate()
         if time.monotonic() - self.saved > self.checkpoint_seconds:
