@@ -173,7 +173,11 @@ def test_interrupted_goes_on(place, tmp_path, number, code):
     command = [sys.executable, "-c", program]
     log = out / "runs" / "toys.slow-seed0" / "log.jsonl"
     with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(place)}, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "PYTHONPATH": str(place)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell's children ignore it
     ) as process:
         _until(lambda: log.exists() and log.stat().st_size > 0)
         process.send_signal(number)
