@@ -348,6 +348,6 @@ def test_a_system_outside_is_listed_compared_and_contract_tested(outside):
     row = json.loads(next((out / "rows").glob("*.json")).read_text())
     assert row["status"] == "ok"
     assert row["density"]["bits_per_dim"] < 3
-    checks = [sys.executable, "-m", "pytest", __file__, "-k", "mymodels and not text", "-p", "no:cacheprovider"]
+    checks = [sys.executable, "-m", "pytest", __file__, "-m", "not slow", "-k", "mymodels", "-p", "no:cacheprovider"]
     printed = _command(*checks, **own)
     assert int(re.search(r"(\d+) passed", printed)[1]) >= 8
