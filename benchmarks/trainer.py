@@ -25,7 +25,7 @@ class TinyRegression(System):
 
     densities = {"table": Density.UNNORMALISED}
 
-    def __init__(self, space, *, hidden: int = 384):  # type: ignore[no-untyped-def]
+    def __init__(self, space, *, hidden: int = 768):  # type: ignore[no-untyped-def]
         super().__init__(space)
         self.net = nn.Sequential(nn.Linear(space.dims, hidden), nn.ReLU(), nn.Linear(hidden, space.dims))
 
