@@ -72,6 +72,10 @@ class System(nn.Module, ABC):
     - `conditional`: False where the system cannot be conditioned: such a space is refused.
     - `sampling`: "autoregressive", "mcmc", "iterative" or "direct", for Table 2's star rule.
     - `presets`: name -> arguments of the constructor, `optimizers` or `fit`; "default" always applies.
+    - `published`: preset -> how many parameters its paper states, and the source; a third element names the
+      attribute that is counted where it is not the whole system.
+    - `dials`: what can be turned when sampling -> values worth a curve. Each is an attribute of that name, a
+      number that `_sample` reads; densities never depend on it.
     """
 
     densities: ClassVar[dict[str, Density]]
@@ -79,6 +83,8 @@ class System(nn.Module, ABC):
     conditional: ClassVar[bool] = True
     sampling: ClassVar[str] = "direct"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {}
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {}
 
     density: Density
     density_note: str = ""  # how it is computed, for people: "64 samples"
@@ -147,7 +153,9 @@ class System(nn.Module, ABC):
         return next(self.parameters()).device
 
     @final
-    def sample(self, n: int = 1, condition: Any = None, *, seed: int | None = None, batch_size: int = 500) -> Any:
+    def sample(
+        self, n: int = 1, condition: Any = None, *, seed: int | None = None, batch_size: int = 500, **dials: float
+    ) -> Any:
         """`n` examples in the user's own form (see `Space`).
 
         Args:
@@ -156,9 +164,11 @@ class System(nn.Module, ABC):
                 and is an error there.
             seed: the same seed gives the same samples; None draws from torch's global generator.
             batch_size: how many are made at once.
+            dials: the system's own, for this call: `temperature=0.8`.
         """
         encoded = self._encode_condition(condition, n)
-        return self.space.decode(self.sample_encoded(n, encoded, seed=seed, batch_size=batch_size))
+        with self.turned(**dials):
+            return self.space.decode(self.sample_encoded(n, encoded, seed=seed, batch_size=batch_size))
 
     @final
     def sample_encoded(
@@ -203,6 +213,23 @@ class System(nn.Module, ABC):
 
     @final
     @contextlib.contextmanager
+    def turned(self, **dials: float) -> Iterator[None]:
+        """With the system's dials at these values, then back; ValueError for one that it does not have."""
+        for name in dials:
+            if name not in self.dials:
+                has = ", ".join(self.dials) or "none"
+                raise ValueError(f"{type(self).__name__} has no dial {name!r}; its dials: {has}")
+        before = {name: getattr(self, name) for name in dials}
+        try:
+            for name, value in dials.items():
+                setattr(self, name, type(before[name])(value))
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    @final
+    @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """In eval mode and without gradients, then back to the mode before."""
         was_training = self.training
@@ -242,6 +269,14 @@ class LatentSystem(System):
     @abstractmethod
     def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """Encoded examples of latent codes, without noise."""
+
+    def _rate_distortion(self, x: Tensor, condition: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """A hierarchy's levels, top first, of encoded examples; none unless a system says otherwise.
+
+        Of each level the nats `(B,)` of its code and the encoded reconstructions `(B, *shape)` that it and those
+        above allow, the levels below being the prior's.
+        """
+        return []
 
     @final
     def encode(self, data: Any, condition: Any = None) -> Tensor:
