@@ -389,6 +389,7 @@ def evaluate(directory: str, data: str | None, features: str, as_json: bool, tru
 @_with_data_options
 @_features
 @click.option("--budget", default="30s", show_default=True, help="The same for every system.")
+@click.option("--table1", is_flag=True, help="The systems of the survey's Table 1, its published figures beside.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each system.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes at a time.")
 @click.option("--samples", multiple=True, metavar="NAME=FILE", help="Other people's samples, as a row.")

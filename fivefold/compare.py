@@ -34,6 +34,7 @@ from fivefold.files import write_json
 from fivefold.report import folder, page, single
 from fivefold.report.advice import recommendation
 from fivefold.report.columns import Line, Row, columns
+from fivefold.report.survey import TABLE_1
 from fivefold.report.terminal import headline, table
 from fivefold.run import RunError
 from fivefold.trainer import Stopped
@@ -82,6 +83,7 @@ def compare(
     out: str | Path | None = None,
     device: str = "auto",
     features: str = "fitted",
+    table1: bool = False,
     console: Console | None = None,
     **options: Any,
 ) -> Comparison:
@@ -100,6 +102,7 @@ def compare(
         device: "auto", "cpu", "cuda" or "cuda:1".
         features: what samples are compared in: "fitted" (a network fitted on the training data), or
             "inception" or "inception:WEIGHTS" for the standard network.
+        table1: the systems of the survey's Table 1, each with its published figures beside the measured ones.
         console: where progress is shown; None takes standard output.
         options: of every system or of `fit`, such as `batch_size`.
 
@@ -109,7 +112,8 @@ def compare(
     """
     Budget.parse(budget)
     data = data if isinstance(data, Data) else load_data(data, condition=condition)
-    chosen = list(dict.fromkeys(systems)) if systems else catalog.fitting(data.space.kind)
+    usual = [name for name in TABLE_1 if name in catalog.entries()] if table1 else catalog.fitting(data.space.kind)
+    chosen = list(dict.fromkeys(systems or usual))
     _check(chosen, samples, options)
     directory = Path(out or f"compare-{data.name}")
     console = console or Console(width=None if sys.stdout.isatty() else 132)
@@ -123,6 +127,8 @@ def compare(
     with _locked(directory) as lock:
         _settle(directory, data, shared)
         planned = _plan(directory, data, chosen, seeds, samples, shared)
+        if table1:
+            _print_beside(planned)
         waiting = [job for job in planned if not (directory / "rows" / f"{job['name']}.json").exists()]
         console.print(_announcement(directory, data, planned, waiting, budget, jobs), highlight=False)
         _Crew(directory, waiting, jobs, lock, console).work()
@@ -214,6 +220,14 @@ def _plan(
         row["position"] = 2000 + position
         jobs.append({"kind": "samples", "name": folder.file_name(name, None), "row": row, "file": str(file)})
     return [{**job, "directory": str(directory), **shared} for job in jobs]
+
+
+def _print_beside(planned: list[dict[str, Any]]) -> None:
+    """The survey's published figures into the rows of its systems."""
+    for job in planned:
+        published = TABLE_1.get(job["row"]["system"])
+        if published is not None:
+            job["row"]["survey"] = published._asdict()
 
 
 def _announcement(

@@ -207,3 +207,30 @@ def test_words_for_exceptions():
     assert status(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")) == "out of memory"
     assert status(RuntimeError("shape")) == "failed"
     assert reason(DataError("")) == "DataError: no message"
+
+
+def test_table_1_is_the_survey_s(tmp_path):
+    """All of its 21 rows (VQ-VAE twice), its figures beside those measured and only where they were asked for."""
+    from fivefold.compare import _plan, _print_beside
+    from fivefold.report.columns import columns
+    from fivefold.report.survey import TABLE_1
+
+    assert len({published.method for published in TABLE_1.values()}) == 22
+    planned = _plan(tmp_path, load_data("digits"), ["vae", "made"], 1, {}, {"budget": "1s"})
+    rows = [job["row"] | {"status": "ok"} for job in planned]
+    assert "survey_fid" not in {column.key for column in columns(rows)}
+    _print_beside(planned)
+    shown = {column.key: column for column in columns([job["row"] | {"status": "ok"} for job in planned])}
+    assert shown["survey_fid"].read(planned[0]["row"]).value == 106.37
+    reading = shown["survey_bits"].read(planned[0]["row"])
+    assert shown["survey_bits"].show(reading, False) == "≤ 4.54"
+    assert shown["survey_fid"].read(planned[1]["row"]) is None
+
+
+def test_free_form_is_as_the_survey_ticks_it():
+    from fivefold import catalog
+    from fivefold.report.survey import TABLE_1
+
+    for name, entry in catalog.entries().items():
+        if name in TABLE_1:
+            assert {True: "✓", False: "✗"}[entry.free_form] == TABLE_1[name].free_form, name

@@ -264,13 +264,33 @@ SURVEY = (
 )  # fmt: skip
 
 
+def _published(name: str, kind: str | None = None) -> Callable[[Row], Reading | None]:
+    def read(row: Row) -> Reading | None:
+        published = row.get("survey") or {}
+        value = published.get(name)
+        return None if value is None else Reading(value, kind=published["kind"] if kind is None else kind)
+
+    return read
+
+
+_PRINTED = "The survey's figures (CIFAR-10)"
+PRINTED = (
+    Column("survey_fid", "FID, CIFAR-10 (survey)", _PRINTED, "As printed in the survey's Table 1: others' models on "
+           "CIFAR-10, not measured here and not comparable with this page's distances.", None, _published("fid", ""),
+           lambda r, e: f"{r.value:.2f}"),
+    Column("survey_bits", "Bits, CIFAR-10 (survey)", _PRINTED, "As printed in the survey's Table 1: bits per dimension "
+           "on CIFAR-10, not measured here.", None, _published("bits"),
+           lambda r, e: {"lower bound": "≤ ", "estimate": "≈ "}.get(r.kind, "") + f"{r.value:.2f}"),
+)  # fmt: skip
+
+
 def columns(rows: Iterable[Row]) -> list[Column]:
     """The columns in which at least one row has something to show; bits only where the data are discrete."""
     rows = [row for row in rows if row["status"] == "ok"]
     density = BITS if any((row.get("density") or {}).get("bits_per_dim") is not None for row in rows) else NATS
     names = {row["quality"]["frechet_name"] for row in rows if (row.get("quality") or {}).get("frechet_name")}
     quality = [replace(c, title=names.copy().pop()) if c.key == "frechet" and len(names) == 1 else c for c in QUALITY]
-    return [c for c in (density, *quality, *COST, *SURVEY) if any(c.read(row) is not None for row in rows)]
+    return [c for c in (density, *quality, *COST, *SURVEY, *PRINTED) if any(c.read(row) is not None for row in rows)]
 
 
 # --- ranking ------------------------------------------------------------------------------------
