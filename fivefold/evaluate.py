@@ -94,8 +94,8 @@ def evaluate(
         quality: Row = {"note": f"{samples} samples would take {seconds:.0f} s, more than {sample_seconds:.0f} s"}
     else:
         n = _sample_count(samples, data)
-        x = system.sample_encoded(n, _conditions(system, data, n), seed=seed).cpu()
-        quality = sample_quality(_recoded(x, system.space, data.space), data, features)
+        x = system.sample_encoded(n, conditions(system, data, n), seed=seed).cpu()
+        quality = sample_quality(recoded(x, system.space, data.space), data, features)
     return {
         **_identity(type(system), run, seed),
         "status": "ok",
@@ -156,8 +156,8 @@ def density(system: System, data: Data, seed: int = 0, seconds: float = DENSITY_
         return {"kind": kind}
 
     def score(n: int) -> tuple[Tensor, Tensor]:
-        x = _recoded(data.test.spread(n).x, data.space, system.space)
-        return system.score_encoded(Batch(x, _conditions(system, data, n)), seed=seed)
+        x = recoded(data.test.spread(n).x, data.space, system.space)
+        return system.score_encoded(Batch(x, conditions(system, data, n)), seed=seed)
 
     total = min(len(data.test), DENSITY_EXAMPLES)
     n = affordable(score, total, seconds)
@@ -229,18 +229,18 @@ def _sample_count(samples: int, data: Data) -> int:
     return min(samples, len(data.train))
 
 
-def _conditions(system: System, data: Data, n: int) -> Tensor | None:
+def conditions(system: System, data: Data, n: int) -> Tensor | None:
     """Conditions of `data.test.spread(n)`, repeated up to `n` where the split is smaller."""
     if system.space.condition is None:
         return None
     condition = data.test.spread(n).condition
     if condition is None or data.space.condition is None:
         raise DataError(f"this model needs a condition, and the data have none: {system.space.condition.describe()}")
-    condition = _recoded(condition, data.space.condition, system.space.condition)
+    condition = recoded(condition, data.space.condition, system.space.condition)
     return condition[torch.arange(n) % len(condition)].to(system.device)
 
 
-def _recoded(x: Tensor, source: Space, target: Space) -> Tensor:
+def recoded(x: Tensor, source: Space, target: Space) -> Tensor:
     """Encoded examples of one space in another's encoding; they differ where a model meets other data."""
     return x if source == target else target.encode(source.decode(x))
 
@@ -252,7 +252,7 @@ def sampling_cost(system: System, data: Data) -> Row:
     """Examples a second drawn one at a time and 64 at a time; network evaluations one sample takes."""
 
     def rate(n: int) -> float:
-        condition = _conditions(system, data, n)
+        condition = conditions(system, data, n)
 
         def draw(n: int) -> Tensor:
             return system.sample_encoded(n, condition, seed=0).cpu()  # waits for the device

@@ -279,6 +279,12 @@ class LatentSystem(System):
         return []
 
     @final
+    def rate_distortion(self, x: Tensor, condition: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """`_rate_distortion` in eval mode, without gradients, the same at every call."""
+        with seeded(0, self.device), self.evaluating():
+            return self._rate_distortion(x, condition)
+
+    @final
     def encode(self, data: Any, condition: Any = None) -> Tensor:
         """Latent codes of the user's examples."""
         return self._apply_encoded(self._encode, data, condition)

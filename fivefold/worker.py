@@ -24,6 +24,7 @@ from fivefold.data import Data, load_data
 from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
+from fivefold.diagnostics import diagnose
 from fivefold.evaluate import Row, evaluate, evaluate_samples
 from fivefold.features import named_features
 from fivefold.files import replacing, write_json
@@ -105,8 +106,11 @@ def _train(job: Job, tell: Tell) -> Row:
     tell({"phase": "measuring", "progress": 1.0})
     features = named_features(job["features"], data, directory / "features.safetensors")
     row = evaluate(run_path, data, features=features, trust=trust)
+    system = load(run_path, trust=trust)
+    tell({"phase": "diagnosing", "progress": 1.0})
+    row["diagnostics"] = diagnose(system, data, features)
     tell({"phase": "drawing", "progress": 1.0})
-    arrays = single.arrays(load(run_path, trust=trust), data, row)
+    arrays = single.arrays(system, data, row)
     folder.write_arrays(row_path(job).with_suffix(".npz"), arrays)
     return {**row, "label": job["row"]["label"]}
 

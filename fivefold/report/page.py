@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from fivefold.report.advice import listed, recommendation
 from fivefold.report.columns import BITS, DENSITY, NATS, Column, Line, Row, cells, columns, floors, lines, number
 from fivefold.report.terminal import failures
 from fivefold.space import Space
+from fivefold.tools.metrics import MEASURES
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -77,6 +79,7 @@ def _context(content: Content) -> dict[str, Any]:
         "pictures": _pictures(content, good),
         "plots": _plots(good),
         "curves": [curves for line in good if (curves := _curves(line))["plots"]],
+        "diagnostics": [found for line in good if (found := _diagnostics(line))["plots"]],
         "failed": [text for line in table for text in failures(line)],
         "notes": [(line.label, note) for line in good for note in line.notes],
         "commands": [(line.label, [row["command"] for row in line.rows if row.get("command")]) for line in table],
@@ -157,6 +160,23 @@ def _points(good: list[Line], across: Column, up: Column, *, invert: bool) -> It
         if x is not None and y is not None and math.isfinite(x.value) and (x.value > 0 or not invert):
             sign = {"lower bound": "≥ " if across.key == "nats" else "≤ ", "estimate": "≈ "}.get(x.kind, "")
             yield plots.Point(f"{sign}{line.label}", line.family, 1 / x.value if invert else x.value, y.value, y.error)
+
+
+def _diagnostics(line: Line) -> dict[str, Any]:
+    """Of the line's first row: quality as each dial turns, and distortion as a hierarchy's rate grows."""
+    found = line.finished[0].get("diagnostics") or {}
+    drawn = []
+    for name, points in (found.get("dials") or {}).items():
+        by_evaluations = len({point["evaluations"] for point in points}) == len(points) > 1
+        across = "evaluations a sample" if by_evaluations else name.replace("_", " ")
+        for key in ("frechet", "recall"):
+            xy = [(p["evaluations" if by_evaluations else "value"], p[key]["value"]) for p in points if key in p]
+            drawn.append(plots.curve(sorted(xy), line.family, across, MEASURES[key].title))
+    levels = found.get("levels") or []
+    rates = list(itertools.accumulate(level["nats"] for level in levels))
+    distortions = [(rate, level["distortion"]) for rate, level in zip(rates, levels, strict=True)]
+    drawn.append(plots.curve(distortions, line.family, "rate in nats, levels from the top", "distortion"))
+    return {"label": line.label, "family": line.family, "plots": [plot for plot in drawn if plot]}
 
 
 def _curves(line: Line) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 import fivefold
 from fivefold.data import Data
+from fivefold.diagnostics import diagnose
 from fivefold.evaluate import evaluate
 from fivefold.report import pictures
 from fivefold.report.page import Arrays, Content
@@ -28,6 +29,7 @@ def content(directory: Path, trust: str | None = None) -> Content:
     run = Run.open(directory, trust=trust)
     data = run.load_data()
     row = evaluate(directory, data, trust=trust)
+    row["diagnostics"] = diagnose(run.load_system(), data)
     settings = describe(data) | {"budget": run.record["budget"], "versions": run.record["versions"]}
     real = examples(data)
     return Content(settings, [row], real, {row["label"]: arrays(run.load_system(), data, row)})
