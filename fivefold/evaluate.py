@@ -13,6 +13,8 @@ A row is a dictionary that JSON can hold:
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
 | stars     | Table 2's 1 to 5, None where its rule does not apply                                   |
 | facts     | Table 1's two columns of ticks                                                         |
+| resolution | of images in a comparison: the largest `side` that fits the stated `limits`, `why` no larger |
+| diagnostics | in a comparison: `fivefold.diagnostics`                                                |
 | monitor, curves | the last signs of collapse; `loss` and `validation` as [seconds, value]          |
 """
 
@@ -285,7 +287,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def stars(system: System, cost: Row) -> Row:
-    """Table 2's stars, 1 (worst) to 5, by its rules for parameters, sampling and resolution.
+    """Table 2's stars, 1 (worst) to 5, by its rules for parameters and sampling (see `resolution_stars`).
 
     Its training rule counts days on CIFAR-10. Here it is the share of the budget until validation was within
     1 % of its best, in the same proportions (half, 1, 2 and 5 days are 10, 20, 40 and 100 % of the budget,
@@ -294,13 +296,16 @@ def stars(system: System, cost: Row) -> Row:
     share = cost.get("seconds_to_best") and cost["seconds_to_best"] / cost["budget_seconds"]
     evaluations = cost["sample_evaluations"]
     by_steps = 5 if evaluations <= 1 else 4 if evaluations <= 20 else 3
-    side = min(system.space.shape[1:]) if system.space.kind == "image" else None
     return {
         "training": None if share is None else 5 - sum(share > bound for bound in (0.15, 0.25, 0.45, 0.95)),
         "sampling": {"autoregressive": 1, "mcmc": 2}.get(system.sampling, by_steps),
         "parameters": 5 - sum(cost["parameters"] > bound for bound in (10e6, 30e6, 60e6, 120e6)),
-        "resolution": None if side is None else 1 + sum(side >= bound for bound in (32, 64, 256, 1024)),
     }
+
+
+def resolution_stars(side: int | None) -> int:
+    """Table 2's stars of the largest resolution, 1 to 5."""
+    return 1 + sum((side or 0) >= bound for bound in (32, 64, 256, 1024))
 
 
 # --- the run ----------------------------------------------------------------------------------------

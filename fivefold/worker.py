@@ -25,10 +25,11 @@ from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
 from fivefold.diagnostics import diagnose
-from fivefold.evaluate import Row, evaluate, evaluate_samples
+from fivefold.evaluate import Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.features import named_features
 from fivefold.files import replacing, write_json
 from fivefold.report import folder, pictures, single
+from fivefold.resolution import largest_resolution
 from fivefold.run import Run, RunError, load
 from fivefold.space import Space
 from fivefold.system import Unfit
@@ -109,6 +110,10 @@ def _train(job: Job, tell: Tell) -> Row:
     system = load(run_path, trust=trust)
     tell({"phase": "diagnosing", "progress": 1.0})
     row["diagnostics"] = diagnose(system, data, features)
+    if data.space.kind == "image":
+        arguments = Run.open(run_path, trust=trust).record["arguments"]["system"]
+        row["resolution"] = largest_resolution(trust, arguments, data.space, job["threads"])
+        row["stars"]["resolution"] = resolution_stars(row["resolution"]["side"])
     tell({"phase": "drawing", "progress": 1.0})
     arrays = single.arrays(system, data, row)
     folder.write_arrays(row_path(job).with_suffix(".npz"), arrays)

@@ -74,7 +74,7 @@ def test_row_of_independent_pixels(digits, features):
     assert (
         abs(quality["two_sample_accuracy"]["floor"] - 0.5) < 0.1 < 0.3 < quality["two_sample_accuracy"]["value"] - 0.5
     )
-    assert row["stars"] == {"training": None, "sampling": 5, "parameters": 5, "resolution": 1}
+    assert row["stars"] == {"training": None, "sampling": 5, "parameters": 5}
     assert row["facts"] == {"free_form_jacobian": True, "exact_density": "yes"}
     assert row["cost"]["parameters"] == 3
     assert row["cost"]["sample_per_second_64"] > row["cost"]["sample_per_second_1"] > 0
@@ -211,8 +211,6 @@ def test_inception(monkeypatch):
         ({"seconds_to_best": 1.0}, {"training": 5}),
         ({"seconds_to_best": 4.0}, {"training": 3}),
         ({"seconds_to_best": 10.0}, {"training": 1}),
-        ({"shape": (3, 32, 40)}, {"resolution": 2}),
-        ({"shape": (3, 256, 256)}, {"resolution": 4}),
     ],
 )
 def test_stars(facts, expected):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fivefold.resolution import LIMITS
 from fivefold.tools.metrics import MEASURES
 
 Row = dict[str, Any]
@@ -178,6 +179,11 @@ def _quality(name: str) -> Callable[[Row], Reading | None]:
     return read
 
 
+def _resolution(row: Row) -> Reading | None:
+    found = row.get("resolution")
+    return None if found is None else Reading(float(found["side"] or 0), note=f"{found['limits']}; {found['why']}")
+
+
 def _cost(name: str, relative_error: float = 0.0) -> Callable[[Row], Reading | None]:
     def read(row: Row) -> Reading | None:
         value = (row.get("cost") or {}).get(name)
@@ -245,6 +251,8 @@ COST = (
     Column("parameters", "Parameters", "Cost", "Trained numbers.", "low", _cost("parameters"), _plain),
     Column("memory", "Peak memory", "Cost", "The most memory that the process held (all of it, the libraries too).",
            "low", _cost("peak_memory_bytes", TIMING_ERROR), lambda r, e: f"{amount(r.value)}B"),
+    Column("resolution", "Largest side", "Cost", f"The largest square images, doubling from 8, with {LIMITS}.",
+           "high", _resolution, lambda r, e: f"{r.value:.0f}" if r.value else "none"),
 )  # fmt: skip
 
 _SURVEY = "The survey's columns"
@@ -255,8 +263,8 @@ SURVEY = (
            "20 steps, 5 one step.", None, _star("sampling"), _stars),
     Column("stars_parameters", "Params", _SURVEY, "Table 2: 5 stars to 10 M parameters, 4 to 30 M, 3 to 60 M, 2 to "
            "120 M, else 1.", None, _star("parameters"), _stars),
-    Column("stars_resolution", "Resolution", _SURVEY, "Table 2, on this data: 1 star below 32 pixels, 2 at 32, 3 at 64 "
-           "or 128, 4 at 256 or 512, 5 from 1024.", None, _star("resolution"), _stars),
+    Column("stars_resolution", "Resolution", _SURVEY, "Table 2, of the largest resolution measured here: 1 star below "
+           "32 pixels, 2 at 32, 3 at 64 or 128, 4 at 256 or 512, 5 from 1024.", None, _star("resolution"), _stars),
     Column("free_form", "Free-form Jacobian", _SURVEY, "Whether the network's form is unrestricted (a fact of the "
            "system).", None, _fact("free_form_jacobian"), lambda r, e: r.note),
     Column("exact", "Exact density", _SURVEY, "✓ tractable, (✓) approximate, ✗ none (a fact of the system).", None,

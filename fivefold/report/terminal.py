@@ -12,7 +12,8 @@ from fivefold.report.columns import DENSITY, NATS, Column, Line, Row, cells, col
 _SHOWN = (
     ("Density and sample quality",
      ("bits", "nats", "frechet", "kernel", "recall", "two_sample_accuracy", "memorisation")),
-    ("Cost", ("train_rate", "to_best", "sample_1", "sample_64", "evaluations", "parameters", "memory")),
+    ("Cost", ("train_rate", "to_best", "sample_1", "sample_64", "evaluations", "parameters", "memory",
+      "resolution")),
     ("The survey's columns",
      ("stars_training", "stars_sampling", "stars_parameters", "stars_resolution", "free_form", "exact")),
     ("Measured here, and as the survey prints it for CIFAR-10 (others' models)",
