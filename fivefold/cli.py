@@ -332,9 +332,18 @@ def _trust(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("-n", "count", type=click.IntRange(1), default=16, show_default=True, help="How many.")
 @click.option("--seed", type=int, help="The same seed gives the same samples.")
 @click.option("--condition", help="Condition for all samples, where the model has one.")
+@click.option("--dial", "dials", multiple=True, metavar="NAME=VALUE", help="Such as temperature=0.8, for this call.")
 @click.option("--out", required=True, help="File: .png .npz .csv .txt .wav by what the data are.")
 @_trust
-def sample(directory: str, count: int, seed: int | None, condition: str | None, out: str, trust: str | None) -> None:
+def sample(
+    directory: str,
+    count: int,
+    seed: int | None,
+    condition: str | None,
+    dials: tuple[str, ...],
+    out: str,
+    trust: str | None,
+) -> None:
     """Draw samples into a file, in the data's own form."""
     from fivefold.data.writers import check_suffix, save_examples
     from fivefold.run import load
@@ -344,8 +353,18 @@ def sample(directory: str, count: int, seed: int | None, condition: str | None, 
     given = system.space.condition
     wanted = given.parse(condition) if given is not None and condition is not None else condition
     labels = None if condition is None else [condition] * count
-    for path in save_examples(out, system.space, system.sample(count, wanted, seed=seed), labels):
+    with system.turned(**dict(map(_dial, dials))):
+        drawn = system.sample(count, wanted, seed=seed)
+    for path in save_examples(out, system.space, drawn, labels):
         click.echo(f"wrote {path}")
+
+
+def _dial(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected NAME=NUMBER", param_hint="--dial") from None
 
 
 @app.command()

@@ -198,3 +198,23 @@ def test_refusals_say_why():
         catalog.build("gated-pixelcnn", TABLE)
     with pytest.raises(ValueError, match="odd"):
         catalog.build("gated-pixelcnn", IMAGE, kernel=4)
+
+
+def test_temperature_sharpens_every_conditional():
+    """The first pixel's frequencies are those of p^(1/T); at 1 samples are what they were."""
+    torch.manual_seed(0)
+    space = Space("image", (1, 2, 2), levels=3)
+    system = catalog.build("made", space, hidden=16)
+    with torch.no_grad():
+        for parameter in system.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    logits = system.conditionals(torch.zeros(1, 1, 2, 2, dtype=torch.long), None)[0, 0]
+    with system.turned(temperature=0.5):
+        cold = system.sample_encoded(20_000, seed=0)[:, 0, 0, 0]
+    wanted = (2 * logits).softmax(0)
+    assert torch.allclose(cold.bincount(minlength=3) / 20_000, wanted, atol=4 * 0.5 / 20_000**0.5)
+    with system.turned(temperature=1.0):
+        same = system.sample_encoded(9, seed=0)
+    assert torch.equal(same, system.sample_encoded(9, seed=0))
+    with pytest.raises(ValueError, match="above 0"), system.turned(temperature=0.0):
+        pass

@@ -115,3 +115,21 @@ def test_maps_become_parameters_pixel_by_pixel():
     assert torch.equal(params[1, 2, 1, 4], maps[1, 2 * head.width : 3 * head.width, 1, 4])
     assert [type(o) for o in head.outputs[:1]] == [Categorical]
     assert isinstance(Head(Space("image", (1, 1, 1), levels=2)).outputs[0], Bernoulli)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_tempered_outputs_are_the_power_of_their_density(temperature):
+    """Normalised p^(1/T): in closed form for levels, by quadrature for a Gaussian."""
+    logits = torch.randn(7, dtype=torch.float64)
+    wanted = logits.softmax(0) ** (1 / temperature)
+    assert torch.allclose(Categorical(7).tempered(logits, temperature).softmax(0), wanted / wanted.sum())
+    one = torch.tensor([0.8], dtype=torch.float64)
+    p, q = (one.sigmoid() ** (1 / temperature), (-one).sigmoid() ** (1 / temperature))
+    assert torch.allclose(Bernoulli().tempered(one, temperature).sigmoid(), p / (p + q))
+    params, x = torch.tensor([0.3, -0.4], dtype=torch.float64), torch.linspace(-20, 20, 20001, dtype=torch.float64)
+    power = (Gaussian().log_prob(params.expand(len(x), 2), x) / temperature).exp()
+    density = Gaussian().log_prob(Gaussian().tempered(params, temperature).expand(len(x), 2), x).exp()
+    assert torch.allclose(density, power / (power.sum() * (x[1] - x[0])), atol=1e-8)
+    mixture = torch.cat([torch.tensor([9.0, -9.0]), torch.zeros(4)])  # one component: only its scale is left to change
+    cold = LogisticMixture(2).tempered(mixture, temperature)
+    assert torch.allclose(cold[4:].exp(), torch.tensor(temperature).sqrt().expand(2))

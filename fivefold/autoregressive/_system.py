@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,22 @@ class AutoregressiveSystem(System):
     computing nothing twice).
     """
 
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
+
     def __init__(self, space: Space, mixtures: int, likelihood: Likelihood) -> None:
         super().__init__(space)
         self.head = Head(space, mixtures, likelihood)
+
+    @property
+    def temperature(self) -> float:
+        """Of every conditional that is sampled; 1 is the model's own."""
+        return self.head.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        if value <= 0:
+            raise ValueError(f"a temperature is above 0, got {value}")
+        self.head.temperature = value
 
     @abstractmethod
     def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:

@@ -69,6 +69,7 @@ class DDPM(LatentSystem):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
     sampling: ClassVar[str] = "iterative"
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 20, 50)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"lr": 2e-3, "ema": 0.999, "clip": 1.0}}
 
     half_cell: Tensor

@@ -26,7 +26,8 @@ MOST_CATEGORIES = 256  # of ordered values; beyond, a discretised logistic mixtu
 class Output(Protocol):
     """The distribution of one dimension, from `width` parameters in the last axis.
 
-    `start` are added to the network's outputs, so that an untrained network covers the data's range.
+    `start` are added to the network's outputs, so that an untrained network covers the data's range. `tempered`
+    gives the parameters of p^(1/temperature), normalised (of a mixture: of its weights and of each component).
     """
 
     @property
@@ -34,6 +35,7 @@ class Output(Protocol):
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor: ...
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor: ...
     def mode(self, params: Tensor) -> Tensor: ...
+    def tempered(self, params: Tensor, temperature: float) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Bernoulli:
 
     def mode(self, params: Tensor) -> Tensor:
         return (params[..., 0] > 0).long()
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return params / temperature
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ class Categorical:
 
     def mode(self, params: Tensor) -> Tensor:
         return params.argmax(-1)
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return params / temperature
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,9 @@ class DiscretisedLogisticMixture:
         centre = _heaviest_mean(params)
         return ((centre + 1) * (self.levels - 1) / 2).round().clamp(0, self.levels - 1).long()
 
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return _tempered_mixture(params, temperature)
+
 
 @dataclass(frozen=True)
 class LogisticMixture:
@@ -115,6 +126,9 @@ class LogisticMixture:
     def mode(self, params: Tensor) -> Tensor:
         return _heaviest_mean(params)
 
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return _tempered_mixture(params, temperature)
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -134,6 +148,9 @@ class Gaussian:
     def mode(self, params: Tensor) -> Tensor:
         return params[..., 0]
 
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return torch.stack([params[..., 0], params[..., 1].clamp(min=-7.0) + math.log(temperature) / 2], -1)
+
 
 class Head(nn.Module):
     """The distributions of all dimensions of `space`.
@@ -151,7 +168,7 @@ class Head(nn.Module):
 
     def __init__(self, space: Space, mixtures: int = 8, likelihood: Likelihood = "auto") -> None:
         super().__init__()
-        self.space = space
+        self.space, self.temperature = space, 1.0  # of what is drawn dimension by dimension
         ordered = ordered_dims(space)
         _check_fits(likelihood, space)
         choose = LIKELIHOODS[likelihood]
@@ -184,8 +201,10 @@ class Head(nn.Module):
     def sample_dim(self, dim: int, params: Tensor, uniform: Tensor) -> Tensor:
         """As `sample`, of one flattened dimension: `params` `(B, width)`, `uniform` `(B, 2)`, values `(B,)`."""
         output = self.outputs[dim]
-        params = params + self.start[min(dim, len(self.start) - 1)]
-        return output.sample(params[..., : len(output.start)], uniform).to(self.dtype)
+        params = (params + self.start[min(dim, len(self.start) - 1)])[..., : len(output.start)]
+        if self.temperature != 1:
+            params = output.tempered(params, self.temperature)
+        return output.sample(params, uniform).to(self.dtype)
 
     def noise(self, n: int) -> Tensor:
         """Uniform noise `(n, D, 2)` for `sample`: all that sampling `n` examples draws."""
@@ -269,6 +288,12 @@ def _mixture_start(mixtures: int, reach: float) -> list[float]:
     """Equal weights, means evenly over [-reach, reach], scales that join neighbours."""
     means = [reach * (2 * k + 1 - mixtures) / mixtures for k in range(mixtures)]
     return [0.0] * mixtures + means + [math.log(reach / mixtures)] * mixtures
+
+
+def _tempered_mixture(params: Tensor, temperature: float) -> Tensor:
+    """Weights to the power, and scales that spread each component as a Gaussian's would."""
+    weights, means, log_scales = params.chunk(3, -1)
+    return torch.cat([weights / temperature, means, log_scales + math.log(temperature) / 2], -1)
 
 
 def _heaviest_mean(params: Tensor) -> Tensor:
