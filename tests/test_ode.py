@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fivefold.tools.divergence import rademacher, with_divergence
 from fivefold.tools.ode import integrate, integrate_adjoint, runge_kutta
 
 torch.manual_seed(0)
@@ -114,3 +115,17 @@ def test_what_cannot_be_solved_is_an_error():
         integrate(lambda t, y: y * math.nan, torch.ones(1), 0, 2)
     with pytest.raises(RuntimeError, match=r"after 1.. evaluations"):
         integrate(lambda t, y: -1e4 * y, torch.ones(1), 0, 10, max_evaluations=100)
+
+
+def test_divergence_is_the_trace_of_autograds_jacobian_and_hutchinsons_mean():
+    field, y = Field(), START.clone().requires_grad_()
+    jacobian = torch.stack([torch.autograd.functional.jacobian(lambda row: field(0.3, row[None])[0], row) for row in y])
+    value, exact = with_divergence(lambda x: field(0.3, x), y)
+    torch.testing.assert_close(value, field(0.3, y))
+    torch.testing.assert_close(exact, jacobian.diagonal(dim1=1, dim2=2).sum(1))
+    assert torch.autograd.grad(exact.sum(), field.net[0].weight)[0].abs().sum() > 0
+    many = y.detach().repeat(4000, 1)
+    with torch.no_grad():
+        draws = with_divergence(lambda x: field(0.3, x), many, rademacher(many))[1].view(4000, 5)
+    assert not draws.requires_grad
+    assert ((draws.mean(0) - exact).abs() < 4 * draws.std(0) / math.sqrt(4000)).all()
