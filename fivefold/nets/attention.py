@@ -1,9 +1,106 @@
-"""Transformer blocks."""
+"""Transformer blocks, and which of the positions before it each position attends to."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Pattern(Protocol):
+    """Which positions a position attends to; never one after it.
+
+    `attend` takes queries, keys and values `(B, heads, T, head)` to `(B, heads, T, head)`, a position with
+    nothing to attend to getting zeros; `seen` gives the same positions of one, as an index.
+    """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def seen(self, position: int) -> slice | list[int]: ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """All before it and itself (survey Eq. 27): T^2 / 2 pairs."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def seen(self, position: int) -> slice:
+        return slice(0, position + 1)
+
+
+@dataclass(frozen=True)
+class Local:
+    """The `stride` positions before it and itself: at most T * (stride + 1) pairs, computed as 2 T stride."""
+
+    stride: int
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length = q.shape[2]
+        q, k, v = (_rows(x, self.stride) for x in (q, k, v))
+        k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, -1)), x], -2) for x in (k, v))  # the row before it, and its own
+        offset = torch.arange(self.stride, device=q.device)
+        near = torch.cat([offset >= offset[:, None], offset <= offset[:, None]], 1).repeat(q.shape[2], 1, 1)
+        near[0, :, : self.stride] = False  # there is no row before the first
+        return _unrows(F.scaled_dot_product_attention(q, k, v, near), length)
+
+    def seen(self, position: int) -> slice:
+        return slice(max(0, position - self.stride), position + 1)
+
+
+@dataclass(frozen=True)
+class Strided:
+    """Every `stride`-th position before it and itself, an image's column: T^2 / (2 stride) pairs."""
+
+    stride: int
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length = q.shape[2]
+        q, k, v = (_rows(x, self.stride).transpose(2, 3) for x in (q, k, v))
+        return _unrows(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(2, 3), length)
+
+    def seen(self, position: int) -> slice:
+        return slice(position % self.stride, position + 1, self.stride)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Those of its own block of `stride` up to itself: T * stride / 2 pairs."""
+
+    stride: int
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length = q.shape[2]
+        q, k, v = (_rows(x, self.stride) for x in (q, k, v))
+        return _unrows(F.scaled_dot_product_attention(q, k, v, is_causal=True), length)
+
+    def seen(self, position: int) -> slice:
+        return slice(position - position % self.stride, position + 1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The last `cells` of every block of `stride` up to itself: T^2 cells / stride pairs."""
+
+    stride: int
+    cells: int
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length = q.shape[-2]
+        kept = torch.tensor(self.seen(length - 1), dtype=torch.long, device=q.device)
+        if not len(kept):
+            return torch.zeros_like(v)
+        before = kept <= torch.arange(length, device=q.device)[:, None]
+        some = before.any(1, keepdim=True)
+        # A softmax over nothing is not a number: such a row looks at anything and is then left out.
+        return F.scaled_dot_product_attention(q, k[:, :, kept], v[:, :, kept], before | ~some) * some
+
+    def seen(self, position: int) -> list[int]:
+        return [i for i in range(position + 1) if i % self.stride >= self.stride - self.cells]
 
 
 class CausalBlock(nn.Module):
@@ -14,40 +111,67 @@ class CausalBlock(nn.Module):
         heads: of the attention; must divide the width.
         dropout: share of each branch's outputs that is dropped in training.
         expansion: hidden units of the MLP, as a multiple of the width.
+        patterns: what the heads attend to, an equal share of them each.
+        key_width: of the queries and keys of all heads; the features' by default.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, expansion: int = 4) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        expansion: int = 4,
+        patterns: Sequence[Pattern] = (Dense(),),
+        key_width: int | None = None,
+    ) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
-        self.heads = heads
+        key_width = key_width or width
+        if width % heads or key_width % heads:
+            raise ValueError(f"width {width} and key width {key_width} must be multiples of {heads} heads")
+        if heads % len(patterns):
+            raise ValueError(f"{heads} heads cannot be shared by {len(patterns)} patterns of attention")
+        self.heads, self.patterns, self.widths = heads, tuple(patterns), [key_width, key_width, width]
         self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv, self.merge = nn.Linear(width, sum(self.widths)), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._heads(x)
-        return self._rest(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        shares = zip(*(h.chunk(len(self.patterns), 1) for h in (q, k, v)), strict=True)
+        attended = [pattern.attend(*share) for pattern, share in zip(self.patterns, shares, strict=True)]
+        return self._rest(x, torch.cat(attended, 1))
 
     def step(self, x: Tensor, cache: tuple[Tensor, Tensor], position: int) -> Tensor:
         """`forward` at one `position`, `(B, 1, width)`; `cache` keeps keys and values, `(B, heads, T, head)`."""
         q, k, v = self._heads(x)
         keys, values = cache
         keys[:, :, position], values[:, :, position] = k[:, :, 0], v[:, :, 0]
-        seen = slice(0, position + 1)
-        return self._rest(x, F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen]))
+        shares = zip(*(h.chunk(len(self.patterns), 1) for h in (q, keys, values)), strict=True)
+        attended = []
+        for pattern, (q, keys, values) in zip(self.patterns, shares, strict=True):
+            seen = pattern.seen(position)
+            attended.append(F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen]))
+        return self._rest(x, torch.cat(attended, 1).nan_to_num())  # nothing seen: zeros, as `attend` has it
 
     def empty_cache(self, n: int, length: int) -> tuple[Tensor, Tensor]:
         """For `n` examples of `length` positions."""
-        width = self.merge.in_features
-        zeros = self.merge.weight.new_zeros(2, n, self.heads, length, width // self.heads)
+        zeros = [self.merge.weight.new_zeros(n, self.heads, length, w // self.heads) for w in self.widths[1:]]
         return zeros[0], zeros[1]
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        parts = self.qkv(self.before_attention(x)).split(self.widths, -1)
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(self.merge(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.mlp(self.before_mlp(x)))
+
+
+def _rows(x: Tensor, stride: int) -> Tensor:
+    """`(B, heads, T, head)` as `(B, heads, rows, stride, head)`, filled up at the end, where nothing looks."""
+    return F.pad(x, (0, 0, 0, -x.shape[2] % stride)).unflatten(2, (-1, stride))
+
+
+def _unrows(x: Tensor, length: int) -> Tensor:
+    return x.flatten(2, 3)[:, :, :length]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,18 +76,18 @@ class DimEmbedding(nn.Module):
         ordered = ordered_dims(space)
         sizes = [_table_size(n, o) for n, o in zip(space.dim_levels, ordered, strict=True)]
         group = _group_of_dims(space)
-        size_of_group = dict(zip(group.tolist(), sizes, strict=True))
-        starts = torch.tensor([0, *size_of_group.values()]).cumsum(0)
+        size_of_group = dict(zip(group, sizes, strict=True))
+        starts = list(accumulate(size_of_group.values(), initial=0))
         (slope, shift), has_order = _centring(space), torch.tensor(ordered)
         for name, buffer in {
-            "group": group,
-            "start": starts[group],
+            "group": torch.tensor(group),
+            "start": torch.tensor([starts[g] for g in group]),
             "looked_up": torch.tensor(sizes) > 1,
             "scale": slope * has_order,
             "shift": shift * has_order,
         }.items():
             self.register_buffer(name, buffer, persistent=False)
-        self.table = nn.Embedding(int(starts[-1]), width)
+        self.table = nn.Embedding(starts[-1], width)
         self.slope = nn.Embedding(len(size_of_group), width)
         for embedding in (self.table, self.slope):
             nn.init.normal_(embedding.weight, std=scale)
@@ -106,13 +108,12 @@ def _centring(space: Space) -> tuple[Tensor, Tensor]:
     return centre(torch.ones(1, *space.shape), space).flatten() - shift, shift
 
 
-def _group_of_dims(space: Space) -> Tensor:
+def _group_of_dims(space: Space) -> list[int]:
     """Which dimensions share their vectors: those of a channel, all of a text, each column alone."""
     if space.columns:
-        return torch.arange(space.dims)
-    if space.kind == "image":
-        return torch.arange(space.shape[0]).repeat_interleave(space.dims // space.shape[0])
-    return torch.zeros(space.dims, dtype=torch.long)
+        return list(range(space.dims))
+    size = space.dims // space.shape[0] if space.kind == "image" else space.dims
+    return [dim // size for dim in range(space.dims)]
 
 
 def _one_hot_width(levels: int | None, ordered: bool) -> int:

@@ -1,0 +1,102 @@
+"""What the transformers share: a stack of causal blocks over the dimensions in raster order (survey 5.1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fivefold.autoregressive._system import AutoregressiveSystem
+from fivefold.nets.attention import CausalBlock
+from fivefold.nets.condition import ConditionEmbedding
+from fivefold.nets.embedding import DimEmbedding
+from fivefold.nets.heads import Likelihood
+from fivefold.space import Space
+
+
+class TransformerSystem(AutoregressiveSystem):
+    """A decoder over pixels (each colour a position), characters, audio samples or columns.
+
+    The input at a position is the value before it and what is to be predicted there: learned embeddings, for
+    images of row, column and colour.
+
+    Args:
+        space: of the examples.
+        mixtures: as `Head` has it.
+        likelihood: as `Head` has it.
+        blocks: of the decoder.
+        width: of the features.
+        dropout: of the input's features in training.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        space: Space,
+        mixtures: int,
+        likelihood: Likelihood,
+        blocks: Sequence[CausalBlock],
+        width: int,
+        dropout: float,
+    ) -> None:
+        super().__init__(space, mixtures, likelihood)
+        self.register_buffer("order", _raster(space), persistent=False)
+        self.embedding = DimEmbedding(space, width, scale=0.3)
+        self.position = _Position(space, width)
+        self.condition = ConditionEmbedding(space.condition, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, self.head.width)
+
+    def conditionals(self, x: Tensor, condition: Tensor | None, extra: Tensor | float = 0.0) -> Tensor:
+        """As every autoregressive system; `extra` `(B, 1, width)` is told to every position."""
+        before = F.pad(self.embedding(x)[:, self.order[:-1]], (0, 0, 1, 0))
+        h = self.dropout(before + self._given(condition) + extra)
+        for block in self.blocks:
+            h = block(h)
+        return self.last(self.norm(h))[:, self.order.argsort()]
+
+    def _given(self, condition: Tensor | None) -> Tensor:
+        """What each position knows besides earlier values: where it is, and the condition; `(B or 1, D, width)`."""
+        where = self.position()[None, self.order]
+        context = self.condition(condition)
+        return where if context is None else where + context[:, None]
+
+    def _order(self) -> Iterable[int]:
+        return self.order.tolist()
+
+    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        x, given = self._blank(len(noise)), self._given(condition)
+        caches = [block.empty_cache(*noise.shape[:2]) for block in self.blocks]  # type: ignore[operator]
+        before = noise.new_zeros(len(noise), 1, given.shape[-1])
+        for position, dim in enumerate(self._order()):
+            h = before + given[:, position, None]
+            for block, cache in zip(self.blocks, caches, strict=True):
+                h = block.step(h, cache, position)  # type: ignore[operator]
+            x[:, dim] = self.head.sample_dim(dim, self.last(self.norm(h))[:, 0], noise[:, dim])
+            before = self.embedding.of(slice(dim, dim + 1), x[:, dim : dim + 1])
+        return x
+
+
+class _Position(nn.Module):
+    """Learned vectors `(D, width)` of the flattened dimensions; for images a sum over colour, row and column."""
+
+    def __init__(self, space: Space, width: int) -> None:
+        super().__init__()
+        self.axes = nn.ParameterList(nn.Parameter(0.3 * torch.randn(n, width)) for n in space.shape)
+
+    def forward(self) -> Tensor:
+        total = self.axes[0]
+        for axis in self.axes[1:]:
+            total = total.unsqueeze(-2) + axis
+        return total.flatten(0, -2)
+
+
+def _raster(space: Space) -> Tensor:
+    """Flattened dimensions in order: of images pixel by pixel, its colours together."""
+    dims = torch.arange(space.dims)
+    return dims.view(space.shape[0], -1).T.flatten() if space.kind == "image" else dims

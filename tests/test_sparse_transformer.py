@@ -1,0 +1,118 @@
+"""Sparse transformer: what its heads attend to, what that costs, and distribution augmentation."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fivefold import catalog, fit
+from fivefold.data.splits import Data, Split
+from fivefold.nets import attention
+from fivefold.nets.attention import Block, Local, Strided, Summary
+from fivefold.space import Space
+from fivefold.system import Unfit
+
+IMAGE = Space("image", (1, 2, 2), levels=3)
+OPTIONS = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}
+SEES = {  # whether i attends to j, as Child et al. (2019), sections 4.2 and 5.2, define it
+    Local(3): lambda i, j: i - 3 <= j <= i,
+    Strided(3): lambda i, j: j <= i and (i - j) % 3 == 0,
+    Block(3): lambda i, j: j <= i and j // 3 == i // 3,
+    Summary(4, 2): lambda i, j: j <= i and j % 4 in (2, 3),
+    Summary(4, 4): lambda i, j: j <= i,
+}
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 12])
+@pytest.mark.parametrize("pattern", SEES, ids=str)
+def test_a_pattern_is_dense_attention_under_its_mask(pattern, length):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, length, 5, dtype=torch.float64)
+    mask = torch.tensor([[SEES[pattern](i, j) for j in range(length)] for i in range(length)])
+    dense = F.scaled_dot_product_attention(q, k, v, mask).nan_to_num()
+    torch.testing.assert_close(pattern.attend(q, k, v), dense)
+    for i in range(length):
+        assert torch.arange(length)[pattern.seen(i)].tolist() == mask[i].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("pattern", ["strided", "fixed"])
+def test_work_grows_as_the_root_of_the_length_a_position(pattern, monkeypatch):
+    """Pairs of positions that a block of two heads scores, at n = 256 and 4,096: 64-fold, not 256-fold."""
+    pairs, true = [], F.scaled_dot_product_attention
+
+    def counted(q, k, *args, **kwargs):
+        pairs.append(q.shape[:-1].numel() * k.shape[-2])
+        return true(q, k, *args, **kwargs)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    totals = []
+    for length in (256, 4096):
+        pairs.clear()
+        system = catalog.build("sparse-transformer", Space("audio", (length,), levels=4, rate=1), pattern=pattern,
+                               cells=1, **{**OPTIONS, "layers": 1})  # fmt: skip
+        with system.evaluating():
+            system.conditionals(torch.zeros(1, length, dtype=torch.long), None)
+        totals.append(sum(pairs))
+        assert totals[-1] <= 3 * length**1.5
+    assert totals[1] / totals[0] == pytest.approx(64, rel=0.05)
+
+
+@pytest.mark.parametrize(("augmentation", "count"), [("none", 1), ("rotation", 4), ("reflection+colour", 12),
+                                                      ("rotation+transposition", 8), ("jigsaw", 4)])  # fmt: skip
+def test_arrangements_are_distinct_permutations_from_the_identity(augmentation, count):
+    space = Space("image", (3, 4, 4), levels=4)
+    system = catalog.build("sparse-transformer", space, augmentation=augmentation, **OPTIONS)
+    rows = system.arrangements
+    assert len(rows) == count == len(rows.unique(dim=0))
+    assert torch.equal(rows[0], torch.arange(48))
+    assert torch.equal(rows.sort(1).values, torch.arange(48).expand(count, -1))
+
+
+def test_every_arrangement_has_a_normalised_density_of_its_own():
+    torch.manual_seed(0)
+    system = catalog.build("sparse-transformer", IMAGE, **OPTIONS).eval()
+    torch.nn.init.normal_(system.token.weight[1:])
+    x = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 1, 2, 2)
+    with torch.no_grad():
+        values = torch.stack([system.augmented_log_prob(x, None, torch.full((81,), kind)) for kind in range(8)])
+        assert torch.allclose(values.exp().sum(1), torch.ones(8), atol=1e-4)
+        assert torch.allclose(values[0], system._log_prob(x, None), atol=1e-5)
+        untold = torch.stack([system._log_prob(x.flatten(1)[:, row].view_as(x), None) for row in system.arrangements])
+    assert ((values - untold)[1:].abs().amax(1) > 1e-3).all()  # the token changes what is predicted
+
+
+def test_the_token_keeps_augmented_examples_apart():
+    """One image, turned in half of training: without the token its log-density could not pass ln(1/2 + 1/16)."""
+    x = torch.tensor([[2, 1], [0, 0]]).expand(300, 1, 2, 2)
+    splits = [Split(100, part.clone()) for part in x.split(100)]
+    system = fit("sparse-transformer", Data("toy", IMAGE, *splits, fingerprint=""), budget="150steps", seed=0, lr=5e-3,
+                 ema=0.9, **OPTIONS)  # fmt: skip
+    assert system.score_encoded(splits[0].batch(slice(None))).log_prob.mean() > -0.2
+    turned = system.augmented_log_prob(x[:8], None, torch.arange(8)).detach()
+    assert turned.mean() > -0.5  # and the turned ones were learnt, each under its own token
+    assert (system.sample_encoded(50, seed=0) == x[:50]).all(3).all(2).float().mean() > 0.8
+
+
+def test_long_images_fit_where_dense_attention_does_not():
+    space = Space("image", (1, 256, 256), levels=4)
+    with pytest.raises(Unfit, match=r"65,536 .* GiB .*sparse-transformer"):
+        catalog.build("transformer", space)
+    with torch.device("meta"):
+        system = catalog.build("sparse-transformer", space, **OPTIONS)
+        assert system.conditionals(torch.zeros(1, 1, 256, 256, dtype=torch.long), None).shape == (1, 65_536, 4)
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "why"),
+    [
+        (Space("image", (1, 2, 3), levels=3), {"augmentation": "rotation"}, "reflection"),
+        (Space("text", (4,), levels=3, symbols="abc"), {"augmentation": "jigsaw"}, "reversal"),
+        (IMAGE, {"augmentation": "bend"}, "rotation"),
+        (IMAGE, {"pattern": "round"}, "strided"),
+        (IMAGE, {"heads": 3, "width": 15}, "3 heads"),
+    ],
+)
+def test_refusals_say_what_there_is(space, options, why):
+    with pytest.raises(ValueError, match=why):
+        catalog.build("sparse-transformer", space, **{**OPTIONS, **options})
