@@ -1,80 +1,83 @@
-"""Incremental sampling against full re-evaluation of every pixel: gated PixelCNN, 10 layers of 128 channels.
+"""Incremental sampling against re-evaluating the whole network for every dimension.
 
-    python -m benchmarks.sampling [--whole] [--levels 256] [--size 28] [--batch 16]
+    python -m benchmarks.sampling [SYSTEM ...] [--whole] [--levels 256] [--size 28] [--batch 16]
 
-Without `--whole` the full time is a few evaluations of the whole network times the number of pixels; with it
-every pixel is evaluated, and the samples are checked to be the same. Writes `results/sampling.json` and `.md`.
+The full time is that of re-evaluating for the first few dimensions, times how many there are; with `--whole` all
+are evaluated. Those evaluated are checked to give the same samples. Writes `results/sampling.json` and `.md`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
 import time
-from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.common import RESULTS, machine, write_result
-from fivefold.autoregressive.gated_pixelcnn import GatedPixelcnn
+from fivefold import catalog
 from fivefold.space import Space
 
-
-def seconds(f: Callable[[], object], repeats: int) -> float:
-    """Median over `repeats`, after one run that is not counted."""
-    f()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+EVALUATED = 16  # dimensions, unless all of them
+NETWORKS: dict[str, dict[str, Any]] = {
+    "gated-pixelcnn": {"layers": 10, "channels": 128},
+    "sparse-transformer": {"layers": 8, "width": 64},
+    "pixeliqn": {"layers": 8, "channels": 64},
+    "pixelrnn": {"layers": 8, "channels": 64},
+    "vlae": {"layers": 8, "channels": 64},
+}
 
 
-def compare(size: int, levels: int, batch: int, layers: int, channels: int, whole: bool) -> dict[str, Any]:
+def compare(name: str, space: Space, batch: int, whole: bool) -> dict[str, Any]:
     """Seconds of `batch` samples, incrementally and by full evaluation."""
     torch.manual_seed(0)
-    space = Space("image", (1, size, size), levels=levels)
-    system = GatedPixelcnn(space, layers=layers, channels=channels)
-    row: dict[str, Any] = {
-        "network": f"gated-pixelcnn, {layers} layers, {channels} channels",
-        "data": f"1x{size}x{size}, {levels} levels, batch {batch}",
-        "machine": machine(),
-    }
+    system = catalog.build(name, space, **NETWORKS[name])
+    dims = space.dims if whole else EVALUATED
+    order = list(system._order())[:dims]
     with system.evaluating():
         noise = system.head.noise(batch)
-        incremental = seconds(lambda: system._sample_from(noise, None), 3)
-        x = system._sample_from(noise, None)
-        images = x.view(batch, *space.shape)
-        if whole:
+        system._sample_from(noise, None)
+        start = time.perf_counter()
+        fast = system._sample_from(noise, None)
+        incremental = time.perf_counter() - start
+        with mock.patch.object(system, "_order", lambda: order):
             start = time.perf_counter()
-            row["same_samples"] = bool(torch.equal(system._sample_full_from(noise, None), x))
-            full, how = time.perf_counter() - start, "every pixel evaluated"
-        else:
-            full = seconds(lambda: system.conditionals(images, None), 3) * space.dims
-            how = f"median of 3 evaluations x {space.dims} pixels"
+            slow = system._sample_full_from(noise, None)
+            full = (time.perf_counter() - start) * space.dims / dims
     return {
-        **row,
+        "system": name,
+        "network": ", ".join(f"{value} {key}" for key, value in NETWORKS[name].items()),
+        "data": f"{'x'.join(map(str, space.shape))}, {space.levels} levels, batch {batch}",
+        "machine": machine(),
         "incremental_seconds": incremental,
         "full_seconds": full,
-        "full_time_is": how,
+        "evaluated_dimensions": dims,
+        "same_samples": (fast[:, order] == slow[:, order]).double().mean().item(),
         "ratio": full / incremental,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"size": 28, "levels": 256, "batch": 16, "layers": 10, "channels": 128}.items():
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help=f"of {', '.join(NETWORKS)}; all by default")
+    for name, default in {"size": 28, "levels": 256, "batch": 16}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--whole", action="store_true", help="evaluate every pixel instead of extrapolating")
-    row = compare(**vars(parser.parse_args()))
-    headline = (
-        f"incremental sampling is {row['ratio']:.0f} times faster than full re-evaluation ({row['full_time_is']})"
-    )
-    write_result("sampling", headline, row)
-    shown = [f"| {name.replace('_', ' ')} | {_short(value)} |" for name, value in row.items()]
-    page = ["# Incremental against full sampling", "", headline, "", "| what | value |", "|---|---|", *shown]
+    parser.add_argument("--whole", action="store_true", help="evaluate every dimension instead of extrapolating")
+    chosen = parser.parse_args()
+    space = Space("image", (1, chosen.size, chosen.size), levels=chosen.levels)
+    path = RESULTS / "sampling.json"
+    kept = json.loads(path.read_text()).get("rows", []) if path.exists() else []
+    rows = {row["system"]: row for row in kept}
+    for name in chosen.systems or NETWORKS:
+        rows[name] = compare(name, space, chosen.batch, chosen.whole)
+        headline = f"incremental sampling of {name} is {rows[name]['ratio']:.0f} times faster than full re-evaluation"
+        write_result("sampling", headline, {"rows": list(rows.values())})
+    columns = list(next(iter(rows.values())))
+    lines = ["| " + " | ".join(_short(row[name]) for name in columns) + " |" for row in rows.values()]
+    head = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|---" * len(columns) + "|"]
+    page = ["# Incremental against full sampling", "", *head, *lines]
     (RESULTS / "sampling.md").write_text("\n".join(page) + "\n")
 
 
