@@ -42,7 +42,7 @@ def compare(name: str, space: Space, batch: int, whole: bool) -> dict[str, Any]:
         start = time.perf_counter()
         fast = system._sample_from(noise, None)
         incremental = time.perf_counter() - start
-        with mock.patch.object(system, "_order", lambda: order):
+        with mock.patch.object(system, "_order", return_value=order):
             start = time.perf_counter()
             slow = system._sample_full_from(noise, None)
             full = (time.perf_counter() - start) * space.dims / dims

@@ -218,6 +218,23 @@ def test_images_of_any_size(name, shape):
     assert system.sample_encoded(2, seed=0).shape == (2, *shape)
 
 
+SIDES = [(channels, side) for side in (8, 16, 28, 32) for channels in (1, 3, 4)] + [(3, 64), (3, 128)]
+NOT_CONVOLUTIONAL = {"made", "rbm", "spline-flow", "transformer"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "side"), SIDES)
+@pytest.mark.parametrize("name", [name for name in IDS if "image" in catalog.entries()[name].densities])
+def test_images_of_the_usual_sizes_train(name, channels, side):
+    """28 is not a power of two; convolutional systems go on to 64 and 128."""
+    if side > 32 and name in NOT_CONVOLUTIONAL:
+        pytest.skip("not convolutional")
+    space = Space("image", (channels, side, side), levels=256)
+    system = catalog.build(name, space, **small(name))
+    for update in _run(system.updates(Batch(torch.randint(256, (2, *space.shape))), 0.5)):
+        assert update.loss.isfinite()
+
+
 def _run(generator):
     updates, reply = [], None
     while True:
@@ -225,6 +242,7 @@ def _run(generator):
             updates.append(generator.send(reply))
         except StopIteration:
             return updates
+        updates[-1].loss.backward()
         reply = updates[-1].stats
 
 
