@@ -50,6 +50,7 @@ class Trainer:
         accumulate: micro-batches an iteration is split into, to save memory.
         precision: 32, bf16, or fp16 with loss scaling.
         clip: largest norm of a player's gradient; 0 does not clip.
+        skip: a step whose gradient's norm, before clipping, exceeds this is left out; 0 leaves out none.
         ema: decay of the exponential moving average of the weights, which is then what is kept; 0 for none.
         evaluations: at how many equal parts of the budget to validate, and thrice early in the first; the
             best weights are kept.
@@ -73,6 +74,7 @@ class Trainer:
         accumulate: int = 1,
         precision: Precision = "32",
         clip: float = 0.0,
+        skip: float = 0.0,
         ema: float = 0.0,
         evaluations: int = 10,
         retries: int = 3,
@@ -89,7 +91,8 @@ class Trainer:
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
-        self.budget, self.seed, self.clip, self.ema_decay = Budget.parse(budget), seed, clip, ema
+        self.budget, self.seed, self.ema_decay = Budget.parse(budget), seed, ema
+        self.clip, self.skip, self.skipped = clip, skip, 0
         self.ema = copy.deepcopy(system) if ema else None
         self.accumulate, self.retries = accumulate, retries
         self.batches = Batches(data.train.to(self.device), batch_size, accumulate, seed)
@@ -214,15 +217,18 @@ class Trainer:
             ranks.sum_flat([*grads, self.loss, *self.stats.values()])
             torch._foreach_div_([*grads, self.loss], float(ranks.world()))
         norm = self.loss
-        if self.clip:
+        if self.clip or self.skip:
             self.scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(params, self.clip)
+            norm = torch.nn.utils.clip_grad_norm_(params, self.clip or math.inf)
         elif self.step % CHECK_EVERY == 0 and not self.scaler.is_enabled():
             norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         self.pending.append((player, self.loss, self.loss if self.scaler.is_enabled() else norm))
         if self.on_cpu:
             self._check_finite(*self.pending[-1])
-        self.scaler.step(optimizer)
+        if self.skip and norm.item() > self.skip:
+            self.skipped += 1
+        else:
+            self.scaler.step(optimizer)
         self.scaler.update()
         for p in params:
             p.grad = None
@@ -237,7 +243,8 @@ class Trainer:
                     self._check_finite(player, loss, norm)
                 self.log.losses(self.names[player], loss.item())
             self.pending.clear()
-            self.log.stats(self.stats)
+            skipped = {"skipped_steps": torch.tensor(self.skipped)} if self.skip else {}
+            self.log.stats(self.stats | skipped)
 
     def _check_finite(self, player: nn.Module, loss: Tensor, norm: Tensor) -> None:
         if math.isfinite(loss.item()) and (norm is loss or math.isfinite(norm.item())):
@@ -357,7 +364,7 @@ class Trainer:
 
 
 CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
-_COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress")
+_COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress", "skipped")
 
 
 def validation_marks(parts: int) -> list[float]:
