@@ -45,33 +45,44 @@ def logistic_mixture_log_prob(params: Tensor, x: Tensor) -> Tensor:
     `params` `(..., 3K)`: K mixture logits, K means, K log-scales (clamped below at -7).
     """
     weights, means, log_scales = _mixture(params)
-    z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
-    log_density = -z - log_scales - 2 * F.softplus(-z)
-    return (weights.log_softmax(-1) + log_density).logsumexp(-1)
+    return (weights.log_softmax(-1) + logistic_log_prob(x.unsqueeze(-1), means, log_scales)).logsumexp(-1)
 
 
 def discretised_logistic_mixture_log_prob(params: Tensor, x: Tensor, levels: int) -> Tensor:
     """ln P of integer `x` in {0..levels-1} under a mixture of logistics on [-1, 1] (PixelCNN++; survey 5.2).
 
-    Each level has the mass of its cell; the first and last take the tails, so the levels sum to 1.
     `params` as in `logistic_mixture_log_prob`, in units where the levels span [-1, 1].
     """
-    half = 1 / (levels - 1)
-    weights, means, log_scales = _mixture(params, _narrowest(levels))
-    centred = (2 * half * x.to(params.dtype) - 1).unsqueeze(-1)
-    inverse = torch.exp(-log_scales)
-    upper, lower = (centred - means + half) * inverse, (centred - means - half) * inverse
-    first, last = (x == 0).unsqueeze(-1), (x == levels - 1).unsqueeze(-1)
-    # ln(sigmoid(upper) - sigmoid(lower)) = ln sigmoid(upper) + ln sigmoid(-lower) + ln(1 - e^(lower - upper)),
-    # where the difference is known without subtracting (which would cost its digits when there are many levels).
-    interior = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * half * inverse))
-    log_mass = torch.where(first, F.logsigmoid(upper), torch.where(last, F.logsigmoid(-lower), interior))
+    weights, means, log_scales = params.chunk(3, -1)
+    log_mass = discretised_logistic_log_prob(x.unsqueeze(-1), means, log_scales, levels)
     return (weights.log_softmax(-1) + log_mass).logsumexp(-1)
 
 
-def logistic_mixture_sample(params: Tensor, uniform: Tensor, narrowest: float = -7.0) -> Tensor:
+def discretised_logistic_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """ln P of integer `x` in {0..levels-1} under a logistic on [-1, 1], elementwise with broadcasting.
+
+    Each level has the mass of its cell; the first and last take the tails, so the levels sum to 1. The log-scale
+    is clamped below at `narrowest`.
+    """
+    half = 1 / (levels - 1)
+    inverse = torch.exp(-log_scale.clamp(min=narrowest(levels)))
+    centred = 2 * half * x.to(mean.dtype) - 1
+    upper, lower = (centred - mean + half) * inverse, (centred - mean - half) * inverse
+    # ln(sigmoid(upper) - sigmoid(lower)) = ln sigmoid(upper) + ln sigmoid(-lower) + ln(1 - e^(lower - upper)),
+    # where the difference is known without subtracting (which would cost its digits when there are many levels).
+    interior = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * half * inverse))
+    return torch.where(x == 0, F.logsigmoid(upper), torch.where(x == levels - 1, F.logsigmoid(-lower), interior))
+
+
+def logistic_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """ln density of real `x` under a logistic, elementwise with broadcasting."""
+    z = (x - mean) * torch.exp(-log_scale)
+    return -z - log_scale - 2 * F.softplus(-z)
+
+
+def logistic_mixture_sample(params: Tensor, uniform: Tensor, least: float = -7.0) -> Tensor:
     """Real samples `(...)`; `uniform` `(..., 2)` chooses the component and the point in it."""
-    weights, means, log_scales = _mixture(params, narrowest)
+    weights, means, log_scales = _mixture(params, least)
     component = categorical_sample(weights, uniform[..., 0]).unsqueeze(-1)
     mean, log_scale = means.gather(-1, component).squeeze(-1), log_scales.gather(-1, component).squeeze(-1)
     return mean + torch.exp(log_scale) * torch.logit(uniform[..., 1], eps=1e-6)
@@ -79,15 +90,15 @@ def logistic_mixture_sample(params: Tensor, uniform: Tensor, narrowest: float = 
 
 def discretised_logistic_mixture_sample(params: Tensor, uniform: Tensor, levels: int) -> Tensor:
     """Integers `(...)` in {0..levels-1}: the cell that a sample of the mixture falls in."""
-    x = logistic_mixture_sample(params, uniform, _narrowest(levels))
+    x = logistic_mixture_sample(params, uniform, narrowest(levels))
     return ((x + 1) * (levels - 1) / 2).round().clamp(0, levels - 1).long()
 
 
-def _mixture(params: Tensor, narrowest: float = -7.0) -> tuple[Tensor, Tensor, Tensor]:
+def _mixture(params: Tensor, least: float = -7.0) -> tuple[Tensor, Tensor, Tensor]:
     weights, means, log_scales = params.chunk(3, -1)
-    return weights, means, log_scales.clamp(min=narrowest)
+    return weights, means, log_scales.clamp(min=least)
 
 
-def _narrowest(levels: int) -> float:
+def narrowest(levels: int) -> float:
     """The least log-scale: a component well inside one cell, but no finer than float32 can place it."""
     return max(-math.log(levels - 1) - 3.0, -12.0)
