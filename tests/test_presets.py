@@ -9,7 +9,7 @@ from fivefold import catalog
 from fivefold.arguments import arguments
 from fivefold.space import Space, label_space
 
-# The data of each preset that is named after them: shape, levels, classes of a system that is conditional there.
+# The data of each preset that is named after them (up to a hyphen): shape, levels, classes of a conditional system.
 PAPERS = {
     "mnist": ((1, 28, 28), 2, 10),
     "cifar10": ((3, 32, 32), 256, 10),
@@ -23,13 +23,21 @@ PAPERS = {
     "ffhq1024": ((3, 1024, 1024), 256, None),
 }
 CONDITIONAL = {"biggan"}  # whose published models know the label
-ALL = [(name, preset) for name, entry in catalog.entries().items() for preset in entry.presets if preset in PAPERS]
+
+
+def data_of(preset: str) -> str:
+    return preset.partition("-")[0]
+
+
+ALL = [
+    (name, preset) for name, entry in catalog.entries().items() for preset in entry.presets if data_of(preset) in PAPERS
+]
 
 
 def build(name: str, preset: str) -> torch.nn.Module:
     """On the meta device, where size costs no memory."""
     cls = catalog.class_of(name)
-    shape, levels, classes = PAPERS[preset]
+    shape, levels, classes = PAPERS[data_of(preset)]
     space = Space("image", shape, levels=levels)
     if name in CONDITIONAL and classes:
         space = space.conditioned_on(label_space(tuple(map(str, range(classes)))))

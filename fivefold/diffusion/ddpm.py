@@ -18,6 +18,8 @@ from fivefold.tools.diffusion import (
     GaussianDiffusion,
     alpha_bars,
     discretised_gaussian_log_prob,
+    quantile,
+    spread,
     timestep_grid,
 )
 from fivefold.tools.distributions import gaussian_log_prob
@@ -118,7 +120,7 @@ class DDPM(LatentSystem):
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the predicted noise: the simple loss (survey 2.3.1, Ho et al. Eq. 14)."""
         x = centre(batch.x, self.space)
-        t = quantile(self.share, _spread(len(x), x.device)) + 1
+        t = quantile(self.share, spread(len(x), x.device)) + 1
         noise = torch.randn_like(x)
         predicted = self.noise(self.diffusion.diffuse(x, t, noise), t, batch.condition)
         return (noise - predicted).square().mean()
@@ -239,13 +241,3 @@ class DDPM(LatentSystem):
         y = centre(batch.x, self.space)
         decoder = self._terms(y, torch.ones(1, len(y), dtype=torch.long, device=y.device), batch.condition)
         return {"nats_of_decoder": decoder.mean().item(), "nats_of_prior": self.diffusion.prior_kl(y).mean().item()}
-
-
-def quantile(cumulative: Tensor, u: Tensor) -> Tensor:
-    """Indices of the law with `cumulative` weights, at `u` in [0, 1)."""
-    return torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
-
-
-def _spread(n: int, device: torch.device) -> Tensor:
-    """`n` numbers, each uniform on [0, 1), one in every n-th part: a loss over them varies less."""
-    return (torch.arange(n, device=device) + torch.rand(n, device=device)) / n

@@ -22,14 +22,19 @@ class TimeEmbedding(nn.Module):
     Args:
         condition: the condition's Space, or None.
         width: of the embedding.
+        fourier: standard deviation of random frequencies, in cycles a unit of time (which may then be any
+            number); 0 takes a geometric progression.
     """
 
     frequencies: Tensor
 
-    def __init__(self, condition: Space | None, width: int) -> None:
+    def __init__(self, condition: Space | None, width: int, fourier: float = 0.0) -> None:
         super().__init__()
-        frequencies = 1000 * torch.exp(-math.log(10_000) * torch.linspace(0, 1, width // 2))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        if fourier:
+            frequencies = 2 * math.pi * fourier * torch.randn(width // 2)
+        else:
+            frequencies = 1000 * torch.exp(-math.log(10_000) * torch.linspace(0, 1, width // 2))
+        self.register_buffer("frequencies", frequencies, persistent=fourier > 0)
         self.net = nn.Sequential(nn.Linear(width // 2 * 2, width), nn.SiLU(), nn.Linear(width, width))
         self.embed = ConditionEmbedding(condition, width)
 

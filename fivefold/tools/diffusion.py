@@ -87,11 +87,11 @@ class GaussianDiffusion(nn.Module):
 
     def diffuse(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t of x_0 `(B, ...)` at `t` `(B,)`: a_t x_0 + s_t noise."""
-        return _rows(self.signal[t], x) * x + _rows(self.noise[t], x) * noise
+        return rows(self.signal[t], x) * x + rows(self.noise[t], x) * noise
 
     def clean(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The x_0 that `noise` took to `x_t`."""
-        return (x_t - _rows(self.noise[t], x_t) * noise) / _rows(self.signal[t], x_t)
+        return (x_t - rows(self.noise[t], x_t) * noise) / rows(self.signal[t], x_t)
 
     def posterior_deviation(self, t: int, s: int) -> float:
         """Standard deviation of q(x_s | x_t, x_0), s < t."""
@@ -131,6 +131,16 @@ class GaussianDiffusion(nn.Module):
         return self.kl_weight[t] * error.sum(1) + self.kl_constant[t] * error.shape[1]
 
 
+def quantile(cumulative: Tensor, u: Tensor) -> Tensor:
+    """Indices of the law with `cumulative` weights, at `u` in [0, 1)."""
+    return torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
+
+
+def spread(n: int, device: torch.device) -> Tensor:
+    """`n` numbers, each uniform on [0, 1), one in every n-th part: a loss over them varies less."""
+    return (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
+
+
 def timestep_grid(timesteps: int, steps: int) -> list[int]:
     """T = t_0 > t_1 > ... > 0, `steps` of them evenly spaced (fewer where T is smaller)."""
     return torch.linspace(timesteps, 0, min(steps, timesteps) + 1).round().int().tolist()
@@ -152,6 +162,6 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, scale: float, half: T
     return log_upper + torch.log1p(-torch.exp(torch.special.log_ndtr(lower) - log_upper))
 
 
-def _rows(coefficient: Tensor, x: Tensor) -> Tensor:
+def rows(coefficient: Tensor, x: Tensor) -> Tensor:
     """`(B,)` shaped to multiply the rows of `x`."""
     return coefficient.view(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,45 @@
+"""Low-pass filters before and after a change of resolution, so that networks do not alias (Zhang, 2019).
+
+Images are `(B, C, H, W)`. The filter is the separable binomial one of StyleGAN2, [1, 3, 3, 1] / 8 along each side,
+in plain convolutions that can be differentiated twice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TAPS = (1.0, 3.0, 3.0, 1.0)
+
+
+def _filter(x: Tensor, gain: float) -> Tensor:
+    """The filter as a kernel `(C, 1, 4, 4)` whose elements sum to `gain`, one for each channel of `x`."""
+    taps = torch.tensor(TAPS, device=x.device, dtype=x.dtype)
+    kernel = torch.outer(taps, taps) * (gain / sum(TAPS) ** 2)
+    return kernel.expand(x.shape[1], 1, len(TAPS), len(TAPS))
+
+
+def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
+    """Filtered, with zeros around: `(B, C, H + 2 padding - 3, W + 2 padding - 3)`."""
+    return F.conv2d(x, _filter(x, gain), padding=padding, groups=x.shape[1])
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Twice the sides: zeros between the pixels, then the filter with gain 4, which keeps the mean."""
+    return F.conv_transpose2d(x, _filter(x, 4.0), stride=2, padding=1, groups=x.shape[1])
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Half the sides, rounded down: the filter, then every second pixel."""
+    return F.conv2d(x, _filter(x, 1.0), stride=2, padding=1, groups=x.shape[1])
+
+
+def conv_up(x: Tensor, weight: Tensor) -> Tensor:
+    """A 3x3 convolution with `weight` `(out, in, 3, 3)` that doubles the sides, and the filter after it."""
+    return blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1, gain=4.0)
+
+
+def conv_down(x: Tensor, weight: Tensor) -> Tensor:
+    """The filter, and after it a 3x3 convolution with `weight` `(out, in, 3, 3)` that halves the sides."""
+    return F.conv2d(blur(x, padding=2), weight, stride=2)
