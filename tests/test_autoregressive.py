@@ -141,6 +141,22 @@ def test_incremental_sampling_equals_full_evaluation(name, options, space):
     torch.testing.assert_close(incremental.double(), full.double(), rtol=1e-3, atol=1e-4)  # a level of 65,536 may round
 
 
+def test_an_image_is_a_condition_aligned_with_the_pixels():
+    """Sampled row by row as it is evaluated whole; its last place reaches the pixels there and none before."""
+    maps = torch.randn(4, 2, 4, 3)
+    space = Space("image", (2, 8, 5), levels=3, condition=Space("image", (2, 4, 3), dtype="float32"))
+    system = build("gated-pixelcnn", space)
+    with system.evaluating():
+        noise = system.head.noise(4)
+        assert torch.equal(system._sample_from(noise, maps), system._sample_full_from(noise, maps))
+        x, moved = torch.zeros(4, *space.shape, dtype=torch.long), maps.clone()
+        moved[:, :, 3, 2] += 3
+        differ = system.conditionals(x, maps) != system.conditionals(x, moved)
+    rows = differ.view(4, 2, 8, 5, -1).any(-1).all(1).all(0)
+    assert not rows[:2].any()  # two 3x3 convolutions reach two places up, of two rows each
+    assert rows[6:, 3:].all()
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_sampling_costs_about_one_pass(name):
     """In multiplications, so linear in the dimensions where a pass is."""

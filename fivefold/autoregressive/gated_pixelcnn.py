@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.autoregressive._system import AutoregressiveSystem
-from fivefold.nets.condition import ConditionEmbedding
+from fivefold.nets.condition import ConditionEmbedding, MapEmbedding
 from fivefold.nets.embedding import DimEmbedding
 from fivefold.nets.heads import Likelihood
 from fivefold.nets.masked import CausalConv2d, degree_mask, spread_degrees
@@ -23,7 +23,8 @@ class GatedPixelcnn(AutoregressiveSystem):
 
     A vertical stack sees all rows above a pixel, a horizontal stack the pixels before it in its row and, by a
     1x1 convolution, the vertical stack; gated layers with residual connections. Within a pixel the features
-    are in groups, one a colour channel, each seeing the channels before it.
+    are in groups, one a colour channel, each seeing the channels before it. A condition that is an image is
+    aligned with this one: each of its places reaches the pixels there.
 
     Args:
         space: what the examples are.
@@ -81,7 +82,7 @@ class GatedPixelcnn(AutoregressiveSystem):
         inputs, outputs = (colour.repeat_interleave(width) for width in (embedding, self.head.width))
         up, side, size = first_kernel // 2, first_kernel // 2 + 1, embedding * colours
         self.embedding = DimEmbedding(space, embedding)
-        self.condition = ConditionEmbedding(space.condition, channels)
+        self.condition = _embedding(space, channels)
         self.vertical = CausalConv2d(size, channels, (up, first_kernel), above=True)
         self.horizontal = CausalConv2d(size, channels, (1, side), mask=degree_mask(inputs, self.group, strict=True))
         self.blocks = nn.ModuleList(_Block(self.group, kernel, self.condition.width, dropout) for _ in range(layers))
@@ -139,9 +140,16 @@ class _Block(nn.Module):
         """The vertical stack's `gates` with their bias, and what they add to the horizontal one's."""
         if self.context is None or context is None:
             return gates, self.link(gates)
-        to_gates, to_link = self.context(context)[:, :, None, None].chunk(2, 1)
+        maps = context if context.dim() == 4 else context[:, :, None, None]
+        to_gates, to_link = self.context(maps.movedim(1, -1)).movedim(-1, 1).chunk(2, 1)
         gates = gates + to_gates
         return gates, self.link(gates) + to_link
+
+
+def _embedding(space: Space, width: int) -> ConditionEmbedding | MapEmbedding:
+    if space.condition is None or space.condition.kind != "image":
+        return ConditionEmbedding(space.condition, width)
+    return MapEmbedding(space.condition, width, (space.shape[1], space.shape[2]))
 
 
 def _gate(x: Tensor) -> Tensor:
@@ -159,7 +167,7 @@ class _Cache:
 
     def __init__(self, net: GatedPixelcnn, n: int, condition: Tensor | None) -> None:
         colours, _, width = net.space.shape
-        self.net, self.context = net, net.condition(condition)
+        self.net, self.context, self.row = net, net.condition(condition), 0
         self.blocks: list[_Block] = list(net.blocks)  # type: ignore[arg-type]
         zeros = net.last.weight.new_zeros
         channels, inputs = len(net.group), net.horizontal.in_channels
@@ -184,10 +192,14 @@ class _Cache:
     def start_row(self) -> None:
         """The vertical stack at the next row, and what it gives to each of its pixels."""
         v = self.net.vertical.row(self.rows[0])
+        context = self.context
+        if context is not None and context.dim() == 4:
+            context = context[:, :, self.row : self.row + 1]
+        self.row += 1
         self.links: list[list[Tensor]] = [[] for _ in self.spans]
         for i, block in enumerate(self.blocks):
             self.rows[i + 1] = torch.cat([self.rows[i + 1][:, :, 1:], v], 2)
-            above, link = block.from_above(block.vertical.row(self.rows[i + 1]), self.context)
+            above, link = block.from_above(block.vertical.row(self.rows[i + 1]), context)
             v = v + _gate(above)
             for links, rows, gates in zip(self.links, self.both, self.gates, strict=True):
                 links.append(link[:, rows, 0].permute(2, 0, 1) + gates[i].bias)  # (W, n, ...)

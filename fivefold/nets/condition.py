@@ -42,6 +42,28 @@ class ConditionEmbedding(nn.Module):
         return self.net(torch.cat([*one_hot, real[:, ~self.is_categorical]], 1))
 
 
+class MapEmbedding(nn.Module):
+    """An encoded image as a condition, `(B, C, h, w)`, as maps `(B, width, H, W)` that are aligned with an image.
+
+    Args:
+        space: the condition's Space, of images.
+        width: of the embedding.
+        size: H and W, to which the maps are enlarged by repetition.
+    """
+
+    def __init__(self, space: Space, width: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.space, self.width, self.size = space, width, size
+        self.first = nn.Conv2d(space.shape[0], width, 3, padding=1)
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, condition: Tensor | None) -> Tensor | None:
+        if condition is None:
+            return None
+        maps = self.last(F.silu(self.first(centre(condition, self.space))))
+        return F.interpolate(maps, self.size, mode="nearest")
+
+
 def with_maps(x: Tensor, embedding: Tensor | None) -> Tensor:
     """`x` `(B, C, ...)` with an embedding `(B, E)` as E more channels, constant over positions; `x` if None."""
     if embedding is None:
