@@ -187,6 +187,18 @@ def test_every_space(space, options, grid):
         assert not torch.allclose(system.log_prob(data, 0), system.log_prob(data, 2))
 
 
+@torch.no_grad()
+def test_rate_is_what_the_codes_cost_and_temperature_the_priors():
+    system, x = wild(VQVAE(TINY, **SMALL)), everything(TINY)
+    ((nats, reconstruction),) = system.rate_distortion(x)
+    log_likelihood = system.autoencoder.log_likelihood(x, system._encode(x, None))
+    assert torch.allclose((log_likelihood - nats).double(), system.score_encoded(Batch(x)).log_prob, atol=1e-4)
+    assert torch.equal(reconstruction, system._decode(system._encode(x, None), None))
+    with system.turned(temperature=0.5):
+        assert system.prior.head.temperature == 0.5
+    assert system.temperature == 1
+
+
 @pytest.mark.parametrize("prior", ["vae", "vq-vae", "ddpm", "dcgan"])
 def test_priors_without_an_exact_autoregressive_density_are_refused(prior):
     with pytest.raises(Unfit, match="made"):

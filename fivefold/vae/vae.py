@@ -152,6 +152,10 @@ class VAE(LatentSystem):
     def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
         return self.head.mode(self.decoder(z, condition)).view(-1, *self.space.shape)
 
+    def _rate_distortion(self, x: Tensor, condition: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """One level: the divergence and the reconstruction."""
+        return [(self.terms(x, condition)[1].sum(1), self._decode(self._encode(x, condition), condition))]
+
     def monitor(self, batch: Batch) -> dict[str, float]:
         """Against posterior collapse: units in use, the divergence by unit; and the evidence lower bound."""
         log_likelihood, kl = self.terms(*batch)

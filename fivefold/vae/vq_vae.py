@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,14 @@ class VQVAE(LatentSystem):
     density_note = "one code"
     presets = {
         "default": {"ema": 0.99},
-        "paper": {"codes": 512, "code_width": 64, "width": 64, "depth": 2, "batch_size": 128, "lr": 2e-4, "ema": 0.0},
-    }
+        "cifar10": {
+            "codes": 512, "code_width": 64, "width": 64, "depth": 2, "batch_size": 128, "lr": 2e-4, "ema": 0.0,
+        },
+        "imagenet128": {
+            "codes": 512, "code_width": 64, "width": 64, "depth": 2, "batch_size": 128, "lr": 2e-4, "ema": 0.0,
+        },
+    }  # fmt: skip
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
 
     def __init__(
         self,
@@ -84,7 +91,16 @@ class VQVAE(LatentSystem):
         size = halvings if space.kind == "image" else slots
         self.autoencoder = coder(space.conditioned_on(None), head, book, size, width, depth)
         grid = Space("image", (1, *self.autoencoder.grid), levels=codes, condition=space.condition)
-        self.prior = _build_prior(prior, grid)
+        self.prior = build_prior(prior, grid)
+
+    @property
+    def temperature(self) -> float:
+        """Of the prior's conditionals that are sampled; 1 is the model's own."""
+        return float(getattr(self.prior, "temperature", 1.0))
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.prior.temperature = value  # type: ignore[assignment]
 
     # --- two stages -----------------------------------------------------------------------------
 
@@ -93,7 +109,7 @@ class VQVAE(LatentSystem):
             yield from self._autoencode(batch.x)
         else:
             codes = Batch(self._codes(batch.x), batch.condition)
-            yield from self.prior.updates(codes, self._second(progress))
+            yield from self.prior.updates(codes, second_stage(progress, self.first_stage))
 
     def _autoencode(self, x: Tensor) -> Iterator[Update]:
         """One step of the autoencoder; the codebook moves after it, once for all micro-batches."""
@@ -121,11 +137,9 @@ class VQVAE(LatentSystem):
         }
 
     def learning_rate(self, progress: float) -> float:
-        return 1.0 if progress < self.first_stage else self.prior.learning_rate(self._second(progress))
-
-    def _second(self, progress: float) -> float:
-        """Progress within the second stage."""
-        return (progress - self.first_stage) / max(1 - self.first_stage, 1e-9)
+        if progress < self.first_stage:
+            return 1.0
+        return self.prior.learning_rate(second_stage(progress, self.first_stage))
 
     # --- density, samples, codes ----------------------------------------------------------------
 
@@ -155,6 +169,13 @@ class VQVAE(LatentSystem):
     def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """The likelihood's mode; `z` need not be in the codebook (interpolations are not)."""
         return self.autoencoder.head.mode(self.autoencoder.decode(z)).view(-1, *self.space.shape)
+
+    def _rate_distortion(self, x: Tensor, condition: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """One level: what the codes cost under the prior, and the reconstruction."""
+        codes = self._codes(x)
+        log_prior = self.prior._log_prob(codes, condition)
+        assert isinstance(log_prior, Tensor)
+        return [(-log_prior, self._decode(self._vectors(codes), condition))]
 
     @property
     def sample_evaluations(self) -> int:
@@ -235,7 +256,12 @@ class _MLPAutoencoder(_Autoencoder):
         return self.decoder(vectors.flatten(1))
 
 
-def _build_prior(name: str, space: Space) -> System:
+def second_stage(progress: float, first: float) -> float:
+    """Progress within the second stage, `first` being the share of the first."""
+    return (progress - first) / max(1 - first, 1e-9)
+
+
+def build_prior(name: str, space: Space) -> System:
     """The system of that name on grids of codes; `Unfit` if it has no exact autoregressive density of them."""
     fits = [
         entry.id
