@@ -60,7 +60,7 @@ class VDVAE(LatentSystem):
     sampling: ClassVar[str] = "direct"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.6, 0.8, 0.9, 1.0)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 2e-3, "ema": 0.998, "clip": 200.0, "skip": 400.0},
+        "default": {"lr": 4e-3, "batch_size": 32, "ema": 0.998, "clip": 200.0, "skip": 400.0},
         "cifar10": {
             "width": 384, "latent": 16, "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22",
             "batch_size": 32, "lr": 2e-4, "weight_decay": 0.01, "ema": 0.9999, "clip": 200.0, "skip": 400.0,
@@ -243,9 +243,27 @@ class VDVAE(LatentSystem):
         return torch.cat([code.flatten(1) for code in codes], 1)
 
     def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
-        shapes = [(self._blocks[0].latent, *self.grids[level]) for level in self.levels]
-        codes = z.split([math.prod(shape) for shape in shapes], 1)
-        return self.head.mode(self._descend(len(z), condition, lambda i, *_: codes[i].view(-1, *shapes[i])))
+        codes = self._split(z)
+        return self.head.mode(self._descend(len(z), condition, lambda i, *_: codes[i]))
+
+    @property
+    def code_shapes(self) -> list[tuple[int, int, int]]:
+        """Of each block's code."""
+        return [(self._blocks[0].latent, *self.grids[level]) for level in self.levels]
+
+    def _split(self, z: Tensor) -> list[Tensor]:
+        """The codes of each block, which lie one after another in `z` `(B, codes)`."""
+        shapes = self.code_shapes
+        parts = z.split([math.prod(shape) for shape in shapes], 1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def generate(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Parameters of the likelihood where the codes are the prior's means plus deviations times `noise` `(B, codes)`.
+
+        Standard normal noise gives draws from the prior; it can be differentiated.
+        """
+        parts = self._split(noise)
+        return self._descend(len(noise), condition, lambda i, h, mean, log_scale: mean + log_scale.exp() * parts[i])
 
     def _rate_distortion(self, x: Tensor, condition: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Of each grid, smallest first; the codes below are the prior's means."""
