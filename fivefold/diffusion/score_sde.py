@@ -49,7 +49,7 @@ class ScoreSDE(LatentSystem):
             the noise's deviation as random Fourier features, and adds the image again at each resolution.
         channels: of the network at full resolution (images).
         blocks: residual blocks at each resolution (images).
-        attention: resolution at which positions attend to each other, beside the lowest (images).
+        attention: resolution at which all positions attend to each other, as at the lowest; 0 for no other (images).
         dropout: in residual blocks (images).
         hidden: width of the network (tables).
         layers: residual layers of the network (tables).
@@ -61,20 +61,20 @@ class ScoreSDE(LatentSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"lr": 2e-3, "ema": 0.999, "clip": 1.0, "evaluations": 1},
         "cifar10": {
-            "channels": 128, "blocks": 4, "dropout": 0.1, "first": 1e-5, "sampler": "euler-maruyama",
+            "channels": 128, "blocks": 4, "attention": 16, "dropout": 0.1, "first": 1e-5, "sampler": "euler-maruyama",
             "sampling_steps": 1000, "tolerance": 1e-5, "lr": 2e-4, "batch_size": 128, "ema": 0.9999,
         },
         "cifar10-deep": {
-            "channels": 128, "blocks": 8, "dropout": 0.1, "first": 1e-5, "sampler": "euler-maruyama",
+            "channels": 128, "blocks": 8, "attention": 16, "dropout": 0.1, "first": 1e-5, "sampler": "euler-maruyama",
             "sampling_steps": 1000, "tolerance": 1e-5, "lr": 2e-4, "batch_size": 128, "ema": 0.9999,
         },
         "cifar10-ncsn++": {
-            "network": "ncsn++", "sde": "ve", "channels": 128, "blocks": 4, "dropout": 0.1, "first": 1e-5,
-            "sampling_steps": 1000, "tolerance": 1e-5, "lr": 2e-4, "batch_size": 128, "ema": 0.999,
+            "network": "ncsn++", "sde": "ve", "channels": 128, "blocks": 4, "attention": 16, "dropout": 0.1,
+            "first": 1e-5, "sampling_steps": 1000, "tolerance": 1e-5, "lr": 2e-4, "batch_size": 128, "ema": 0.999,
         },
         "cifar10-ncsn++-deep": {
-            "network": "ncsn++", "sde": "ve", "channels": 128, "blocks": 8, "dropout": 0.1, "first": 1e-5,
-            "sampling_steps": 1000, "tolerance": 1e-5, "lr": 2e-4, "batch_size": 128, "ema": 0.999,
+            "network": "ncsn++", "sde": "ve", "channels": 128, "blocks": 8, "attention": 16, "dropout": 0.1,
+            "first": 1e-5, "sampling_steps": 1000, "tolerance": 1e-5, "lr": 2e-4, "batch_size": 128, "ema": 0.999,
         },
     }  # fmt: skip
     published: ClassVar[dict[str, tuple[float, str]]] = {
@@ -94,7 +94,7 @@ class ScoreSDE(LatentSystem):
         first: float = 1e-3,
         weighting: Literal["simple", "likelihood"] = "simple",
         sampler: Literal["predictor-corrector", "euler-maruyama", "probability-flow"] = "predictor-corrector",
-        sampling_steps: int = 50,
+        sampling_steps: int = 40,
         corrections: int = 1,
         signal_to_noise: float = 0.16,
         tolerance: float = 1e-2,
@@ -103,7 +103,7 @@ class ScoreSDE(LatentSystem):
         network: Literal["ddpm++", "ncsn++"] = "ddpm++",
         channels: int = 32,
         blocks: int = 1,
-        attention: int = 16,
+        attention: int = 0,
         dropout: float = 0.0,
         hidden: int = 128,
         layers: int = 3,

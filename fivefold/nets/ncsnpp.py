@@ -43,7 +43,7 @@ class ScoreUNet(nn.Module):
         space: Space,
         channels: int = 32,
         blocks: int = 1,
-        attention: int = 16,
+        attention: int = 0,
         dropout: float = 0.0,
         plus: bool = False,
     ) -> None:
