@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.embedding import DimFeatures
-from fivefold.nets.heads import Head
 from fivefold.nets.mlp import MLP
 from fivefold.space import Space
 from fivefold.tools.scaling import centre
@@ -23,6 +22,23 @@ from fivefold.tools.scaling import centre
 CONDITION_WIDTH = 32
 UNITS = 16
 _Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+class Output(Protocol):
+    """What a decoder's numbers are for: how many a dimension takes, and their order (see `Head`)."""
+
+    width: int
+
+    def from_maps(self, maps: Tensor) -> Tensor: ...
+
+
+class Maps:
+    """Features, `(B, C, H, W)` as they come."""
+
+    width = 1
+
+    def from_maps(self, maps: Tensor) -> Tensor:
+        return maps
 
 
 class MLPEncoder(nn.Module):
@@ -53,13 +69,13 @@ class MLPDecoder(nn.Module):
     Args:
         space: of the examples.
         inputs: width of the vectors.
-        head: whose parameters are given.
+        head: whose parameters are given; `Maps` for features.
         width: a sixteenth of the units of a hidden layer, so that one width suits both kinds of network.
         depth: hidden layers.
         dropout: of hidden units.
     """
 
-    def __init__(self, space: Space, inputs: int, head: Head, width: int, depth: int, dropout: float = 0.0) -> None:
+    def __init__(self, space: Space, inputs: int, head: Output, width: int, depth: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
         self.shape = (space.dims, head.width)
@@ -102,13 +118,13 @@ class ConvDecoder(nn.Module):
     Args:
         space: of images.
         inputs: width of the vectors.
-        head: whose parameters are given.
+        head: whose parameters are given; `Maps` for features.
         width: channels at full size.
         depth: residual blocks at the smallest size.
         dropout: of features.
     """
 
-    def __init__(self, space: Space, inputs: int, head: Head, width: int, depth: int, dropout: float = 0.0) -> None:
+    def __init__(self, space: Space, inputs: int, head: Output, width: int, depth: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
         halvings = halvings_to(space, smallest=4)
@@ -157,7 +173,7 @@ class Upsampler(nn.Module):
     Args:
         space: of images.
         inputs: channels in.
-        head: whose parameters are given.
+        head: whose parameters are given; `Maps` for features.
         width: channels at full size.
         halvings: how often the sides were halved.
         depth: residual blocks at the smallest size.
@@ -165,7 +181,7 @@ class Upsampler(nn.Module):
     """
 
     def __init__(
-        self, space: Space, inputs: int, head: Head, width: int, halvings: int, depth: int = 1, dropout: float = 0.0
+        self, space: Space, inputs: int, head: Output, width: int, halvings: int, depth: int = 1, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.head = head

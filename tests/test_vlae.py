@@ -1,0 +1,152 @@
+"""The lossy VAE: its bound against the density, its window, its flow prior and its free bits."""
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal
+
+from fivefold.data import load_data
+from fivefold.space import label_space
+from fivefold.system import Batch, Space, seeded
+from fivefold.train import fit
+from fivefold.vae.vlae import VLAE
+from tests.test_vae import everything
+
+SMALL = {"latent": 2, "width": 4, "depth": 1, "maps": 3, "channels": 6, "layers": 2, "hidden": 12, "window": 3}
+TINY = Space("image", (1, 2, 2), levels=2)
+IMAGE = Space("image", (2, 7, 9), levels=3)
+
+
+def build(space: Space, **options) -> VLAE:
+    with seeded(0):
+        system = VLAE(space, **{**SMALL, **options})
+        with torch.no_grad():
+            for parameter in system.parameters():  # away from their start, which is a special case
+                parameter.add_(0.15 * torch.randn_like(parameter))
+    return system.eval()
+
+
+def log_prior_on(system: VLAE, reach: float = 12.0, points: int = 241) -> tuple[torch.Tensor, torch.Tensor]:
+    """A grid of two-dimensional codes and ln(p(z) dz) at each."""
+    line = torch.linspace(-reach, reach, points)
+    z = torch.cartesian_prod(line, line)
+    return z, system.log_prior(z, None).double() + 2 * np.log(2 * reach / (points - 1))
+
+
+@torch.no_grad()
+def test_bounds_lie_below_the_density_by_quadrature_and_tighten():
+    system, x = build(TINY), everything(TINY)
+    z, log_prior = log_prior_on(system)
+    assert log_prior.exp().sum().item() == pytest.approx(1, abs=2e-3)  # the flow's log-determinant counts
+    terms = torch.stack([system.likelihood(row.expand(len(z), *row.shape), z, None) for row in x])
+    truth = (terms.double() + log_prior).logsumexp(1)
+    assert truth.exp().sum().item() == pytest.approx(1, abs=2e-3)
+    with seeded(1):
+        elbo = system.elbo(x.repeat(500, 1, 1, 1)).view(500, -1).mean(0)
+    assert (elbo < truth + 0.01).all()
+    assert elbo.mean() < truth.mean() - 0.01
+    system.score_samples = 2000
+    score = system.score_encoded(Batch(x))
+    assert ((score.log_prob - truth).abs() < 4 * score.standard_error + 5e-3).all()
+    counts = np.bincount((system.sample_encoded(8000, seed=0).flatten(1) @ torch.tensor([8, 4, 2, 1])).numpy())
+    expected = 8000 * truth.exp().numpy()
+    assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected) + 20).all()
+
+
+@torch.no_grad()
+def test_the_prior_is_an_autoregressive_flow():
+    """Samples of z follow its density, which is no longer a standard normal; without steps it is."""
+    system = build(TINY)
+    z, log_prior = log_prior_on(system)
+    with seeded(2):
+        drawn, _ = system.prior.inverse(torch.randn(20000, 2), None)
+    mean = (log_prior.exp()[:, None] * z).sum(0)
+    spread = ((log_prior.exp()[:, None] * z.square()).sum(0) - mean**2).sqrt()
+    assert torch.allclose(drawn.mean(0).double(), mean, atol=0.05)
+    assert torch.allclose(drawn.std(0).double(), spread, rtol=0.03)
+    codes = torch.randn(50, 2)
+    normal = Normal(0.0, 1.0).log_prob(codes).sum(1)
+    assert (system.log_prior(codes, None) - normal).abs().max() > 0.1
+    assert torch.allclose(build(TINY, flow_steps=0).log_prior(codes, None), normal, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "layers"), [(3, 1), (3, 6), (5, 6)])
+@torch.no_grad()
+def test_a_pixel_sees_its_window_alone_whatever_the_depth(window, layers):
+    system = build(IMAGE, window=window, layers=layers)
+    maps, x, reach = torch.randn(1, 3, 7, 9), torch.ones(1, 2, 7, 9, dtype=torch.long), window // 2
+    before = system.decoder.conditionals(x, maps).view(2, 7, 9, -1)
+    moved = x.clone()
+    moved[0, :, 3, 4] = 2
+    differ = (system.decoder.conditionals(moved, maps).view(2, 7, 9, -1) != before).any(-1).any(0)
+    sees = torch.zeros(7, 9, dtype=torch.bool)
+    sees[4 : 4 + reach, 4 - reach : 5 + reach] = True  # the rows below
+    sees[3, 4 : 5 + reach] = True  # the later colour of the pixel, and those to the right
+    assert torch.equal(differ, sees)
+
+
+@torch.no_grad()
+def test_the_code_reaches_every_pixel_and_sampling_is_incremental():
+    system = build(IMAGE)
+    z = torch.randn(3, 2)
+    maps, others = system.maps(z, None), system.maps(z + 2, None)
+    x = torch.ones(3, 2, 7, 9, dtype=torch.long)
+    first, second = (system.decoder.conditionals(x, m) for m in (maps, others))
+    assert (first != second).any(-1).all()
+    with seeded(0):
+        noise = system.decoder.head.noise(3)
+    fast, full = system.decoder._sample_from(noise, maps), system.decoder._sample_full_from(noise, maps)
+    assert torch.equal(fast, full)
+
+
+def test_divergence_below_the_free_bits_costs_nothing():
+    x, losses, gradients = torch.randint(3, (8, 2, 7, 9)), {}, {}
+    for free in (0.0, 1e3):
+        system = build(IMAGE, free_bits=free, dropout=0.0)
+        with seeded(3):
+            (update,) = system.updates(Batch(x), 0.5)
+        update.loss.backward()
+        losses[free], kl = update.loss.item(), update.stats["kl"].item()
+        gradients[free] = max(p.grad.abs().max().item() for p in system.prior.parameters())
+    assert kl > 0
+    assert losses[1e3] - losses[0.0] == pytest.approx(1e3 * IMAGE.dims - kl, rel=1e-4)
+    assert gradients[0.0] > 0
+    assert gradients[1e3] == 0
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        Space("image", (1, 1, 1), levels=2),
+        Space("image", (3, 5, 4), levels=256, condition=label_space((0, 1, 2))),
+        Space("image", (2, 4, 4), dtype="float32"),
+    ],
+)
+def test_every_space(space):
+    system, given = build(space), 1 if space.condition else None
+    x = space.encode(system.sample(4, given, seed=0))
+    condition = None if given is None else torch.ones(4, 1)
+    ((nats, reconstruction),) = system.rate_distortion(x, condition)
+    data = space.decode(x)
+    assert nats.shape == (4,)
+    assert torch.equal(space.encode(system.reconstruct(data, given)), reconstruction)
+    assert len(system.interpolate(data[:1], data[1:2], 3, given)) == 3
+    assert 0 <= system.monitor(Batch(x, condition))["active_units"] <= 2
+    if given is not None:
+        (update,) = system.updates(Batch(x, condition), 0.5)
+        update.loss.backward()
+        assert all(p.grad is not None for p in system.parameters())
+        assert not torch.allclose(system.log_prob(data, 0), system.log_prob(data, 2))
+    with system.turned(temperature=0.5):
+        assert system.decoder.head.temperature == 0.5
+
+
+@pytest.mark.slow
+def test_the_code_is_used():
+    data = load_data("digits")
+    system = fit("vlae", data, budget="600steps", evaluations=4)
+    test = data.test.batch(slice(None))
+    assert -system.score_encoded(test).log_prob.mean().item() / 64 / np.log(2) < 2.3
+    found = system.monitor(test)
+    assert found["kl"] > 1
+    assert found["active_units"] >= 2
