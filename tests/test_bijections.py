@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
+from fivefold.bijections.autoregressive import MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Chain
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.elementwise import Logit, NormalQuantile
@@ -40,6 +41,8 @@ CASES = {
     "spline one pixel": ((1, 1, 1), True, lambda: coupling((1, 1, 1), checkerboard_mask(1, 1), CUBE)),
     "LU on a table": ((5,), False, lambda: LULinear(5)),
     "LU on an image": ((3, 2, 4), False, lambda: LULinear(3)),
+    "masked autoregressive": ((4,), False, lambda: MaskedAutoregressive(4, Affine(), 9, CONDITION)),
+    "autoregressive flow": ((3,), False, lambda: masked_autoregressive_flow(3, 3, Affine(), 8)),
     "squeeze": ((2, 4, 2), False, Squeeze),
     "permutation": ((5,), False, lambda: Permutation(torch.tensor([3, 0, 4, 1, 2]))),
     "flatten": ((2, 3, 1), False, lambda: Flatten((2, 3, 1))),
