@@ -212,8 +212,7 @@ class Head(nn.Module):
 
     def from_maps(self, maps: Tensor) -> Tensor:
         """`(B, C * width, H, W)`, as convolutions give them, as parameters `(B, D, width)`."""
-        channels = self.space.shape[0]
-        return maps.unflatten(1, (channels, self.width)).movedim(2, -1).flatten(1, 3)
+        return dims_of_maps(maps, self.space.shape[0])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -227,6 +226,11 @@ class Head(nn.Module):
             return f(self.outputs[0], params, values)
         parts = [f(output, params[:, dims, : len(output.start)], values[:, dims]) for output, dims in self.groups]
         return torch.cat(parts, 1)[:, self.position]
+
+
+def dims_of_maps(maps: Tensor, colours: int) -> Tensor:
+    """`(B, colours * width, H, W)`, as convolutions give them, as parameters `(B, D, width)`."""
+    return maps.unflatten(1, (colours, -1)).movedim(2, -1).flatten(1, 3)
 
 
 def ordered_dims(space: Space) -> list[bool]:

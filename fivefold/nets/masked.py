@@ -79,3 +79,27 @@ class CausalConv2d(nn.Conv2d):
         if self.above:
             x = x[:, :, :-1]
         return F.conv2d(F.pad(x, self.pad), self.masked_weight, self.bias)
+
+
+class ConvPiece:
+    """The rows of a horizontal convolution that make one colour's features at one pixel.
+
+    Args:
+        conv: the convolution, of height 1.
+        outputs: which of its outputs.
+        visible: how many features of the pixel itself they may see; the first so many.
+    """
+
+    def __init__(self, conv: CausalConv2d, outputs: Tensor, visible: int) -> None:
+        self.left = conv.kernel_size[1] - 1
+        self.reach = self.left * conv.in_channels + visible
+        weight = conv.masked_weight[outputs, :, 0].transpose(1, 2).flatten(1)  # pixel by pixel from the left
+        self.weight = weight[:, : self.reach].T.contiguous()
+        assert conv.bias is not None
+        self.bias = conv.bias[outputs]
+
+    def __call__(self, pixels: Tensor, column: int = 0, base: Tensor | None = None) -> Tensor:
+        """Of `pixels` `(n, left + W, channels)`, or of one `(n, channels)`, at `column`; plus `base`, else the bias."""
+        n, channels = len(pixels), pixels.shape[-1]
+        window = pixels.view(n, -1)[:, column * channels : column * channels + self.reach]
+        return torch.addmm(self.bias if base is None else base, window, self.weight)
