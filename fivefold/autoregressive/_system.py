@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,12 @@ class AutoregressiveSystem(System):
 
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
 
-    def __init__(self, space: Space, mixtures: int, likelihood: Likelihood) -> None:
+    def __init__(
+        self, space: Space, mixtures: int = 8, likelihood: Likelihood = "auto", *, head: nn.Module | None = None
+    ) -> None:
         super().__init__(space)
-        self.head = Head(space, mixtures, likelihood)
+        # Or what draws dimension by dimension as that does: `noise`, `sample_dim`, `temperature`, `dtype`, `width`.
+        self.head: Any = head or Head(space, mixtures, likelihood)
 
     @property
     def temperature(self) -> float:
@@ -45,7 +48,7 @@ class AutoregressiveSystem(System):
 
     @abstractmethod
     def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        """Encoded examples, flattened `(B, D)`, that `noise` `(B, D, 2)` gives, from cached states."""
+        """Encoded examples, flattened `(B, D)`, that the head's `noise` gives, from cached states."""
 
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()
