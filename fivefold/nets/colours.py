@@ -65,6 +65,24 @@ class ColourMixture(nn.Module):
         means, slopes = (_chosen(part, weights.argmax(1)) for part in (means, slopes))
         return self._colour_by_colour(means, slopes, torch.zeros_like(means))
 
+    def push(self, maps: Tensor, noise: Tensor) -> Tensor:
+        """Centred images `(B, C, H, W)` of standard normal `noise` of that shape: of one component, a draw from it.
+
+        It can be differentiated: where levels are discrete values are rounded, their gradients are not. Of several
+        components only the heaviest is used.
+        """
+        weights, means, log_scales, slopes = self._split(maps)
+        means, log_scales, slopes = (_chosen(part, weights.argmax(1)) for part in (means, log_scales, slopes))
+        logistic = torch.special.log_ndtr(noise) - torch.special.log_ndtr(
+            -noise
+        )  # the logit of its distribution function
+        y = torch.zeros_like(means)
+        for colour in range(self.colours):
+            drawn = (self._moved(means, slopes, y) + log_scales.exp() * logistic)[:, colour : colour + 1]
+            y = torch.cat([y[:, :colour], drawn, y[:, colour + 1 :]], 1)
+            y = y + (centre(uncentre(y, self.space), self.space) - y).detach()
+        return y
+
     def _split(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits `(B, K, H, W)`; means, log-scales `(B, K, C, H, W)` and slopes `(B, K, pairs, H, W)`."""
         parts = (maps.float() + self.start).unflatten(1, (self.mixtures, -1)).split(self.parts, 2)

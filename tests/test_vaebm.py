@@ -1,0 +1,161 @@
+"""VAEBM: noise to pixels against the VAE's own law, chains against the tilted law, two stages, replay, norms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fivefold.energy.vaebm import VAEBM
+from fivefold.space import Batch, Space
+from fivefold.system import seeded
+from fivefold.tools.scaling import uncentre
+
+TINY = Space("image", (2, 1, 2), levels=3)  # 81 images
+REAL = Space("image", (2, 1, 2))
+DIGITS = Space("image", (1, 8, 8), levels=17)
+SMALL = {"width": 16, "latent": 2, "channels": 8, "depth": 1, "buffer_size": 32, "score_samples": 64}
+
+
+def build(space: Space, moved: float = 0.15, **options) -> VAEBM:
+    torch.manual_seed(0)
+    system = VAEBM(space, **SMALL | options).eval()
+    with torch.no_grad():
+        for parameter in system.vae.parameters():
+            parameter.add_(moved * torch.randn_like(parameter))
+    return system
+
+
+class Linear(nn.Module):
+    """E(x) = slope sum(x)."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x, condition=None):
+        return self.slope * x.flatten(1).sum(1)
+
+
+class Bounded(nn.Module):
+    """E(x) = 1.5 tanh(sum(x) / scale)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x, condition=None):
+        return 1.5 * torch.tanh(x.flatten(1).sum(1) / self.scale)
+
+
+@torch.no_grad()
+def test_normal_noise_gives_the_vaes_own_law():
+    """Levels with the mass that the VAE's likelihood gives them: a chi-square test at 1 in 10,000."""
+    from scipy.stats import chisquare
+
+    system, n = build(TINY), 20_000
+    codes = torch.randn(1, system.codes).expand(n, -1)  # one law p(x|z), drawn from n times
+    with seeded(1):
+        x = uncentre(system.pixels(torch.cat([codes, torch.randn(n, 4)], 1), None), TINY)
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, *TINY.shape)
+    maps = system.vae.generate(codes[:1], None).expand(81, -1, -1, -1)
+    expected = system.vae.head.log_prob(maps, every).exp() * n
+    assert expected.sum().item() == pytest.approx(n, rel=1e-4)
+    counts = torch.bincount(x.flatten(1) @ torch.tensor([27, 9, 3, 1]), minlength=81)
+    common = expected > 5
+    observed = torch.cat([counts[common], counts[~common].sum()[None]]).double()
+    wanted = torch.cat([expected[common], expected[~common].sum()[None]]).double()
+    assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
+
+
+def test_chains_follow_the_vae_tilted_by_the_energy():
+    """Against the VAE's draws weighted by exp(-E); the wrong sign, or no pull to normal noise, would be far off."""
+    system, n = build(REAL, moved=0.05, step_size=0.1), 3000
+    plain = system.pixels(torch.randn(20_000, system.codes + 4), None).detach()
+    system.energy = Bounded(plain.sum((1, 2, 3)).std().item())
+    weight = (-system.energy(plain)).softmax(0)
+    with seeded(0):
+        noise = system._run(torch.randn(n, system.codes + 4), None, 100)
+    x = system.pixels(noise, None).detach()
+    values = torch.stack([system.energy(x), x.square().mean((1, 2, 3)).sqrt()]).detach()
+    before = torch.stack([system.energy(plain), plain.square().mean((1, 2, 3)).sqrt()]).detach()
+    error = 5 * values.std(1) / math.sqrt(n) + 0.04 * values.std(1)
+    assert ((values.mean(1) - before @ weight).abs() < error).all()
+    assert before[0].mean() - before[0] @ weight > 5 * error[0]
+
+
+def test_chains_move_codes_and_pixels():
+    system = build(DIGITS)
+    noise = torch.randn(3, system.codes + 64, requires_grad=True)
+    system.energy(system.pixels(noise, None)).sum().backward()
+    assert (noise.grad[:, : system.codes] != 0).any()
+    assert (noise.grad[:, system.codes :] != 0).any()
+
+
+def test_density_is_the_vaes_less_the_energy():
+    system, x = build(DIGITS), torch.randint(17, (4, 1, 8, 8))
+    system.energy = Linear(0.0)
+    plain = system.score_encoded(Batch(x)).log_prob
+    system.energy = Linear(2.0)
+    tilted = system.score_encoded(Batch(x)).log_prob
+    torch.testing.assert_close(plain - tilted, 2 * (x.double() / 8 - 1).sum((1, 2, 3)), rtol=1e-4, atol=1e-3)
+
+
+def test_without_steps_samples_are_the_vaes_and_steps_lower_the_energy():
+    system = build(DIGITS, step_size=0.01)
+    system.energy = Linear(1.0)
+    x = {
+        n: system.sample_encoded(64, seed=0).double().mean() for n in (0, 20) if not setattr(system, "sample_steps", n)
+    }
+    assert x[20] < x[0]
+
+
+def train(system, x, progress, steps=1):
+    optimizers = system.optimizers(lr=1e-2)
+    for _ in range(steps):
+        for update in system.updates(Batch(x), progress):
+            optimizers[update.player].zero_grad()
+            update.loss.backward(inputs=list(update.player.parameters()))
+            optimizers[update.player].step()
+    return update
+
+
+@pytest.mark.parametrize(("progress", "player"), [(0.1, "vae"), (0.9, "energy")])
+def test_first_the_vae_then_the_energy_alone(progress, player):
+    system = build(DIGITS)
+    before = {name: value.clone() for name, value in system.named_parameters()}
+    train(system, torch.randint(17, (8, 1, 8, 8)), progress)
+    moved = {name.split(".")[0] for name, value in system.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {player}
+
+
+def test_the_energy_falls_on_data_and_rises_on_what_is_generated():
+    system, x = build(DIGITS), torch.randint(6, (16, 1, 8, 8))
+    train(system, x, 0.9, steps=20)
+    monitor = system.monitor(Batch(x))
+    assert monitor["energy_data"] < monitor["energy_vae"]
+
+
+@pytest.mark.parametrize(("replay", "kept"), [(0.0, False), (1.0, True)])
+def test_chains_are_replayed(replay, kept):
+    system = build(DIGITS, replay=replay)
+    system.chains.fill_(7.0)
+    noise, _ = system._start(torch.arange(8), 8, None)
+    assert (noise == 7).all().item() == kept
+    train(system, torch.randint(17, (8, 1, 8, 8)), 0.9)
+    assert (system.chains != 7).any(1).sum() == 8  # and where they end is written back
+
+
+def test_spectral_norms_are_those_of_the_layers_and_are_held():
+    system, x = build(DIGITS), torch.randint(17, (8, 1, 8, 8))
+    layers = [m for m in system.energy.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    largest = [torch.linalg.svdvals(layer.weight.flatten(1))[0] for layer in layers]
+    torch.testing.assert_close(system.spectral_norms(), torch.stack(largest).sum())
+    norms = {}
+    for weight in (0.0, 1.0):
+        system = build(DIGITS, spectral=weight)
+        train(system, x, 0.9, steps=5)
+        norms[weight] = system.spectral_norms().item()
+    assert norms[1.0] < norms[0.0]
