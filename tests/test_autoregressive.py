@@ -1,4 +1,4 @@
-"""MADE, gated PixelCNN and transformers: densities against enumeration, order, samples, incremental against full."""
+"""MADE, PixelCNN, PixelRNN, transformers: densities against enumeration, order, samples, incremental against full."""
 
 import itertools
 
@@ -29,12 +29,14 @@ COLOUR = Space("image", (3, 1, 2), levels=2, condition=LABEL)
 SMALL = {
     "made": {"hidden": 30, "layers": 2, "dropout": 0.0},
     "gated-pixelcnn": {"channels": 9, "layers": 2, "embedding": 3, "dropout": 0.0},
+    "pixelrnn": {"channels": 8, "layers": 2, "hidden": 9, "embedding": 3, "dropout": 0.0},
     "transformer": {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0},
     "sparse-transformer": {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0},
 }
 MIXTURE = ("made", {"orders": 2, "masks": 2, "direct": False})  # four members
 FIXED = ("sparse-transformer", {"pattern": "fixed", "stride": 3, "cells": 1})
-SYSTEMS = [*((name, {}) for name in SMALL), FIXED]
+ROWS = ("pixelrnn", {"kind": "row"})
+SYSTEMS = [*((name, {}) for name in SMALL), FIXED, ROWS]
 
 
 def build(name, space, **options):
@@ -107,7 +109,8 @@ SHAPES = [Space("image", shape, levels=5, condition=LABEL) for shape in [(1, 3, 
 @pytest.mark.parametrize(("name", "options", "space"), cases(*SHAPES, TEXT, systems=SYSTEMS))
 def test_the_jacobian_is_strictly_triangular(name, options, space, monkeypatch):
     """Of every dimension's parameters by the features of every dimension, in the system's order; nothing is missing."""
-    wide = {"hidden": 600} if name == "made" else {}  # so that no input meets only dead units
+    # So wide that no input meets only dead units.
+    wide = {"made": {"hidden": 600}, "pixelrnn": {"hidden": 200, "channels": 60}}.get(name, {})
     system, condition = build(name, space, **wide, **options), condition_for(space, 1)
     x = torch.zeros(1, *space.shape, dtype=torch.long)
     kind = DimFeatures if name == "made" else DimEmbedding
