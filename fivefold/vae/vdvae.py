@@ -258,7 +258,7 @@ class VDVAE(LatentSystem):
         return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def generate(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        """Parameters of the likelihood where the codes are the prior's means plus deviations times `noise` `(B, codes)`.
+        """Parameters of the likelihood of codes that are the prior's means plus deviations times `noise` `(B, codes)`.
 
         Standard normal noise gives draws from the prior; it can be differentiated.
         """
