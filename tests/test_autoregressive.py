@@ -176,7 +176,14 @@ def test_sampling_costs_about_one_pass(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "space"), [("made", TABLE), ("gated-pixelcnn", IMAGE), ("transformer", TEXT), ("sparse-transformer", TEXT)]
+    ("name", "space"),
+    [
+        ("made", TABLE),
+        ("gated-pixelcnn", IMAGE),
+        ("pixelrnn", IMAGE),
+        ("transformer", TEXT),
+        ("sparse-transformer", TEXT),
+    ],
 )
 def test_learns_a_dependency_and_the_condition(name, space):
     """Examples that their condition fixes: the density rises from chance to nearly one, and samples obey."""

@@ -39,13 +39,17 @@ def test_a_pattern_is_dense_attention_under_its_mask(pattern, length):
 @pytest.mark.parametrize("pattern", ["strided", "fixed"])
 def test_work_grows_as_the_root_of_the_length_a_position(pattern, monkeypatch):
     """Pairs of positions that a block of two heads scores, at n = 256 and 4,096: 64-fold, not 256-fold."""
-    pairs, true = [], F.scaled_dot_product_attention
+    pairs = []
 
-    def counted(q, k, *args, **kwargs):
-        pairs.append(q.shape[:-1].numel() * k.shape[-2])
-        return true(q, k, *args, **kwargs)
+    def counting(true):
+        def counted(q, k, *args, **kwargs):
+            pairs.append(q.shape[:-1].numel() * k.shape[-2])
+            return true(q, k, *args, **kwargs)
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+        return counted
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counting(F.scaled_dot_product_attention))
+    monkeypatch.setattr(attention, "attention", counting(attention.attention))
     totals = []
     for length in (256, 4096):
         pairs.clear()
