@@ -91,7 +91,7 @@ def test_the_token_keeps_augmented_examples_apart():
     x = torch.tensor([[2, 1], [0, 0]]).expand(300, 1, 2, 2)
     splits = [Split(100, part.clone()) for part in x.split(100)]
     system = fit("sparse-transformer", Data("toy", IMAGE, *splits, fingerprint=""), budget="150steps", seed=0, lr=5e-3,
-                 ema=0.9, **OPTIONS)  # fmt: skip
+                 ema=0.9, augmented=0.5, **OPTIONS)  # fmt: skip
     assert system.score_encoded(splits[0].batch(slice(None))).log_prob.mean() > -0.2
     turned = system.augmented_log_prob(x[:8], None, torch.arange(8)).detach()
     assert turned.mean() > -0.5  # and the turned ones were learnt, each under its own token
