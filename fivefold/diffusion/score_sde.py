@@ -77,7 +77,7 @@ class ScoreSDE(LatentSystem):
             "first": 1e-5, "sampling_steps": 1000, "tolerance": 1e-5, "lr": 2e-4, "batch_size": 128, "ema": 0.999,
         },
     }  # fmt: skip
-    published: ClassVar[dict[str, tuple[float, str]]] = {
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
         "cifar10": (62e6, "DDPM++: Balcerak et al. 2025, Table 1"),
         "cifar10-ncsn++-deep": (107e6, "NCSN++: Balcerak et al. 2025, Table 1"),
     }
