@@ -26,7 +26,7 @@ def build(space: Space, **options) -> VLAE:
     return system.eval()
 
 
-def log_prior_on(system: VLAE, reach: float = 12.0, points: int = 241) -> tuple[torch.Tensor, torch.Tensor]:
+def log_prior_on(system: VLAE, reach: float = 12.0, points: int = 121) -> tuple[torch.Tensor, torch.Tensor]:
     """A grid of two-dimensional codes and ln(p(z) dz) at each."""
     line = torch.linspace(-reach, reach, points)
     z = torch.cartesian_prod(line, line)

@@ -59,10 +59,10 @@ class VLAE(LatentSystem):
     sampling: ClassVar[str] = "autoregressive"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 4e-3, "ema": 0.995},
+        "default": {"lr": 2e-3, "batch_size": 32, "ema": 0.995, "clip": 100.0},
         "mnist": {
             "latent": 64, "width": 32, "depth": 2, "maps": 32, "channels": 64, "layers": 6, "window": 7,
-            "flow_steps": 4, "hidden": 640, "dropout": 0.0, "lr": 2e-3, "ema": 0.999,
+            "flow_steps": 4, "hidden": 640, "dropout": 0.0, "free_bits": 0.01, "batch_size": 64, "ema": 0.999,
         },
     }  # fmt: skip
 
@@ -76,13 +76,13 @@ class VLAE(LatentSystem):
         maps: int = 16,
         channels: int = 32,
         layers: int = 3,
-        window: int = 5,
+        window: int = 3,
         flow_steps: int = 2,
         hidden: int = 128,
-        free_bits: float = 0.01,
+        free_bits: float = 0.05,
         dropout: float = 0.1,
-        mixtures: int = 8,
-        likelihood: Likelihood = "auto",
+        mixtures: int = 5,
+        likelihood: Likelihood = "logistic-mixture",
         score_samples: int = 16,
     ) -> None:
         super().__init__(space)
