@@ -8,7 +8,7 @@ from fivefold.bijections.autoregressive import MaskedAutoregressive, masked_auto
 from fivefold.bijections.base import Chain
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.elementwise import Logit, NormalQuantile
-from fivefold.bijections.linear import LULinear
+from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.transforms import Affine, RationalQuadratic
 from fivefold.nets.conditioner import Conditioner
@@ -41,6 +41,8 @@ CASES = {
     "spline one pixel": ((1, 1, 1), True, lambda: coupling((1, 1, 1), checkerboard_mask(1, 1), CUBE)),
     "LU on a table": ((5,), False, lambda: LULinear(5)),
     "LU on an image": ((3, 2, 4), False, lambda: LULinear(3)),
+    "LU from a rotation": ((3, 2, 4), False, lambda: LULinear(3, rotation=True)),
+    "actnorm": ((3, 2, 2), False, lambda: ActNorm(3)),
     "masked autoregressive": ((4,), False, lambda: MaskedAutoregressive(4, Affine(), 9, CONDITION)),
     "autoregressive flow": ((3,), False, lambda: masked_autoregressive_flow(3, 3, Affine(), 8)),
     "squeeze": ((2, 4, 2), False, Squeeze),
@@ -106,3 +108,17 @@ def test_masks_part_what_they_should():
         masks = torch.stack([parity_mask(channels, p) for p in range(1, 2 ** (channels - 1).bit_length())])
         parted = (masks[:, :, None] != masks[:, None, :]).any(0)
         assert torch.equal(parted, ~torch.eye(channels, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4, 5)])
+def test_actnorm_starts_with_the_first_batch_in_training(shape):
+    """Channels come out with mean 0 and variance 1; neither evaluation nor a second batch sets it."""
+    torch.manual_seed(0)
+    actnorm, axes = ActNorm(3), (0, *range(2, 1 + len(shape)))
+    x = 5 * torch.randn(400, *shape) + 3
+    assert torch.equal(actnorm.eval()(x)[0], x)
+    y, log_det = actnorm.train()(x)
+    torch.testing.assert_close(y.mean(axes), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(y.var(axes), torch.ones(3), atol=1e-2, rtol=0)
+    assert log_det[0].item() == pytest.approx(-x[0, 0].numel() * 3 * 1.609, rel=0.05)
+    assert actnorm(2 * x)[0].std().item() == pytest.approx(2, rel=0.5)

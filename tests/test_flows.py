@@ -6,7 +6,11 @@ import torch
 from scipy import stats
 
 import fivefold
+from fivefold.arguments import options as known_options
+from fivefold.bijections.coupling import Coupling
+from fivefold.bijections.linear import LULinear
 from fivefold.catalog import find
+from fivefold.nets.conditioner import ConditionedLayer
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density
 from fivefold.tools.scaling import dequantise_log_det
@@ -40,7 +44,7 @@ SPACES = {
 }
 
 
-@pytest.fixture(params=["realnvp", "spline-flow"])
+@pytest.fixture(params=["realnvp", "spline-flow", "glow"])
 def name(request):
     return request.param
 
@@ -48,7 +52,9 @@ def name(request):
 def build(name, space, spread=0.3, **options):
     """A small flow with random parameters: as they start, flows are near the identity."""
     torch.manual_seed(0)
-    system = find(name).load()(space, **{**SMALL, **options})
+    cls = find(name).load()
+    small = {key: value for key, value in SMALL.items() if key in known_options(cls)}
+    system = cls(space, **{**small, **options})
     for parameter in system.parameters():
         with torch.no_grad():
             parameter.add_(spread * torch.randn_like(parameter))
@@ -159,8 +165,44 @@ def test_conditions_enter(name, space):
     assert len(system.sample(3, condition=["cat", "dog", "cat"])) == 3
 
 
+def test_glow_starts_by_the_data_mixes_channels_and_learns_the_law_of_what_it_factors_out():
+    torch.manual_seed(0)
+    glow = find("glow").load()(Space("image", (1, 8, 8), levels=17), layers=2, hidden=8)
+    x = torch.randint(17, (256, 1, 8, 8))
+    started = [part for part in glow.modules() if hasattr(part, "started")]
+    glow.eval().loss(Batch(x))
+    assert not any(part.started for part in started)
+    glow.train().loss(Batch(x))
+    assert all(part.started for part in started)
+    mixing = [part for part in glow.modules() if isinstance(part, LULinear)]
+    for part in mixing:  # rotations, and neither permutations nor the identity
+        lower, upper = part._factors()
+        weight = part.permutation @ lower @ upper
+        torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), atol=1e-5, rtol=0)
+        assert ((weight.abs() > 0.01) & (weight.abs() < 0.99)).any()
+    assert [len(part.sign) for part in mixing] == [4] * 2 + [8] * 2 + [16] * 2  # three resolutions
+    laws = [part for part in glow.modules() if isinstance(part, Coupling) and isinstance(part.net, ConditionedLayer)]
+    assert [len(part.keep) for part in laws] == [2, 4, 0]
+    with torch.no_grad():  # the last law's mean moves the samples' noise and nothing else
+        laws[-1].net.layer.bias[16:] += 1
+    z, _ = glow.flow(torch.zeros(2, 1, 8, 8))
+    laws[-1].net.layer.bias.data.zero_()
+    before, _ = glow.flow(torch.zeros(2, 1, 8, 8))
+    torch.testing.assert_close((z - before)[0], torch.cat([torch.ones(16), torch.zeros(48)]), atol=1e-5, rtol=0)
+
+
+def test_temperature_scales_the_noise_and_not_the_density(name):
+    system = build(name, PLANE, spread=0.0)
+    cold = system.sample_encoded(4000, seed=0).std(0)
+    with system.turned(temperature=0.5):
+        half = system.sample_encoded(4000, seed=0).std(0)
+        changed = system.log_prob(np.zeros((1, 2)))
+    torch.testing.assert_close(half / cold, torch.full((2,), 0.5), atol=0.02, rtol=0)
+    assert torch.equal(changed, system.log_prob(np.zeros((1, 2))))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "limit"), [("spline-flow", 2.10), ("realnvp", 2.40)])
+@pytest.mark.parametrize(("name", "limit"), [("spline-flow", 2.10), ("realnvp", 2.40), ("glow", 2.40)])
 def test_learns_digits(name, limit):
     data = fivefold.load_data("digits")
     system = fivefold.fit(name, data, budget="200steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,8 +19,9 @@ def parity_mask(channels: int, pattern: int) -> Tensor:
     `Squeeze`, patterns 1, 2 and 3 are alternate columns, alternate rows and a checkerboard of pixels.
     A single channel is always transformed (given the condition alone).
     """
-    mask = torch.tensor([(index & pattern).bit_count() % 2 == 1 for index in range(channels)])
-    return mask if channels > 1 else torch.ones(1, dtype=torch.bool)
+    if channels == 1:
+        return torch.ones(1, dtype=torch.bool, device="cpu")
+    return torch.tensor([(index & pattern).bit_count() % 2 == 1 for index in range(channels)], device="cpu")
 
 
 def checkerboard_mask(height: int, width: int, odd: bool = False) -> Tensor:
@@ -27,9 +29,9 @@ def checkerboard_mask(height: int, width: int, odd: bool = False) -> Tensor:
 
     A single pixel has both colours.
     """
-    rows, columns = torch.arange(height).unsqueeze(1), torch.arange(width)
+    rows, columns = torch.arange(height, device="cpu").unsqueeze(1), torch.arange(width, device="cpu")
     mask = (rows + columns) % 2 == int(odd)
-    return (mask if height * width > 1 else torch.ones(1, 1, dtype=torch.bool)).unsqueeze(0)
+    return (mask if height * width > 1 else torch.ones(1, 1, dtype=torch.bool, device="cpu")).unsqueeze(0)
 
 
 class Coupling(Bijection):
@@ -117,7 +119,7 @@ def alternate_channels(layer: int, shape: tuple[int, ...], transform: Transform,
 
 def alternate_pixels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
     """As `alternate_channels`, by the two colours of a checkerboard; of channels where there is one pixel."""
-    if shape[1] * shape[2] == 1:
+    if math.prod(shape[1:]) == 1:
         return alternate_channels(layer, shape, transform, make_net)
     mask = checkerboard_mask(shape[1], shape[2], odd=layer % 2 == 1)
     return MaskedCoupling(mask, transform, make_net(shape[0], shape[0] * transform.parameters, shape[1:]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fivefold.bijections.base import Bijection
+from fivefold.bijections.base import Bijection, Chain
+from fivefold.bijections.elementwise import Logit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
@@ -25,16 +27,24 @@ class FlowSystem(LatentSystem):
         space: of the examples.
         condition_width: of the condition's embedding.
         score_samples: points in each cell when discrete examples are scored.
+        temperature: the standard deviation of the noise that samples are made from.
     """
+
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
 
     flow: Bijection
 
-    def __init__(self, space: Space, condition_width: int, score_samples: int) -> None:
+    def __init__(self, space: Space, condition_width: int, score_samples: int, temperature: float) -> None:
         super().__init__(space)
         is_real = all(levels is None for levels in space.dim_levels)
         self.density = Density.EXACT if is_real else Density.LOWER_BOUND
-        self.score_samples = score_samples
+        self.score_samples, self.temperature = score_samples, temperature
         self.embedding = ConditionEmbedding(space.condition, condition_width)
+
+    def _onto_line(self, flow: Bijection, margin: float) -> Bijection:
+        """`flow`, behind a logit where the data are discrete images, which fill an interval; none at margin 0."""
+        fills_cube = self.space.kind == "image" and self.space.levels is not None
+        return Chain(Logit(margin), flow) if fills_cube and margin > 0 else flow
 
     def loss(self, batch: Batch) -> Tensor:
         log_prob = self._point_log_prob(dequantise(batch.x, self.space), batch.condition)
@@ -61,7 +71,7 @@ class FlowSystem(LatentSystem):
         return dequantised_log_prob(self._point_log_prob, x, condition, self.space, self.score_samples)
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        return self._decode(torch.randn(n, self.space.dims, device=self.device), condition)
+        return self._decode(self.temperature * torch.randn(n, self.space.dims, device=self.device), condition)
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
         z, _ = self.flow(midpoint(x, self.space), self.embedding(condition))

@@ -6,7 +6,6 @@ from functools import partial
 
 from fivefold.bijections.base import Bijection, Chain
 from fivefold.bijections.coupling import alternate_channels, alternate_pixels
-from fivefold.bijections.elementwise import Logit
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
 from fivefold.bijections.transforms import Affine
 from fivefold.flow._system import FlowSystem
@@ -32,6 +31,7 @@ class RealNVP(FlowSystem):
         dropout: probability in the coupling networks.
         margin: how far the logit of discrete images keeps from 0 and 1.
         score_samples: points in each cell when discrete examples are scored.
+        temperature: the standard deviation of the noise that samples are made from.
     """
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -52,15 +52,16 @@ class RealNVP(FlowSystem):
         dropout: float = 0.0,
         margin: float = 0.05,
         score_samples: int = 16,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples)
+        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         self.layers = layers
         self.transform = Affine()
         self.make_net = partial(
             Conditioner, hidden=hidden, blocks=blocks, condition=self.embedding.width, dropout=dropout
         )
         flow = self._image_flow(space.shape) if space.kind == "image" else self._table_flow(space.shape)
-        self.flow = Chain(Logit(margin), flow) if space.kind == "image" and space.levels is not None else flow
+        self.flow = self._onto_line(flow, margin)
 
     def _table_flow(self, shape: tuple[int, ...]) -> Bijection:
         return Chain(

@@ -36,6 +36,7 @@ class SplineFlow(FlowSystem):
         bound: where the linear tails begin, in standard deviations.
         dropout: probability in the coupling networks.
         score_samples: points in each cell when discrete examples are scored.
+        temperature: the standard deviation of the noise that samples are made from.
     """
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -57,8 +58,9 @@ class SplineFlow(FlowSystem):
         bound: float = 4.0,
         dropout: float = 0.0,
         score_samples: int = 16,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples)
+        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         self.layers = layers
         fills_cube = space.kind == "image" and space.levels is not None
         self.transform = RationalQuadratic(bins, 1.0 if fills_cube else bound, tails=not fills_cube)

@@ -1,4 +1,4 @@
-"""The network of a coupling layer."""
+"""Networks of coupling layers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from fivefold.nets.norm import ActNorm
 
 
 class Conditioner(nn.Module):
@@ -37,7 +39,7 @@ class Conditioner(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        wide = _convolution(1 if math.prod(spatial) == 1 else 3) if spatial else nn.Linear
+        wide = _wide(spatial)
         narrow = _convolution(1) if spatial else nn.Linear
         self.first = wide(inputs, hidden) if inputs else None
         self.position = nn.Parameter(torch.zeros(hidden, *spatial))
@@ -47,9 +49,7 @@ class Conditioner(nn.Module):
             for _ in range(blocks)
         )
         self.activation = nn.ReLU()
-        self.last = narrow(hidden, outputs)
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
+        self.last = zeros(narrow(hidden, outputs))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.position.expand(len(x), *self.position.shape)
@@ -60,6 +60,65 @@ class Conditioner(nn.Module):
         for block in self.blocks:
             h = h + block(h)
         return self.last(self.activation(h))
+
+
+class ConditionedLayer(nn.Module):
+    """A linear layer, or a 3x3 convolution (1x1 on a single pixel), of `(B, inputs, *spatial)` and a condition.
+
+    Args:
+        inputs: channels in; may be 0.
+        outputs: channels out.
+        spatial: (H, W) of images, () of vectors.
+        condition: width of the condition, 0 for none.
+    """
+
+    def __init__(self, inputs: int, outputs: int, spatial: tuple[int, ...] = (), condition: int = 0) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.layer = _wide(spatial)(max(inputs, 1), outputs)  # of zeros where there is no input
+        self.condition = nn.Linear(condition, outputs, bias=False) if condition else None
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = self.layer(x if self.inputs else x.new_zeros(len(x), 1, *x.shape[2:]))
+        if self.condition is None or condition is None:
+            return h
+        return h + self.condition(condition).view(*h.shape[:2], *[1] * (h.dim() - 2))
+
+
+class GlowNet(nn.Module):
+    """As `Conditioner`, by three layers, the middle one 1x1, with actnorm between (Kingma and Dhariwal, 2018, 3.3).
+
+    Args:
+        inputs: channels in; may be 0.
+        outputs: channels out.
+        spatial: (H, W) of images, () of vectors.
+        hidden: channels between the layers.
+        condition: width of the condition, 0 for none.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, spatial: tuple[int, ...] = (), hidden: int = 64, condition: int = 0
+    ) -> None:
+        super().__init__()
+        self.first = ConditionedLayer(inputs, hidden, spatial, condition)
+        middle = _convolution(1)(hidden, hidden) if spatial else nn.Linear(hidden, hidden)
+        self.between = nn.Sequential(ActNorm(hidden), nn.ReLU(), middle, ActNorm(hidden), nn.ReLU())
+        self.last = zeros(_wide(spatial)(hidden, outputs))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.last(self.between(self.first(x, condition)))
+
+
+def zeros(layer: nn.Module) -> nn.Module:
+    """`layer` with all its parameters 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _wide(spatial: tuple[int, ...]) -> Callable[[int, int], nn.Module]:
+    """Makes layers that see neighbours where there are any."""
+    return _convolution(1 if math.prod(spatial) == 1 else 3) if spatial else nn.Linear
 
 
 def _convolution(size: int) -> Callable[[int, int], nn.Module]:

@@ -1,4 +1,4 @@
-"""Normalisation: batch norm over all ranks, spectral norm and its pause."""
+"""Normalisation: batch norm over all ranks, actnorm, spectral norm and its pause."""
 
 from __future__ import annotations
 
@@ -55,6 +55,48 @@ class BatchNorm(nn.Module):
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return centred * scale.view(view) + self.bias.view(view)
+
+
+class ActNorm(nn.Module):
+    """exp(log_scale) (x + bias) for every channel of `(B, C, ...)` (Kingma and Dhariwal, 2018, 3.1).
+
+    The first batch in training sets both, so that it comes out with mean 0 and variance 1; from then on they are
+    parameters like others and examples do not touch one another.
+
+    Args:
+        channels: C.
+    """
+
+    started: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_scale, self.bias = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.started:
+            self._start(x.detach())
+        return (x + _per_channel(self.bias, x)) * _per_channel(self.log_scale, x).exp()
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y * _per_channel(-self.log_scale, y).exp() - _per_channel(self.bias, y)
+
+    @torch.no_grad()
+    def _start(self, x: Tensor) -> None:
+        axes = [0, *range(2, x.dim())]
+        moments = torch.stack([x.float().mean(axes), x.float().square().mean(axes)])
+        if distributed.is_initialized():  # all ranks start alike
+            distributed.all_reduce(moments)
+            moments /= distributed.get_world_size()
+        mean, square = moments
+        self.bias.copy_(-mean)
+        self.log_scale.copy_(-0.5 * (square - mean**2).clamp(min=1e-6).log())
+        self.started.fill_(True)
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 2))
 
 
 class _SumOverRanks(torch.autograd.Function):
