@@ -65,7 +65,7 @@ class Pixeliqn(AutoregressiveSystem):
         kernel: int = 3,
         first_kernel: int = 5,
         embedding: int = 16,
-        dropout: float = 0.3,
+        dropout: float = 0.1,
         features: int = 64,
         cosine_features: int = 64,
         quantiles: int = 8,

@@ -54,7 +54,7 @@ class Pixelrnn(AutoregressiveSystem):
         first_kernel: width of the first convolution, odd; it reaches half of it up and to the left.
         hidden: features of the last layer but one.
         embedding: features of each input value.
-        dropout: share of each layer's outputs that is dropped in training.
+        dropout: share of each layer's states that is dropped, for what follows, in training.
         mixtures: components where an output is a mixture of logistics.
         likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian.
     """
@@ -182,7 +182,7 @@ class _Layer(nn.Module):
         if self.kind.both:
             # From the right a state sees what is to come in its row: it serves the row below.
             h = h + F.pad(states[:, 1].flip(0)[:, :, :-1], (0, 0, 1, 0))
-        return x + self.dropout(self.out(h.permute(1, 3, 2, 0)))
+        return x + self.out(self.dropout(h).permute(1, 3, 2, 0))
 
     def enter_bias(self, context: Tensor | None) -> Tensor:
         """What enters all gates of every pixel, `(B or 1, gates)`."""
@@ -203,9 +203,10 @@ class _Layer(nn.Module):
 
 def cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The next state and memory `(..., n)` from what enters `(..., 4 n)` and the memory (the paper's Eq. 3)."""
-    output, forget, write, content = gates.chunk(4, -1)
-    c = forget.sigmoid() * c + write.sigmoid() * content.tanh()
-    return output.sigmoid() * c.tanh(), c
+    size = c.shape[-1]
+    output, forget, write = gates[..., : 3 * size].sigmoid().chunk(3, -1)
+    c = forget * c + write * gates[..., 3 * size :].tanh()
+    return output * c.tanh(), c
 
 
 def _shifted(x: Tensor, offset: int) -> Tensor:
