@@ -3,12 +3,13 @@
 # PyTorch's installation page: make compare PIP_EXTRA_INDEX_URL=...
 PYTHON ?= python3
 BIN := .venv/bin
+SYSTEMS ?= igebm ddpm vae dcgan gated-pixelcnn glow  # one of every family, energy models twice; all of them: SYSTEMS=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: compare test test-slow check setup setup-dev clean
 
 compare: setup
-	$(BIN)/fivefold compare --data digits --budget 30s --out compare-digits
+	$(BIN)/fivefold compare $(SYSTEMS) --data digits --budget 30s --out compare-digits
 
 test: setup-dev
 	$(BIN)/python -m pytest -m "not slow" --durations 10

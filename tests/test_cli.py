@@ -57,7 +57,11 @@ def test_list_as_json():
     rows = json.loads(run("list", "--json"))
     assert {row["id"] for row in rows} == set(catalog.entries())
     assert set(rows[0]) == {"id", "family", "section", "reference", "density", "spaces", "summary"}
-    assert {row["id"] for row in json.loads(run("list", "--family", "flow", "--json"))} == {"glow", "realnvp", "spline-flow"}
+    assert {row["id"] for row in json.loads(run("list", "--family", "flow", "--json"))} == {
+        "glow",
+        "realnvp",
+        "spline-flow",
+    }
     assert "gated-pixelcnn" not in {row["id"] for row in json.loads(run("list", "--data", "wine", "--json"))}
 
 

@@ -14,7 +14,8 @@ from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
 from fivefold.bijections.transforms import Affine
 from fivefold.flow._system import FlowSystem
-from fivefold.nets.conditioner import ConditionedLayer, GlowNet, zeros
+from fivefold.nets.coders import zero
+from fivefold.nets.conditioner import ConditionedLayer, GlowNet
 from fivefold.space import Space
 from fivefold.system import Density
 
@@ -48,7 +49,9 @@ class Glow(FlowSystem):
         "imagenet64": {"layers": 48, "scales": 4, "hidden": 512, "margin": 0.0, "batch_size": 512, "lr": 1e-3},
         "celebahq256": {"layers": 32, "scales": 6, "hidden": 512, "margin": 0.0, "batch_size": 40, "lr": 1e-3},
     }
-    published: ClassVar[dict[str, tuple[float, str]]] = {"cifar10": (44.0e6, "Chen et al. 2019, table 5")}
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
+        "cifar10": (44.0e6, "Chen et al. 2019, table 5")
+    }
 
     def __init__(
         self,
@@ -101,4 +104,4 @@ class Glow(FlowSystem):
 
 
 def _law_net(inputs: int, outputs: int, spatial: tuple[int, ...], condition: int) -> nn.Module:
-    return zeros(ConditionedLayer(inputs, outputs, spatial, condition))
+    return zero(ConditionedLayer(inputs, outputs, spatial, condition))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fivefold.nets.coders import zero
 from fivefold.nets.norm import ActNorm
 
 
@@ -49,7 +50,7 @@ class Conditioner(nn.Module):
             for _ in range(blocks)
         )
         self.activation = nn.ReLU()
-        self.last = zeros(narrow(hidden, outputs))
+        self.last = zero(narrow(hidden, outputs))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.position.expand(len(x), *self.position.shape)
@@ -103,17 +104,10 @@ class GlowNet(nn.Module):
         self.first = ConditionedLayer(inputs, hidden, spatial, condition)
         middle = _convolution(1)(hidden, hidden) if spatial else nn.Linear(hidden, hidden)
         self.between = nn.Sequential(ActNorm(hidden), nn.ReLU(), middle, ActNorm(hidden), nn.ReLU())
-        self.last = zeros(_wide(spatial)(hidden, outputs))
+        self.last = zero(_wide(spatial)(hidden, outputs))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.last(self.between(self.first(x, condition)))
-
-
-def zeros(layer: nn.Module) -> nn.Module:
-    """`layer` with all its parameters 0."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def _wide(spatial: tuple[int, ...]) -> Callable[[int, int], nn.Module]:
