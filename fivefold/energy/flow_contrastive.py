@@ -48,7 +48,7 @@ class FlowContrastive(LatentSystem):
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
-    free_form: ClassVar[bool] = False
+    free_form: ClassVar[bool] = True  # of the energy; the Glow that it plays against is not
     sampling: ClassVar[str] = "direct"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
