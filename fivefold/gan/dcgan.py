@@ -107,12 +107,6 @@ class DCGAN(System):
 
     def monitor(self, batch: Batch) -> dict[str, float]:
         """Share of near-duplicates among samples, and the critic's mean outputs and their gap."""
-        fake = self._generate(len(batch.x), batch.condition)
-        real = centre(batch.x, self.space)
-        scores = self.critic(real, batch.condition).mean().item(), self.critic(fake, batch.condition).mean().item()
-        return {
-            "duplicates": games.duplicate_rate(fake, real).item(),
-            "critic_real": scores[0],
-            "critic_fake": scores[1],
-            "critic_gap": scores[0] - scores[1],
-        }
+        real, condition = centre(batch.x, self.space), batch.condition
+        fake = self._generate(len(real), condition)
+        return games.signs_of_collapse(real, fake, self.critic(real, condition), self.critic(fake, condition))

@@ -6,6 +6,7 @@ sigmoid. Every function returns the scalar that its player minimises, a mean ove
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -113,6 +114,33 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     between = torch.lerp(fake.detach(), real, weight).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
+
+
+def r1_penalty(score: Tensor, x: Tensor) -> Tensor:
+    """E |grad D(x)|^2 of outputs `(B,)` on data `x` `(B, ...)` that required a gradient (Mescheder et al., 2018).
+
+    Differentiable in the critic's parameters (a double backward).
+    """
+    (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
+
+
+def path_lengths(images: Tensor, styles: Tensor) -> Tensor:
+    """|J^T y| `(B,)`, J the Jacobian of `images` `(B, C, H, W)` by `styles` `(B, layers, latent)`, y random images.
+
+    y is normal of variance 1 / (H W). Of the layers' squared lengths it is the mean (Karras et al., 2020, 3.2).
+    Differentiable in the generator's parameters (a double backward).
+    """
+    noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
+    (gradient,) = torch.autograd.grad((images * noise).sum(), styles, create_graph=True)
+    return gradient.square().sum(2).mean(1).sqrt()
+
+
+def signs_of_collapse(real: Tensor, fake: Tensor, real_score: Tensor, fake_score: Tensor) -> dict[str, float]:
+    """For `monitor`: share of near-duplicates among samples, and the critic's mean outputs and their gap."""
+    on_real, on_fake = real_score.mean().item(), fake_score.mean().item()
+    gap = {"critic_real": on_real, "critic_fake": on_fake, "critic_gap": on_real - on_fake}
+    return {"duplicates": duplicate_rate(fake, real).item(), **gap}
 
 
 @torch.no_grad()

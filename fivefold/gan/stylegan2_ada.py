@@ -1,0 +1,241 @@
+"""StyleGAN2 with adaptive discriminator augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.nets.adversarial import halvings
+from fivefold.nets.stylegan import ResidualCritic, StyleGenerator, widths
+from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.tools import games
+from fivefold.tools.augment import augment
+from fivefold.tools.scaling import centre, uncentre
+
+ADJUST_EVERY = 4  # steps between moves of the augmentation's probability
+W_RATE, PATH_RATE = 0.005, 0.01  # of the running means of styles and path lengths
+
+
+class StyleGAN2ADA(System):
+    """StyleGAN2 with adaptive augmentation (survey 4.2; Karras et al., 2020).
+
+    A mapping network turns the latent code into a style w, which scales the weights of every layer of the generator;
+    demodulation takes the scale out of the result again. The critic (residual, with the deviation within the batch)
+    is held by R1, the generator by path-length regularisation, both every few steps (lazy). All that the critic sees
+    is augmented, with a probability that rises while it overfits: while E sign D(x) on the data is above `target`.
+    Truncation moves styles towards their mean.
+
+    Args:
+        space: what one example is.
+        latent: width of codes z and styles w.
+        layers: of the mapping network.
+        width: channels at full resolution, doubled at each halving.
+        widest: the most channels that a layer has.
+        residual: whether the critic's blocks are.
+        group: examples that the critic's deviation within the batch is taken over; 1 for none.
+        mixing: probability that the layers from a random one on take another code's style.
+        r1_weight: of the critic's squared gradient on the data.
+        r1_every: how many steps there are for one with that penalty.
+        path_weight: of the squared deviation of path lengths from their mean.
+        path_every: how many steps there are for one with that penalty.
+        target: E sign D(x) on the data that the augmentation's probability is moved towards.
+        ada_examples: examples in which that probability can go from 0 to 1; 0 holds it.
+        augmentation: the probability at the start.
+        truncation: psi: samples have styles mean + psi (w - mean); 1 for all of them.
+    """
+
+    densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {"ema": 0.995},
+        "cifar10": {
+            "latent": 512,
+            "layers": 2,
+            "width": 512,
+            "residual": False,
+            "group": 32,
+            "mixing": 0.0,
+            "r1_weight": 0.01,
+            "path_weight": 0.0,
+            "ada_examples": 500_000,
+            "batch_size": 64,
+            "lr": 0.0025,
+            "ema": 0.9999,
+        },
+        "ffhq256": {
+            "latent": 512,
+            "layers": 8,
+            "width": 64,
+            "r1_weight": 1.0,
+            "ada_examples": 500_000,
+            "batch_size": 64,
+            "lr": 0.0025,
+            "ema": 0.998,
+        },
+        "ffhq1024": {
+            "latent": 512,
+            "layers": 8,
+            "width": 32,
+            "r1_weight": 10.0,
+            "ada_examples": 0,
+            "batch_size": 32,
+            "lr": 0.002,
+            "ema": 0.998,
+        },
+    }
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
+        "ffhq1024": (
+            30_370_060,
+            "the summary that the authors' program prints for configuration F at 1024",
+            "generator",
+        )
+    }
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 0.75, 1.0)}
+
+    steps: Tensor
+    w_mean: Tensor
+    path_mean: Tensor
+    probability: Tensor
+    signs: Tensor
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        latent: int = 64,
+        layers: int = 2,
+        width: int = 16,
+        widest: int = 512,
+        residual: bool = True,
+        group: int = 4,
+        mixing: float = 0.9,
+        r1_weight: float = 0.1,
+        r1_every: int = 16,
+        path_weight: float = 2.0,
+        path_every: int = 4,
+        target: float = 0.6,
+        ada_examples: int = 200_000,
+        augmentation: float = 0.0,
+        truncation: float = 1.0,
+    ) -> None:
+        super().__init__(space)
+        self.latent, self.mixing, self.truncation = latent, mixing, truncation
+        self.r1_weight, self.r1_every = r1_weight, r1_every
+        self.path_weight, self.path_every = path_weight, path_every
+        self.target, self.ada_examples = target, ada_examples
+        channels = widths(width, widest, halvings(space))
+        self.generator = StyleGenerator(space, latent, layers, channels)
+        self.critic = ResidualCritic(space, channels, group, residual)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("w_mean", torch.zeros(latent))
+        self.register_buffer("path_mean", torch.zeros(()))  # 0 until the first measurement
+        self.register_buffer("probability", torch.tensor(augmentation))  # of each augmentation
+        self.register_buffer("signs", torch.zeros(2))  # of D on data since the probability moved: their sum, how many
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        real, condition, step = centre(batch.x, self.space), batch.condition, int(self.steps)
+        with torch.no_grad():
+            fake = self.generator.synthesis(self._styles(len(real), condition)[0])
+        total = yield self._critic_update(real, fake, condition, penalise=step % self.r1_every == 0)
+        if total is not None:
+            self._adapt(total["signs"], adjust=(step + 1) % ADJUST_EVERY == 0)
+        total = yield self._generator_update(len(real), condition, step)
+        if total is not None:
+            self._average(total, step)
+
+    def _critic_update(self, real: Tensor, fake: Tensor, condition: Tensor | None, penalise: bool) -> Update:
+        """The logistic loss on augmented images, and now and then the gradient there held small (R1)."""
+        penalise = penalise and self.r1_weight > 0
+        seen = augment(real, self.probability).requires_grad_(penalise)  # torch cannot differentiate resampling twice
+        real_score = self.critic(seen, condition)
+        fake_score = self.critic(augment(fake, self.probability), condition)
+        loss = games.logistic_discriminator(real_score, fake_score)
+        if penalise:  # worth `r1_every` steps
+            loss = loss + self.r1_every * self.r1_weight / 2 * games.r1_penalty(real_score, seen)
+        signs = _sum_and_count(real_score.detach().sign())
+        means = {"real": real_score.mean(), "fake": fake_score.mean()}
+        return Update(self.critic, loss, {**means, "signs": signs, "augmentation": self.probability})
+
+    def _generator_update(self, n: int, condition: Tensor | None, step: int) -> Update:
+        """The non-saturating loss, and now and then equal steps in style held to equal steps in images."""
+        styles, w = self._styles(n, condition)
+        fake = augment(self.generator.synthesis(styles), self.probability)
+        loss = games.non_saturating_generator(fake, self.critic(fake, condition))
+        stats = {"styles": w.detach().float().sum(0), "count": torch.tensor(float(n), device=w.device)}
+        if self.path_weight > 0 and step % self.path_every == 0:
+            lengths = self._path_lengths(max(1, n // 2), condition)
+            mean = self.path_mean if step else lengths.detach().mean()
+            loss = loss + self.path_every * self.path_weight * (lengths - mean).square().mean()
+            stats["paths"] = _sum_and_count(lengths.detach())
+        return Update(self.generator, loss, stats)
+
+    def _path_lengths(self, n: int, condition: Tensor | None) -> Tensor:
+        styles = self._styles(n, None if condition is None else condition[:n])[0]
+        return games.path_lengths(self.generator.synthesis(styles), styles)
+
+    def _styles(self, n: int, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Styles `(n, styles, latent)` of new codes, mixed, and the w `(n, latent)` of their first layers."""
+        w = self._w(n, condition)
+        if self.mixing == 0:
+            return self.generator.every_layer(w), w
+        return self.generator.mixed(w, self._w(n, condition), self.mixing), w
+
+    def _w(self, n: int, condition: Tensor | None) -> Tensor:
+        return self.generator.mapping(torch.randn(n, self.latent, device=self.device), condition)
+
+    @torch.no_grad()
+    def _adapt(self, signs: Tensor, adjust: bool) -> None:
+        """The overfitting heuristic: more augmentation while D calls too much of the data real, less after that."""
+        self.signs += signs
+        if adjust and self.ada_examples:
+            total, count = self.signs
+            self.probability += (total / count - self.target).sign() * count / self.ada_examples
+            self.probability.clamp_(0, 1)
+            self.signs.zero_()
+
+    @torch.no_grad()
+    def _average(self, total: dict[str, Tensor], step: int) -> None:
+        """Running means of w and of path lengths, true means at first; and the clock of what is lazy."""
+        self.w_mean.lerp_(total["styles"] / total["count"], max(W_RATE, 1 / (step + 1)))
+        if "paths" in total:
+            length, count = total["paths"]
+            self.path_mean.lerp_(length / count, max(PATH_RATE, 1 / (step // self.path_every + 1)))
+        self.steps += 1
+
+    def optimizers(self, lr: float = 0.0025, beta2: float = 0.99) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam without momentum for both players.
+
+        Regularisation joins a step of the game and makes none of its own, so the rates need no correction for it.
+
+        Args:
+            lr: learning rate.
+            beta2: decay of Adam's mean of squared gradients.
+        """
+        return {
+            player: torch.optim.Adam(player.parameters(), lr, (0.0, beta2), fused=True)
+            for player in (self.generator, self.critic)
+        }
+
+    def networks(self) -> list[nn.Module]:
+        """Only those that are not differentiated twice: compiled code has no double backward."""
+        networks: list[nn.Module] = [self.generator.mapping]
+        networks += [self.generator.synthesis] if self.path_weight == 0 else []
+        return networks + ([self.critic] if self.r1_weight == 0 else [])
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        w = self.w_mean.lerp(self._w(n, condition), self.truncation)
+        return uncentre(self.generator.synthesis(self.generator.every_layer(w)), self.space)
+
+    def monitor(self, batch: Batch) -> dict[str, float]:
+        """Near-duplicates among samples, the critic's mean outputs and their gap, the augmentation's probability."""
+        real, condition = centre(batch.x, self.space), batch.condition
+        fake = self.generator.synthesis(self.generator.every_layer(self._w(len(real), condition)))
+        scores = self.critic(real, condition), self.critic(fake, condition)
+        return {**games.signs_of_collapse(real, fake, *scores), "augmentation": self.probability.item()}
+
+
+def _sum_and_count(x: Tensor) -> Tensor:
+    """Of values `(B,)`, in a form that can be added over micro-batches and ranks."""
+    return torch.stack([x.float().sum(), torch.tensor(float(len(x)), device=x.device)])
