@@ -60,6 +60,7 @@ def test_list_as_json():
     assert {row["id"] for row in json.loads(run("list", "--family", "flow", "--json"))} == {
         "glow",
         "realnvp",
+        "residual-flow",
         "spline-flow",
     }
     assert "gated-pixelcnn" not in {row["id"] for row in json.loads(run("list", "--data", "wine", "--json"))}

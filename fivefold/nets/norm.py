@@ -1,4 +1,4 @@
-"""Normalisation: batch norm over all ranks, actnorm, spectral norm and its pause."""
+"""Normalisation: batch norm over all ranks, actnorm, spectral norm and its pause, bounded norms of operators."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as spectral_norm
+
+from fivefold.tools.spectral import Convolution, LinearMap, Matrix, power_iteration
 
 
 class BatchNorm(nn.Module):
@@ -133,3 +135,50 @@ def frozen(net: nn.Module) -> Iterator[None]:
             yield
     finally:
         net.train(was_training)
+
+
+class NormBound(nn.Module):
+    """weight / max(1, norm / limit), the norm of the linear map that the weight stands for (Chen et al., 2019, App. D).
+
+    Unlike spectral norm it leaves a smaller norm as it is, and takes a convolution as the map of images that it is.
+    In training few steps of power iteration at a time go on from the last; in evaluation they go on to convergence.
+
+    Args:
+        linear: the map.
+        limit: of its norm.
+        steps: of power iteration in training, at most.
+    """
+
+    right: Tensor
+    EVALUATION = (1000, 1e-4)  # steps at most, tolerance
+    TOLERANCE = 1e-3  # in training
+
+    def __init__(self, linear: LinearMap, limit: float, steps: int = 5) -> None:
+        super().__init__()
+        self.linear, self.limit, self.steps = linear, limit, steps
+        self.register_buffer("right", torch.randn(linear.shape))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        steps, tolerance = (self.steps, self.TOLERANCE) if self.training else self.EVALUATION
+        left, right, excess = power_iteration(self.linear, weight.detach(), self.right, steps, tolerance)
+        if self.training:
+            self.right.copy_(right)
+        norm = excess * (left * self.linear.apply(weight, right)).sum()
+        return weight / (norm / self.limit).clamp(min=1)
+
+
+def bounded(layer: nn.Linear | nn.Conv2d, limit: float, spatial: tuple[int, ...] = ()) -> nn.Module:
+    """`layer` with a norm of at most `limit` as a map of vectors, or of images of one size, by `NormBound`.
+
+    Args:
+        layer: linear, or a convolution with zero padding.
+        limit: of the norm.
+        spatial: (H, W) of a convolution's input.
+    """
+    linear: LinearMap = Matrix((1, layer.weight.shape[1]))
+    if isinstance(layer, nn.Conv2d):
+        pointwise = layer.kernel_size == (1, 1) and layer.padding == (0, 0)
+        shape = (1, layer.in_channels, *((1, 1) if pointwise else spatial))  # every position alike
+        linear = Convolution(shape, layer.stride, tuple(int(p) for p in layer.padding))
+    # `unsafe` only leaves out a trial run, which cannot run where tensors have no values (the meta device).
+    return parametrize.register_parametrization(layer, "weight", NormBound(linear, limit), unsafe=True)
