@@ -137,8 +137,8 @@ def test_augmentation_follows_overfitting(real, moves):
     """Its probability rises while the critic is sure of the data and falls after that, at the stated speed."""
     s = system(ada_examples=1000, augmentation=0.5)
     with torch.no_grad():
-        s.critic.out.weight.zero_()
-        s.critic.out.bias.fill_(real)
+        s.critic.head.out.weight.zero_()
+        s.critic.head.out.bias.fill_(real)
     for _ in range(2 * ADJUST_EVERY):
         step(s, BATCH)
     assert s.probability.item() == pytest.approx(0.5 + moves * 2 * ADJUST_EVERY * 16 / 1000, abs=1e-6)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.nets.condition import ConditionEmbedding
+from fivefold.space import Space
+
 
 def leaky(x: Tensor) -> Tensor:
     """LeakyReLU of slope 0.2, times sqrt(2): keeps the variance of its input, roughly."""
@@ -76,3 +79,29 @@ def with_deviation(x: Tensor, group: int = 4) -> Tensor:
     spread = ((groups - groups.mean(0)).square().mean(0) + 1e-8).sqrt().flatten(1).mean(1)
     maps = spread.repeat(size).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
     return torch.cat([x, maps], 1)
+
+
+class CriticHead(nn.Module):
+    """The end of a critic: the deviation within the batch as one more channel, a convolution, two dense layers.
+
+    A condition enters as the inner product of its embedding with the last features (projection).
+
+    Args:
+        space: of images.
+        channels: of what enters.
+        sides: of what enters.
+        group: examples that the deviation is taken over; 1 for none.
+    """
+
+    def __init__(self, space: Space, channels: int, sides: tuple[int, int], group: int) -> None:
+        super().__init__()
+        self.group = group
+        self.conv = EqualConv(channels + (group > 1), channels)
+        self.dense = EqualLinear(channels * math.prod(sides), channels)
+        self.embed = ConditionEmbedding(space.condition, channels)
+        self.out = EqualLinear(channels, max(1, self.embed.width))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = leaky(self.conv(with_deviation(x, self.group) if self.group > 1 else x))
+        y, embedded = self.out(leaky(self.dense(x.flatten(1)))), self.embed(condition)
+        return y.squeeze(1) if embedded is None else (y * pixel_norm(embedded)).sum(1) / math.sqrt(y.shape[1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.nets.condition import ConditionEmbedding
-from fivefold.nets.equalised import EqualConv, EqualLinear, leaky, pixel_norm, with_deviation
+from fivefold.nets.equalised import CriticHead, EqualConv, EqualLinear, leaky, pixel_norm
 from fivefold.space import Space
 from fivefold.tools.resample import conv_down, conv_up, downsample, upsample
 
@@ -204,8 +204,7 @@ class ResidualDown(nn.Module):
 class ResidualCritic(nn.Module):
     """From centred images `(B, *shape)` and a condition to one number each, `(B,)`.
 
-    Residual blocks down to about 4x4, the deviation within the batch as one more channel, two dense layers. A
-    condition enters as the inner product of its embedding with the last features (projection).
+    Residual blocks down to about 4x4, and the head that sees variety.
 
     Args:
         space: of images.
@@ -217,20 +216,14 @@ class ResidualCritic(nn.Module):
     def __init__(self, space: Space, channels: list[int], group: int, residual: bool = True) -> None:
         super().__init__()
         colours, height, across = space.shape
-        depth, last = len(channels) - 1, channels[0]
-        self.group = group
+        depth = len(channels) - 1
         self.from_image = EqualConv(colours, channels[-1], 1)
         pairs = itertools.pairwise(reversed(channels))
         self.blocks = nn.ModuleList(ResidualDown(a, b, residual) for a, b in pairs)
-        self.conv = EqualConv(last + (group > 1), last)
-        self.dense = EqualLinear(last * (height // 2**depth) * (across // 2**depth), last)
-        self.embed = ConditionEmbedding(space.condition, last)
-        self.out = EqualLinear(last, max(1, self.embed.width))
+        self.head = CriticHead(space, channels[0], (height // 2**depth, across // 2**depth), group)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         x = leaky(self.from_image(x))
         for block in self.blocks:
             x = block(x)
-        x = leaky(self.conv(with_deviation(x, self.group) if self.group > 1 else x))
-        y, embedded = self.out(leaky(self.dense(x.flatten(1)))), self.embed(condition)
-        return y.squeeze(1) if embedded is None else (y * pixel_norm(embedded)).sum(1) / math.sqrt(y.shape[1])
+        return self.head(x, condition)

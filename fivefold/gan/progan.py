@@ -1,0 +1,229 @@
+"""Progressive growing of GANs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fivefold.nets.adversarial import halvings
+from fivefold.nets.condition import ConditionEmbedding, with_maps
+from fivefold.nets.equalised import CriticHead, EqualConv, EqualLinear, leaky, pixel_norm
+from fivefold.nets.stylegan import widths
+from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.tools import games
+from fivefold.tools.scaling import centre, uncentre
+
+
+def level_at(progress: float, depth: int, growth: float) -> float:
+    """How many times the sides have doubled; between whole numbers the next resolution is faded in.
+
+    Within the share `growth` of training, `depth` times: as long as it is held, as long the next one fades in.
+    """
+    if progress >= growth:
+        return float(depth)
+    doublings, phase = divmod(2 * depth * progress / growth, 2)
+    return doublings + max(0.0, phase - 1)
+
+
+def at_level(x: Tensor, level: float, depth: int) -> Tensor:
+    """Images at a level's resolution, and while one fades in as blurred as what the generator makes (paper, 2)."""
+    upper = math.ceil(level)
+    x = F.avg_pool2d(x, 2 ** (depth - upper))
+    return x if upper == level else _double(F.avg_pool2d(x, 2)).lerp(x, level - upper + 1)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2)
+
+
+def _normed(x: Tensor) -> Tensor:
+    return pixel_norm(leaky(x))
+
+
+class TwoConvs(nn.Module):
+    """Two convolutions and what follows each of them, at one resolution."""
+
+    def __init__(self, inputs: int, middle: int, outputs: int, after: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.after = EqualConv(inputs, middle), EqualConv(middle, outputs), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.second(self.after(self.first(x))))
+
+
+class GrowingGenerator(nn.Module):
+    """From codes `(B, latent)` and a condition to images at a level's resolution, with pixel norm after each layer.
+
+    Args:
+        space: of images.
+        latent: width of the code.
+        channels: of each resolution, smallest first.
+    """
+
+    def __init__(self, space: Space, latent: int, channels: list[int]) -> None:
+        super().__init__()
+        depth = len(channels) - 1
+        self.start = channels[0], -(-space.shape[1] // 2**depth), -(-space.shape[2] // 2**depth)
+        self.embed = ConditionEmbedding(space.condition, latent)
+        # the paper's gain: a dense layer counted as a 4x4 convolution
+        self.dense = EqualLinear(latent + self.embed.width, math.prod(self.start), gain=1 / 4)
+        self.first = EqualConv(channels[0], channels[0])
+        pairs = itertools.pairwise(channels)
+        self.blocks = nn.ModuleList(TwoConvs(a, b, b, after=_normed) for a, b in pairs)
+        self.to_image = nn.ModuleList(EqualConv(c, space.shape[0], 1) for c in channels)
+
+    def forward(self, z: Tensor, condition: Tensor | None, level: float) -> Tensor:
+        upper = math.ceil(level)
+        x = self.dense(pixel_norm(with_maps(z, self.embed(condition)))).view(-1, *self.start)
+        x = below = _normed(self.first(_normed(x)))
+        for block in list(self.blocks)[:upper]:
+            below, x = x, block(_double(x))
+        image = self.to_image[upper](x)
+        return image if upper == level else _double(self.to_image[upper - 1](below)).lerp(image, level - upper + 1)
+
+
+class GrowingCritic(nn.Module):
+    """From images at a level's resolution and a condition to one number each, `(B,)`: the generator mirrored.
+
+    Args:
+        space: of images.
+        channels: of each resolution, smallest first.
+        group: examples that the deviation within the batch is taken over; 1 for none.
+    """
+
+    def __init__(self, space: Space, channels: list[int], group: int) -> None:
+        super().__init__()
+        depth = len(channels) - 1
+        self.from_image = nn.ModuleList(EqualConv(space.shape[0], c, 1) for c in channels)
+        pairs = itertools.pairwise(channels)
+        self.blocks = nn.ModuleList(TwoConvs(b, b, a, after=leaky) for a, b in pairs)
+        sides = -(-space.shape[1] // 2**depth), -(-space.shape[2] // 2**depth)
+        self.head = CriticHead(space, channels[0], sides, group)
+
+    def forward(self, x: Tensor, condition: Tensor | None, level: float) -> Tensor:
+        upper = math.ceil(level)
+        y = leaky(self.from_image[upper](x))
+        for i in range(upper, 0, -1):
+            y = F.avg_pool2d(self.blocks[i - 1](y), 2)
+            if i == upper > level:
+                y = leaky(self.from_image[i - 1](F.avg_pool2d(x, 2))).lerp(y, level - upper + 1)
+        return self.head(y, condition)
+
+
+class ProGAN(System):
+    """Progressive growing of GANs (survey 4.2; Karras et al., 2018).
+
+    Both players start at about 4x4 pixels and double the sides together: each new resolution is faded in beside what
+    the one below makes, on data blurred alike. Wasserstein game with gradient penalty; weights of equal learning
+    rates; pixel norm in the generator; the critic sees how much examples differ within the batch.
+
+    Args:
+        space: what one example is.
+        latent: width of codes.
+        width: channels at full resolution, doubled at each halving.
+        widest: the most channels that a layer has.
+        growth: share of the training in which the resolution grows; 0 starts at the full one.
+        group: examples that the critic's deviation within the batch is taken over; 1 for none.
+        critics: steps of the critic for one of the generator, on the same examples against new fakes.
+        penalty: weight of the gradient penalty.
+        drift: weight of the critic's squared output on the data, which keeps it near 0.
+    """
+
+    densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {"ema": 0.99},
+        "cifar10": {"latent": 512, "width": 128, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
+        "celebahq256": {"latent": 512, "width": 64, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
+        "celebahq1024": {"latent": 512, "width": 16, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
+    }
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
+        "celebahq1024": (23.1e6, "Karras et al. 2019 (StyleGAN), appendix B: the traditional generator", "generator")
+    }
+
+    level: Tensor
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        latent: int = 64,
+        width: int = 32,
+        widest: int = 512,
+        growth: float = 0.4,
+        group: int = 4,
+        critics: int = 1,
+        penalty: float = 10.0,
+        drift: float = 1e-3,
+    ) -> None:
+        super().__init__(space)
+        self.latent, self.growth, self.critics, self.penalty, self.drift = latent, growth, critics, penalty, drift
+        self.depth = halvings(space)
+        channels = widths(width, widest, self.depth)
+        self.generator = GrowingGenerator(space, latent, channels)
+        self.critic = GrowingCritic(space, channels, group)
+        self.register_buffer("level", torch.zeros(()))
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        level, condition = level_at(progress, self.depth, self.growth), batch.condition
+        self.level.fill_(level)
+        real = at_level(self._canvas(batch.x), level, self.depth)
+        for _ in range(self.critics):
+            with torch.no_grad():
+                fake = self._generate(len(real), condition, level)
+            yield self._critic_update(real, fake, condition, level)
+        score = self.critic(self._generate(len(real), condition, level), condition, level)
+        yield Update(self.generator, games.linear_generator(score, score), {"level": self.level})
+
+    def _critic_update(self, real: Tensor, fake: Tensor, condition: Tensor | None, level: float) -> Update:
+        def critic(x: Tensor) -> Tensor:
+            return self.critic(x, condition, level)
+
+        real_score, fake_score = critic(real), critic(fake)
+        loss = games.wasserstein_discriminator(real_score, fake_score) + self.drift * real_score.square().mean()
+        loss = loss + self.penalty * games.gradient_penalty(critic, real, fake)
+        return Update(self.critic, loss, {"real": real_score.mean(), "fake": fake_score.mean()})
+
+    def _generate(self, n: int, condition: Tensor | None, level: float) -> Tensor:
+        return self.generator(torch.randn(n, self.latent, device=self.device), condition, level)
+
+    def _canvas(self, x: Tensor) -> Tensor:
+        """Centred images, their last row and column repeated up to sides that can be halved `depth` times."""
+        height, width = self.space.shape[1:]
+        whole = [side * 2**self.depth for side in self.generator.start[1:]]
+        return F.pad(centre(x, self.space), (0, whole[1] - width, 0, whole[0] - height), mode="replicate")
+
+    def optimizers(self, lr: float = 2e-3, beta2: float = 0.99) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam without momentum for both players.
+
+        Args:
+            lr: learning rate.
+            beta2: decay of Adam's mean of squared gradients.
+        """
+        return {
+            player: torch.optim.Adam(player.parameters(), lr, (0.0, beta2), fused=True)
+            for player in (self.generator, self.critic)
+        }
+
+    def networks(self) -> list[nn.Module]:
+        """None: what is computed changes with the level, and compiled code has no double backward."""
+        return []
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        level = self.level.item()
+        x = self._generate(n, condition, level)
+        x = F.interpolate(x, scale_factor=2.0 ** (self.depth - math.ceil(level)))
+        return uncentre(x[..., : self.space.shape[1], : self.space.shape[2]], self.space)
+
+    def monitor(self, batch: Batch) -> dict[str, float]:
+        """Near-duplicates among samples, the critic's mean outputs and their gap, the level."""
+        level, condition = self.level.item(), batch.condition
+        real = at_level(self._canvas(batch.x), level, self.depth)
+        fake = self._generate(len(real), condition, level)
+        scores = self.critic(real, condition, level), self.critic(fake, condition, level)
+        return {**games.signs_of_collapse(real, fake, *scores), "level": level}
