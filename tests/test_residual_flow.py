@@ -153,7 +153,7 @@ def test_norms_are_those_of_the_maps_and_stay_bounded_while_training(make, shape
         optimizer.step()
         optimizer.zero_grad()
     for mode in (layer.train(), layer.eval()):
-        assert 0.95 < operator_norm(layer_without_bias(mode), shape) < 0.98 + 2e-3
+        assert 0.95 < operator_norm(layer_without_bias(mode), shape) < 0.98
     assert free > 0.98
     with torch.no_grad():  # what is smaller is left alone
         layer.parametrizations.weight.original.copy_(small)
@@ -189,7 +189,7 @@ def test_a_block_inverts_and_a_condition_moves_it_within_its_bound(shape):
         assert block.error <= 1e-12
         assert block.steps > 3
         for one, c in zip(x, condition, strict=True):
-            assert torch.linalg.matrix_norm(jacobian_of(lambda v, c=c: net(v, c[None]), one), 2) < 0.98**3 + 5e-3
+            assert torch.linalg.matrix_norm(jacobian_of(lambda v, c=c: net(v, c[None]), one), 2) < 0.98**3
         outputs.append(y)
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
@@ -243,7 +243,7 @@ def test_scores_by_the_series_agree_with_exact_ones_within_their_error(space):
     estimated = moved(space, score_samples=1000, exact_dims=5)
     assert exact.density is (Density.LOWER_BOUND if discrete else Density.EXACT)
     assert estimated.density is (Density.LOWER_BOUND if discrete else Density.ESTIMATE)
-    assert bool(draws.std(0).any()) is discrete
+    assert bool(draws.std(0).max() > 1e-3) is discrete
     score = estimated.score_encoded(Batch(x))
     assert (score.standard_error > 0).all()
     assert (score.standard_error < 0.2).all()
@@ -272,7 +272,7 @@ def test_training_moves_everything_and_the_density_integrates_to_one():
     assert (samples.norm(dim=1) - 1).abs().mean() < 0.5
     for block in (part for part in system.flow.modules() if isinstance(part, Residual)):
         jacobian = jacobian_of(block.net, torch.randn(2))
-        assert torch.linalg.matrix_norm(jacobian, 2) < 0.98**3 + 5e-3
+        assert torch.linalg.matrix_norm(jacobian, 2) < 0.98**3
     assert any(isinstance(part, NormBound) for part in system.modules())
 
 

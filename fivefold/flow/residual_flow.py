@@ -19,7 +19,7 @@ from fivefold.system import Density
 from fivefold.tools.scaling import dequantise, dequantise_log_det, midpoint
 
 CONDITION_WIDTH = 32
-CHUNK = 2**20  # numbers scored at once
+CHUNK = 2**13  # numbers scored at once
 
 
 class ResidualFlow(FlowSystem):
@@ -57,7 +57,7 @@ class ResidualFlow(FlowSystem):
     free_form: ClassVar[bool] = True
     sampling: ClassVar[str] = "iterative"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99, "clip": 5.0, "evaluations": 2},
+        "default": {"ema": 0.99, "clip": 5.0, "evaluations": 1},
         "mnist": {
             "blocks": 16, "scales": 3, "hidden": 512, "layers": 4, "width": 128, "margin": 1e-6,
             "lr": 1e-3, "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,

@@ -152,6 +152,7 @@ class NormBound(nn.Module):
     right: Tensor
     EVALUATION = (1000, 1e-4)  # steps at most, tolerance
     TOLERANCE = 1e-3  # in training
+    SLACK = 1e-3  # what the norm may still exceed its estimate by, relative
 
     def __init__(self, linear: LinearMap, limit: float, steps: int = 5) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ class NormBound(nn.Module):
         left, right, excess = power_iteration(self.linear, weight.detach(), self.right, steps, tolerance)
         if self.training:
             self.right.copy_(right)
-        norm = excess * (left * self.linear.apply(weight, right)).sum()
+        norm = (excess + self.SLACK) * (left * self.linear.apply(weight, right)).sum()
         return weight / (norm / self.limit).clamp(min=1)
 
 
