@@ -17,9 +17,10 @@ class ConditionEmbedding(nn.Module):
     Args:
         space: the condition's Space, or None, where `forward` gives None.
         width: of the embedding.
+        layers: hidden ones of the MLP; 0 for a linear embedding.
     """
 
-    def __init__(self, space: Space | None, width: int) -> None:
+    def __init__(self, space: Space | None, width: int, layers: int = 1) -> None:
         super().__init__()
         self.space = space
         self.width = 0 if space is None else width
@@ -31,7 +32,7 @@ class ConditionEmbedding(nn.Module):
             self.register_buffer("is_categorical", torch.tensor(categorical), persistent=False)
             self.is_categorical: Tensor
             self.levels = [n for n in levels if n is not None]
-            self.net = MLP(sum(self.levels) + categorical.count(False), width, width, layers=1)
+            self.net = MLP(sum(self.levels) + categorical.count(False), width, width, layers)
 
     def forward(self, condition: Tensor | None) -> Tensor | None:
         if self.space is None or condition is None:

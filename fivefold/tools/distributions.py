@@ -102,3 +102,12 @@ def _mixture(params: Tensor, least: float = -7.0) -> tuple[Tensor, Tensor, Tenso
 def narrowest(levels: int) -> float:
     """The least log-scale: a component well inside one cell, but no finer than float32 can place it."""
     return max(-math.log(levels - 1) - 3.0, -12.0)
+
+
+def truncated_normal(shape: tuple[int, ...], bound: float, device: torch.device) -> Tensor:
+    """Standard normal values drawn again while their size is above `bound`: by the quantiles of uniform draws."""
+    edge = 0.5 * (1 + math.erf(bound / math.sqrt(2)))
+    if edge == 1:
+        return torch.randn(shape, device=device)
+    u = (2 * edge - 1) * (torch.rand(shape, device=device, dtype=torch.float64) - 0.5) + 0.5
+    return torch.special.ndtri(u).float()

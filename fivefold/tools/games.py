@@ -136,6 +136,13 @@ def path_lengths(images: Tensor, styles: Tensor) -> Tensor:
     return gradient.square().sum(2).mean(1).sqrt()
 
 
+def orthogonal_penalty(weight: Tensor) -> Tensor:
+    """|W W^T (1 - I)|_F^2, W `(out, ...)` with a filter a row: equal lengths are free (Brock et al., 2019, Eq. 3)."""
+    rows = weight.flatten(1)
+    products = rows @ rows.T
+    return products.square().sum() - products.diagonal().square().sum()
+
+
 def signs_of_collapse(real: Tensor, fake: Tensor, real_score: Tensor, fake_score: Tensor) -> dict[str, float]:
     """For `monitor`: share of near-duplicates among samples, and the critic's mean outputs and their gap."""
     on_real, on_fake = real_score.mean().item(), fake_score.mean().item()
