@@ -58,6 +58,7 @@ def test_list_as_json():
     assert {row["id"] for row in rows} == set(catalog.entries())
     assert set(rows[0]) == {"id", "family", "section", "reference", "density", "spaces", "summary"}
     assert {row["id"] for row in json.loads(run("list", "--family", "flow", "--json"))} == {
+        "ffjord",
         "glow",
         "realnvp",
         "residual-flow",

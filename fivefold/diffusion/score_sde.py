@@ -14,7 +14,7 @@ from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
 from fivefold.tools import sde as equations
 from fivefold.tools.diffusion import quantile, rows, spread
-from fivefold.tools.scaling import dequantise, dequantise_log_det, midpoint, quantise
+from fivefold.tools.scaling import averaged_log_prob, dequantise, midpoint, quantise
 
 GRID = 2000  # times at which a weighting is tabulated
 CHUNK = 2**15  # numbers scored at once
@@ -165,17 +165,7 @@ class ScoreSDE(LatentSystem):
         if self.exact and not self.discrete:
             value = self._flow_log_prob(x.float(), condition)
             return value, torch.zeros_like(value)
-        at_once = max(min(CHUNK // x.numel(), self.probes), 1)
-        counts = [min(at_once, self.probes - i) for i in range(0, self.probes, at_once)]
-        values = torch.cat([self._draws(count, x, condition) for count in counts]).double()
-        error = values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.zeros_like(values[0])
-        return values.mean(0), error
-
-    def _draws(self, count: int, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Nats `(count, B)`, each with its own noise and probe."""
-        y = dequantise(x.repeat(count, *[1] * (x.dim() - 1)), self.space)
-        condition = None if condition is None else condition.repeat(count, *[1] * (condition.dim() - 1))
-        return self._flow_log_prob(y, condition).view(count, -1) + dequantise_log_det(self.space)
+        return averaged_log_prob(self._flow_log_prob, x, condition, self.space, self.probes, CHUNK)
 
     def _flow_log_prob(self, y: Tensor, condition: Tensor | None) -> Tensor:
         score = self._given(condition)

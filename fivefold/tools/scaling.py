@@ -88,6 +88,39 @@ def dequantised_log_prob(
     return log_mean_exp(values)
 
 
+def averaged_log_prob(
+    log_prob: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    condition: Tensor | None,
+    space: Space,
+    samples: int,
+    at_once: int,
+) -> tuple[Tensor, Tensor]:
+    """The mean over draws of the logarithm of a noisy density, nats `(B,)`, and its standard error.
+
+    For densities of which ln p is unbiased: the mean of exponentials, as of `dequantised_log_prob`, would be high.
+    Where a dimension is discrete each draw has its own noise in the cell, and the mean is a bound in expectation.
+
+    Args:
+        log_prob: nats `(B,)` of continuous points `(B, *shape)` given a condition, itself a draw.
+        x: encoded examples `(B, *shape)`.
+        condition: encoded, or None.
+        space: of the examples.
+        samples: draws for each example.
+        at_once: how many numbers `log_prob` takes at once, unless the examples themselves are more.
+    """
+
+    def draw(count: int) -> Tensor:
+        y = dequantise(x.repeat(count, *[1] * (x.dim() - 1)), space)
+        given = None if condition is None else condition.repeat(count, *[1] * (condition.dim() - 1))
+        return log_prob(y, given).view(count, -1) + dequantise_log_det(space)
+
+    part = max(min(at_once // x.numel(), samples), 1)
+    values = torch.cat([draw(min(part, samples - i)) for i in range(0, samples, part)]).double()
+    error = values.std(0) / math.sqrt(samples) if samples > 1 else torch.zeros_like(values[0])
+    return values.mean(0), error
+
+
 def log_mean_exp(values: Tensor) -> tuple[Tensor, Tensor]:
     """ln of the mean of exp(values) over dim 0, `(K, B)` to `(B,)`, and its standard error (delta method)."""
     samples = len(values)
