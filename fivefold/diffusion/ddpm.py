@@ -64,7 +64,10 @@ class DDPM(LatentSystem):
         score_steps: network evaluations to score an example, drawn in pairs from equal shares of the bound;
             0 sums all T terms.
         channels: of the U-Net at full resolution (images).
-        blocks: residual blocks of the U-Net at each resolution.
+        multipliers: of the channels at each resolution, the full one first; as many as there are are used (images).
+        blocks: residual blocks of the U-Net at each resolution (images).
+        attention: resolution whose positions attend to each other; 0 for the lowest (images).
+        dropout: in the U-Net's blocks (images).
         hidden: width of the network (tables).
         layers: residual layers of the network (tables).
     """
@@ -72,7 +75,21 @@ class DDPM(LatentSystem):
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
     sampling: ClassVar[str] = "iterative"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 20, 50)}
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"lr": 2e-3, "ema": 0.999, "clip": 1.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {"lr": 2e-3, "ema": 0.999, "clip": 1.0},
+        "cifar10": {
+            "channels": 128, "blocks": 2, "attention": 16, "dropout": 0.1, "sampler": "ddpm", "sampling_steps": 1000,
+            "score_steps": 0, "lr": 2e-4, "batch_size": 128, "ema": 0.9999,
+        },
+        "celebahq256": {
+            "channels": 128, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "attention": 16, "sampler": "ddpm",
+            "sampling_steps": 1000, "score_steps": 0, "lr": 2e-5, "batch_size": 64, "ema": 0.9999,
+        },
+    }  # fmt: skip
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
+        "cifar10": (35.7e6, "Ho et al. 2020, appendix B"),
+        "celebahq256": (114e6, "Ho et al. 2020, appendix B"),
+    }
 
     half_cell: Tensor
     limit: Tensor
@@ -92,7 +109,10 @@ class DDPM(LatentSystem):
         sampling_steps: int = 50,
         score_steps: int = 64,
         channels: int = 32,
+        multipliers: tuple[int, ...] = (1, 2, 2, 2),
         blocks: int = 1,
+        attention: int = 0,
+        dropout: float = 0.0,
         hidden: int = 128,
         layers: int = 3,
     ) -> None:
@@ -102,13 +122,15 @@ class DDPM(LatentSystem):
         half = torch.tensor([math.nan if n is None else 1 / max(n - 1, 1) for n in space.dim_levels]).view(space.shape)
         self.register_buffer("half_cell", half.nan_to_num(0.0), persistent=False)  # half the distance between levels
         self.register_buffer("limit", torch.where(half.isnan(), math.inf, 1.0), persistent=False)
-        resolution = float(torch.where(half.isnan(), REAL_LEVEL, 2 * half).min())
+        resolution = min(REAL_LEVEL if n is None else 2 / max(n - 1, 1) for n in space.dim_levels)
         noise = min(max(first_noise * resolution, 1e-3), 0.5)
         self.diffusion = GaussianDiffusion(alpha_bars(SCHEDULES[schedule], timesteps, noise), variance)
         self.register_buffer("share", WEIGHTINGS[weighting](self.diffusion).cumsum(0), persistent=False)
-        self.network: nn.Module = (
-            UNet(space, channels, blocks) if space.kind == "image" else TimedMLP(space, hidden, layers)
-        )
+        self.network: nn.Module
+        if space.kind == "image":
+            self.network = UNet(space, channels, multipliers, blocks, attention, dropout)
+        else:
+            self.network = TimedMLP(space, hidden, layers)
         self.density_note = f"{score_steps or timesteps} of {timesteps} terms"
 
     # --- training -------------------------------------------------------------------------------
@@ -126,7 +148,7 @@ class DDPM(LatentSystem):
         return (noise - predicted).square().mean()
 
     def noise(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """The predicted noise in `x_t` at times `t` `(B,)`."""
+        """The predicted noise in `x_t` at times `t` `(B,)`, or one for all `(1,)`."""
         # what a standard normal x_0 would make optimal, and the network's correction
         prior = self.diffusion.noise[t].view(-1, *[1] * (x_t.dim() - 1)) * x_t
         return prior + self.network(x_t, t / self.diffusion.timesteps, condition)
@@ -218,7 +240,7 @@ class DDPM(LatentSystem):
     ) -> Tensor:
         """From x_T to x_0 along the grid of sampling steps."""
         for t, s in pairwise(timestep_grid(self.diffusion.timesteps, self.sampling_steps)):
-            times = torch.full((len(x),), t, device=x.device)
+            times = torch.tensor([t], device=x.device)
             x_0 = clip(self.diffusion.clean(x, times, self.noise(x, times, condition)))
             x = self.diffusion.step(x, x_0, t, s, eta * self.diffusion.posterior_deviation(t, s))
         return x
@@ -227,7 +249,7 @@ class DDPM(LatentSystem):
         """x_T from which deterministic sampling gives `x`: each of its steps inverted by fixed-point iteration."""
         z = centre(x, self.space)
         for s, t in pairwise(reversed(timestep_grid(self.diffusion.timesteps, self.sampling_steps))):
-            times = torch.full((len(z),), t, device=z.device)
+            times = torch.tensor([t], device=z.device)
             x_s = z
             for _ in range(INVERSIONS):
                 z = self.diffusion.unstep(x_s, self.noise(z, times, condition), t, s)

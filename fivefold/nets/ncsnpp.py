@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.nets.coders import zero
-from fivefold.nets.unet import Attention, TimeEmbedding
+from fivefold.nets.unet import Attention, TimeEmbedding, group_norm
 from fivefold.space import Space
 from fivefold.tools.resample import conv_down, downsample, upsample
 
@@ -56,7 +56,8 @@ class ScoreUNet(nn.Module):
         def block(inputs: int, outputs: int, attend: bool = False, change: str = "") -> RescaledBlock:
             return RescaledBlock(inputs, outputs, 4 * channels, attend, dropout, RESAMPLERS[plus].get(change))
 
-        self.time = TimeEmbedding(space.condition, 4 * channels, FOURIER_SCALE if plus else 0.0)
+        features, fourier = (2 * channels, FOURIER_SCALE) if plus else (channels, 0.0)
+        self.time = TimeEmbedding(space.condition, 4 * channels, features, fourier)
         self.first = _uniform(nn.Conv2d(image_channels, channels, 3, padding=1))
         self.down, self.up, self.image = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         current, skips = channels, [channels]
@@ -76,7 +77,9 @@ class ScoreUNet(nn.Module):
                 current = width
             if level:
                 self.up.append(block(current, current, change="up"))
-        self.last = nn.Sequential(_norm(current), nn.SiLU(), zero(nn.Conv2d(current, image_channels, 3, padding=1)))
+        self.last = nn.Sequential(
+            group_norm(current), nn.SiLU(), zero(nn.Conv2d(current, image_channels, 3, padding=1))
+        )
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         embedding = self.time(time, condition)
@@ -114,9 +117,9 @@ class RescaledBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.norm1, self.conv1 = _norm(inputs), _uniform(nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.norm1, self.conv1 = group_norm(inputs), _uniform(nn.Conv2d(inputs, outputs, 3, padding=1))
         self.time = _uniform(nn.Linear(time_width, outputs))
-        self.norm2, self.conv2 = _norm(outputs), zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.norm2, self.conv2 = group_norm(outputs), zero(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.drop = nn.Dropout(dropout)
         same = inputs == outputs and resample is None
         self.skip = nn.Identity() if same else _uniform(nn.Conv2d(inputs, outputs, 1))
@@ -170,10 +173,6 @@ RESAMPLERS: dict[bool, dict[str, Resample]] = {
     False: {"down": _halve, "up": _double},
     True: {"down": _halve_filtered, "up": upsample},
 }
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(channels, min(max(channels // 4, 1), 32)), channels)
 
 
 def _uniform(layer: _Layer) -> _Layer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +48,11 @@ def alpha_bars(schedule: Schedule, timesteps: int, first_noise: float) -> Tensor
         timesteps: T, at least 2.
         first_noise: standard deviation s_1 of q(x_1 | x_0), in (0, 1).
     """
-    grid = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device
+    grid = torch.linspace(0, 1, 100_001, **exact)
     start = grid[torch.searchsorted(schedule(grid), -math.log1p(-(first_noise**2)))]
-    later = schedule(torch.linspace(float(start), 1, timesteps, dtype=torch.float64))
-    return torch.cat([torch.ones(1, dtype=torch.float64), torch.exp(-later)])
+    later = schedule(torch.linspace(float(start), 1, timesteps, **exact))
+    return torch.cat([torch.ones(1, **exact), torch.exp(-later)])
 
 
 class GaussianDiffusion(nn.Module):
