@@ -16,11 +16,12 @@ from fivefold.nets.conditioner import Conditioner
 CONDITION = 3
 
 
-def coupling(shape, mask, transform):
+def coupling(shape, mask, transform, skips=False):
     """A coupling with a random network: by channels, or by pixels where the mask is of pixels."""
     by_pixel = mask.dim() > 1
     kept, changed = (shape[0], shape[0]) if by_pixel else (int((~mask).sum()), int(mask.sum()))
-    net = Conditioner(kept, changed * transform.parameters, shape[1:], hidden=8, blocks=1, condition=CONDITION)
+    outputs = changed * transform.parameters
+    net = Conditioner(kept, outputs, shape[1:], hidden=8, blocks=1, condition=CONDITION, skips=skips)
     return (MaskedCoupling if by_pixel else Coupling)(mask, transform, net)
 
 
@@ -36,6 +37,7 @@ CASES = {
     "affine one column": ((1,), False, lambda: coupling((1,), parity_mask(1, 1), Affine())),
     "affine checkerboard": ((2, 3, 5), False, lambda: coupling((2, 3, 5), checkerboard_mask(3, 5), Affine())),
     "affine channels": ((3, 2, 2), False, lambda: coupling((3, 2, 2), parity_mask(3, 3), Affine())),
+    "affine skips": ((3, 2, 2), False, lambda: coupling((3, 2, 2), parity_mask(3, 3), Affine(), skips=True)),
     "spline table": ((5,), False, lambda: coupling((5,), ~parity_mask(5, 2), TAILS)),
     "spline cube": ((4, 2, 2), True, lambda: coupling((4, 2, 2), parity_mask(4, 3), CUBE)),
     "spline one pixel": ((1, 1, 1), True, lambda: coupling((1, 1, 1), checkerboard_mask(1, 1), CUBE)),

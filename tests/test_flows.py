@@ -7,7 +7,7 @@ from scipy import stats
 
 import fivefold
 from fivefold.arguments import options as known_options
-from fivefold.bijections.coupling import Coupling
+from fivefold.bijections.coupling import Coupling, MaskedCoupling
 from fivefold.bijections.linear import LULinear
 from fivefold.catalog import find
 from fivefold.nets.conditioner import ConditionedLayer
@@ -191,6 +191,18 @@ def test_glow_starts_by_the_data_mixes_channels_and_learns_the_law_of_what_it_fa
     laws[-1].net.layer.bias.data.zero_()
     before, _ = glow.flow(torch.zeros(2, 1, 8, 8))
     torch.testing.assert_close((z - before)[0], torch.cat([torch.ones(16), torch.zeros(48)]), atol=1e-5, rtol=0)
+
+
+def test_realnvp_of_the_paper_ends_after_its_scales_widens_and_sees_every_block():
+    space = Space("image", (3, 8, 8), levels=256)
+    system, x = build("realnvp", space, spread=0.1, layers=3, scales=2, widen=True, skips=True), examples(space)
+    nets = [part.net for part in system.modules() if isinstance(part, Coupling | MaskedCoupling)]
+    assert [len(net.position) for net in nets] == [8] * 3 + [16] * 3 + [16] * 4  # pixels, channels, pixels at the end
+    assert torch.equal(space.encode(system.reconstruct(space.decode(x))), x)
+    net, seen = nets[0], torch.randn(2, 3, 8, 8)
+    before = net(seen)
+    net.skips[0].weight.data.zero_()  # what the last layer sees of the start, beside the last block
+    assert (net(seen) - before).abs().max() > 0.01
 
 
 def test_temperature_scales_the_noise_and_not_the_density(name):

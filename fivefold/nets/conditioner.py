@@ -16,8 +16,9 @@ class Conditioner(nn.Module):
     """`(B, inputs, *spatial)` and a condition `(B, condition)` to `(B, outputs, *spatial)`; 0 at first.
 
     Pre-activation residual blocks: fully connected where `spatial` is empty, else 3x3 convolutions (1x1
-    on a single pixel) with a learned bias at each position. Without batch normalisation, so that an
-    example's output is its own.
+    on a single pixel) with a learned bias at each position; with `skips` the bias is the same everywhere and
+    the last layer sees, in place of the residual stream, the sum of a 1x1 layer's outputs at its start and after
+    each block (Dinh et al., 2017, 4.1). Without batch normalisation, so that an example's output is its own.
 
     Args:
         inputs: channels in; may be 0.
@@ -27,6 +28,7 @@ class Conditioner(nn.Module):
         blocks: how many residual blocks.
         condition: width of the condition, 0 for none.
         dropout: probability within each block.
+        skips: see above.
     """
 
     def __init__(
@@ -38,29 +40,34 @@ class Conditioner(nn.Module):
         blocks: int = 2,
         condition: int = 0,
         dropout: float = 0.0,
+        skips: bool = False,
     ) -> None:
         super().__init__()
         wide = _wide(spatial)
         narrow = _convolution(1) if spatial else nn.Linear
         self.first = wide(inputs, hidden) if inputs else None
-        self.position = nn.Parameter(torch.zeros(hidden, *spatial))
+        self.position = nn.Parameter(torch.zeros(hidden, *([1] * len(spatial) if skips else spatial)))
         self.condition = nn.Linear(condition, hidden) if condition else None
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.ReLU(), wide(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), wide(hidden, hidden))
             for _ in range(blocks)
         )
+        self.skips = nn.ModuleList(narrow(hidden, hidden) for _ in range(blocks + 1)) if skips else None
         self.activation = nn.ReLU()
         self.last = zero(narrow(hidden, outputs))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        h = self.position.expand(len(x), *self.position.shape)
+        h = self.position.expand(len(x), len(self.position), *x.shape[2:])
         if self.first is not None:
             h = h + self.first(x)
         if self.condition is not None and condition is not None:
             h = h + self.condition(condition).view(*h.shape[:2], *[1] * (h.dim() - 2))
+        stages = [h]
         for block in self.blocks:
-            h = h + block(h)
-        return self.last(self.activation(h))
+            stages.append(stages[-1] + block(stages[-1]))
+        if self.skips is None:
+            return self.last(self.activation(stages[-1]))
+        return self.last(self.activation(sum(skip(h) for skip, h in zip(self.skips, stages, strict=True))))
 
 
 class ConditionedLayer(nn.Module):
