@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
 from fivefold.gan.biggan import BigGAN, SelfAttention
 from fivefold.space import Batch, Space, label_space
-from fivefold.tools.distributions import truncated_normal
 from fivefold.tools.games import orthogonal_penalty
 
 PICTURES = Space("image", (3, 16, 16), 256).conditioned_on(label_space(tuple("abc")))
@@ -101,16 +98,6 @@ def test_orthogonal_penalty_is_of_products_of_different_filters():
 
     assert loss(1.0) - loss(0.0) == pytest.approx(s._overlap().item(), rel=1e-3)
     assert loss(1.0) - loss(0.0) > 1
-
-
-def test_truncated_normal_values_are_those_within_the_bound():
-    torch.manual_seed(0)
-    x = truncated_normal((200_000,), 0.8, torch.device("cpu"))
-    assert x.abs().max() <= 0.8
-    kept = torch.randn(800_000)
-    kept = kept[kept.abs() <= 0.8]
-    assert x.square().mean().item() == pytest.approx(kept.square().mean().item(), rel=0.01)
-    assert truncated_normal((50_000,), math.inf, torch.device("cpu")).std().item() == pytest.approx(1, abs=0.02)
 
 
 def test_truncation_bounds_the_codes_of_samples():

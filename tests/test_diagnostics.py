@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fivefold import Density, load_data
+from fivefold import Density, Space, catalog, load_data
 from fivefold.diagnostics import diagnose
 from fivefold.report.columns import Line
 from fivefold.report.page import _diagnostics
+from fivefold.report.survey import TABLE_1
 from fivefold.system import LatentSystem
 
 
@@ -68,6 +69,41 @@ def test_quality_follows_a_dial(system_and_data):
     assert recall[0] < recall[2]
     assert [point["evaluations"] for point in found["dials"]["steps"]] == [1, 4]
     assert found["levels"] == [{"nats": 1.0, "distortion": pytest.approx(4.0)}, {"nats": 3.0, "distortion": 0.0}]
+
+
+DIAL = {  # what fits a family; a hierarchy's levels come beside it
+    "gan": "truncation", "diffusion": "sampling_steps", "autoregressive": "temperature", "flow": "temperature",
+    "igebm": "sample_steps", "vaebm": "sample_steps", "flow-contrastive": "temperature", "vae": None,
+    "ffjord": "sampling_tolerance", "residual-flow": "tolerance",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_every_system_of_table_1_has_what_fits_its_family(name):
+    family, cls = catalog.entries()[name].family, catalog.class_of(name)
+    if family == "vae":
+        assert cls._rate_distortion is not LatentSystem._rate_distortion
+    wanted = DIAL[name] if name in DIAL else DIAL.get(family, "temperature")
+    assert wanted is None or wanted in cls.dials
+    for values in cls.dials.values():
+        assert len(set(values)) == len(values) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE_1 if catalog.entries()[name].family == "gan"])
+def test_truncation_takes_variety_and_at_its_largest_value_leaves_samples_as_they_were(name):
+    torch.manual_seed(0)
+    system = catalog.build(name, Space("image", (1, 8, 8), 256), latent=8, width=4)
+    with torch.no_grad():
+        for parameter in system.parameters():  # biases that begin at 0 have nothing to draw a code to
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    plain, drawn = system.sample_encoded(100, seed=0), []
+    for value in system.dials["truncation"]:
+        with system.turned(truncation=value):
+            drawn.append(system.sample_encoded(100, seed=0))
+    assert torch.equal(drawn[-1], plain)
+    spreads = [x.double().var(0).mean().item() for x in drawn]
+    assert spreads == sorted(spreads)
+    assert spreads[0] < 0.8 * spreads[-1]
 
 
 def test_the_page_draws_them(system_and_data):

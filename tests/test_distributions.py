@@ -1,14 +1,16 @@
 """Output distributions against enumeration and quadrature, their samplers against their densities."""
 
 import itertools
+import math
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest, truncnorm
 
 from fivefold.nets.heads import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Head, LogisticMixture
 from fivefold.space import Column, Space
 from fivefold.system import Unfit
+from fivefold.tools.distributions import truncated_normal
 
 SIGNIFICANCE = 1e-4
 
@@ -133,3 +135,22 @@ def test_tempered_outputs_are_the_power_of_their_density(temperature):
     mixture = torch.cat([torch.tensor([9.0, -9.0]), torch.zeros(4)])  # one component: only its scale is left to change
     cold = LogisticMixture(2).tempered(mixture, temperature)
     assert torch.allclose(cold[4:].exp(), torch.tensor(temperature).sqrt().expand(2))
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.8, 2.0, math.inf])
+def test_truncated_normal_values_follow_the_law_within_the_bound(bound):
+    """With Z = P(|x| <= b) and k = 2 b phi(b) / Z the variance is 1 - k, the fourth moment 3 - k (b^2 + 3)."""
+    n = 100_000
+    torch.manual_seed(0)
+    x = truncated_normal((n,), bound, torch.device("cpu")).double()
+    assert x.abs().max() <= bound
+    edge = min(bound, 40.0)
+    k = 2 * edge * math.exp(-(edge**2) / 2) / math.sqrt(2 * math.pi) / math.erf(edge / math.sqrt(2))
+    variance, fourth = 1 - k, 3 - k * (edge**2 + 3)
+    assert abs(x.square().mean().item() - variance) < 4 * math.sqrt((fourth - variance**2) / n)
+    assert abs(x.mean().item()) < 4 * math.sqrt(variance / n)
+    assert kstest(x.numpy(), truncnorm(-edge, edge).cdf).pvalue > SIGNIFICANCE
+    torch.manual_seed(0)
+    plain = torch.randn(n)
+    inside = plain.abs() <= bound
+    assert torch.equal(x[inside].float(), plain[inside])

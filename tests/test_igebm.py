@@ -153,6 +153,17 @@ def test_a_chain_keeps_its_condition_and_samples_continue_chains_of_theirs():
             assert (system.conditions[same] == label).all()
 
 
+def test_the_number_of_steps_is_a_dial_and_none_gives_the_buffers_chains():
+    torch.manual_seed(0)
+    system = IGEBM(Space("image", (1, 8, 8), None), **SMALL)
+    train(system, Batch(torch.randn(16, 1, 8, 8)), 2)
+    with system.turned(sample_steps=0):
+        start = system.sample_encoded(6, seed=0)
+        assert system.sample_evaluations == 0
+    assert all((system.chains == x).flatten(1).all(1).any() for x in start)
+    assert (system.sample_encoded(6, seed=0) != start).any()
+
+
 @pytest.mark.parametrize("start", ["buffer", "noise"])
 @pytest.mark.parametrize(
     "space",

@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from fivefold.gan.progan import ProGAN, at_level, level_at
-from fivefold.space import Batch, Space
+from fivefold.nets.equalised import pixel_norm
+from fivefold.space import Batch, Space, label_space
+from fivefold.tools.distributions import truncated_normal
 
 PICTURES = Space("image", (3, 16, 16), 256)
 BATCH = Batch(torch.randint(256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0)))
@@ -113,3 +115,27 @@ def test_sides_that_cannot_be_halved_are_padded_and_cropped():
     torch.testing.assert_close(canvas[..., :9, 17], canvas[..., :9, 16])
     list(s.updates(Batch(x), 0.0))
     assert s.sample_encoded(2, seed=0).shape == (2, 1, 9, 17)
+
+
+@pytest.mark.parametrize("bound", [0.25, 1.0, 4.0])
+def test_a_bound_on_components_leaves_the_normed_codes_moments(bound):
+    """Why the dial is another: mean 0 and covariance I at every bound, within five standard errors."""
+    torch.manual_seed(0)
+    code = pixel_norm(truncated_normal((20_000, 8), bound, torch.device("cpu")))
+    assert code.mean(0).abs().max() < 5 / 20_000**0.5
+    assert (code.T @ code / 20_000 - torch.eye(8)).abs().max() < 5 / 20_000**0.5
+
+
+def test_truncation_draws_the_normed_code_to_its_mean_and_not_the_class():
+    torch.manual_seed(0)
+    s = ProGAN(PICTURES.conditioned_on(label_space(("a", "b"))), latent=8, width=4, growth=0.0)
+    z, y, codes = torch.randn(6, 8), torch.tensor([[0.0], [1.0]]).repeat(3, 1), []
+    s.generator.dense.register_forward_pre_hook(lambda _, inputs: codes.append(inputs[0]))
+    with torch.no_grad():
+        plain, half, none = (s.generator(z, y, 2.0, truncation) for truncation in (1.0, 0.5, 0.0))
+        torch.testing.assert_close(plain, s.generator(z, y, 2.0), atol=0, rtol=0)
+    torch.testing.assert_close(codes[1][:, :8], codes[0][:, :8] / 2)
+    torch.testing.assert_close(codes[1][:, 8:], codes[0][:, 8:])
+    assert not torch.allclose(half, plain)
+    assert codes[2][:, :8].abs().max() == 0
+    assert not torch.allclose(none[0], none[1])  # of two classes

@@ -194,6 +194,21 @@ def test_a_block_inverts_and_a_condition_moves_it_within_its_bound(shape):
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
 
+def test_the_tolerance_of_the_inverse_is_a_dial():
+    """Turned, it bounds every block's last step and takes fewer of them; densities stay, and so does the option."""
+    system, found = moved(IMAGE, tolerance=1e-5), {}
+    x = system.sample_encoded(8, seed=0)
+    before = system.score_encoded(Batch(x)).log_prob
+    for tolerance in (0.3, 1e-2, 1e-6):
+        with system.turned(tolerance=tolerance):
+            system.sample_encoded(8, seed=0)
+            assert max(block.error for block in system._residuals()) <= tolerance
+            found[tolerance] = system.sample_evaluations
+            assert torch.equal(system.score_encoded(Batch(x)).log_prob, before)
+    assert found[0.3] < found[1e-2] < found[1e-6]
+    assert {block.options.tolerance for block in system._residuals()} == {1e-5}
+
+
 def test_an_inverse_that_does_not_converge_is_told(monkeypatch):
     net, x = contraction()
     block = Residual(net, SeriesOptions(exact=True, tolerance=1e-12)).eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +54,12 @@ class IGEBM(System):
         reset_rate: share of chains that start from noise again when they are drawn.
         regularisation: weight of E_data^2 + E_chains^2, which keeps f near 0.
         start: where sampling starts, buffer or noise.
-        sample_steps: Langevin steps for a sample.
+        sample_steps: Langevin steps for a sample; 0 gives where it starts.
     """
 
     densities = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
     sampling = "mcmc"
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"sample_steps": (0, 20, 60, 120)}
     presets = {
         "default": {"ema": 0.99},
         "paper": {"width": 128, "chain_steps": 60, "buffer_size": 10000, "noise": 0.005, "lr": 1e-4, "batch_size": 128},

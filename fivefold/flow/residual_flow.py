@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, ClassVar, Literal
 
@@ -56,6 +57,10 @@ class ResidualFlow(FlowSystem):
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.ESTIMATE}
     free_form: ClassVar[bool] = True
     sampling: ClassVar[str] = "iterative"
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {
+        "temperature": (0.7, 0.85, 1.0),
+        "tolerance": (0.3, 1e-1, 1e-2, 1e-4, 1e-6),
+    }
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99, "clip": 5.0, "evaluations": 1},
         "mnist": {
@@ -181,6 +186,17 @@ class ResidualFlow(FlowSystem):
         return self._point_log_prob(y, condition).view(count, -1) + dequantise_log_det(self.space)
 
     # --- the inverse ----------------------------------------------------------------------------
+
+    @property
+    def tolerance(self) -> float:
+        """Of a step of every inverse's iteration; densities, which go forward alone, do not depend on it."""
+        return self.series.tolerance
+
+    @tolerance.setter
+    def tolerance(self, value: float) -> None:
+        self.series = dataclasses.replace(self.series, tolerance=value)
+        for block in self._residuals():
+            block.options = self.series
 
     @property
     def sample_evaluations(self) -> int:

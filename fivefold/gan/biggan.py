@@ -227,7 +227,7 @@ class BigGAN(System):
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
         "imagenet128": (158.3e6, "Brock et al. 2019, Table 1: 158.3 million of both networks")
     }
-    dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 1.0, 2.0)}
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 1.0, 2.0, 5.0)}
 
     def __init__(
         self,
@@ -291,8 +291,7 @@ class BigGAN(System):
         return [self.generator, self.critic]
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        shape = (n, self.latent)
-        z = truncated_normal(shape, self.truncation or math.inf, self.device)
+        z = truncated_normal((n, self.latent), self.truncation or math.inf, self.device)
         return uncentre(self.generator(z, condition), self.space)
 
     def monitor(self, batch: Batch) -> dict[str, float]:

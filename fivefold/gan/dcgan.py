@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from fivefold.nets.adversarial import critic_net, generator_net
 from fivefold.system import Batch, Density, Space, System, Update
 from fivefold.tools import games
+from fivefold.tools.distributions import truncated_normal
 from fivefold.tools.scaling import centre, uncentre
 
 
@@ -30,9 +33,12 @@ class DCGAN(System):
         batch_norm: batch norm in both convolutional networks; a critic under a gradient penalty never has it.
         weight_clip: bound on the critic's weights, for wasserstein.
         penalty: weight of the gradient penalty, for wasserstein-gp.
+        truncation: largest absolute value of a sample's latent code; others are drawn again, as BigGAN does. 0 for
+            no bound.
     """
 
     densities = {"image": Density.NONE, "table": Density.NONE}
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 1.0, 2.0, 5.0)}
     presets = {
         "default": {"ema": 0.995},
         "paper": {"width": 128, "latent": 100, "batch_size": 128, "lr": 2e-4, "beta1": 0.5, "ema": 0.0},
@@ -51,10 +57,11 @@ class DCGAN(System):
         batch_norm: bool = True,
         weight_clip: float = 0.01,
         penalty: float = 10.0,
+        truncation: float = 0.0,
     ) -> None:
         super().__init__(space)
         self.game = games.game(loss)
-        self.latent, self.weight_clip, self.penalty = latent, weight_clip, penalty
+        self.latent, self.weight_clip, self.penalty, self.truncation = latent, weight_clip, penalty, truncation
         self.critics = critics or {"image": 1, "table": 3}[space.kind]
         self.generator = generator_net(space, latent, width, batch_norm)
         self.critic = critic_net(space, width, batch_norm and not self.game.penalised)
@@ -103,7 +110,8 @@ class DCGAN(System):
         return [self.generator] if self.game.penalised else [self.generator, self.critic]
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        return uncentre(self._generate(n, condition), self.space)
+        z = truncated_normal((n, self.latent), self.truncation or math.inf, self.device)
+        return uncentre(self.generator(z, condition), self.space)
 
     def monitor(self, batch: Batch) -> dict[str, float]:
         """Share of near-duplicates among samples, and the critic's mean outputs and their gap."""

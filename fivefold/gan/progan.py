@@ -60,6 +60,8 @@ class TwoConvs(nn.Module):
 class GrowingGenerator(nn.Module):
     """From codes `(B, latent)` and a condition to images at a level's resolution, with pixel norm after each layer.
 
+    `truncation` multiplies the code after its own norm, which would undo it, and leaves the condition as it is.
+
     Args:
         space: of images.
         latent: width of the code.
@@ -68,7 +70,7 @@ class GrowingGenerator(nn.Module):
 
     def __init__(self, space: Space, latent: int, channels: list[int]) -> None:
         super().__init__()
-        depth = len(channels) - 1
+        depth, self.latent = len(channels) - 1, latent
         self.start = channels[0], -(-space.shape[1] // 2**depth), -(-space.shape[2] // 2**depth)
         self.embed = ConditionEmbedding(space.condition, latent)
         # the paper's gain: a dense layer counted as a 4x4 convolution
@@ -78,9 +80,10 @@ class GrowingGenerator(nn.Module):
         self.blocks = nn.ModuleList(TwoConvs(a, b, b, after=_normed) for a, b in pairs)
         self.to_image = nn.ModuleList(EqualConv(c, space.shape[0], 1) for c in channels)
 
-    def forward(self, z: Tensor, condition: Tensor | None, level: float) -> Tensor:
+    def forward(self, z: Tensor, condition: Tensor | None, level: float, truncation: float = 1.0) -> Tensor:
         upper = math.ceil(level)
-        x = self.dense(pixel_norm(with_maps(z, self.embed(condition)))).view(-1, *self.start)
+        code, given = pixel_norm(with_maps(z, self.embed(condition))).tensor_split((self.latent,), 1)
+        x = self.dense(torch.cat([truncation * code, given], 1)).view(-1, *self.start)
         x = below = _normed(self.first(_normed(x)))
         for block in list(self.blocks)[:upper]:
             below, x = x, block(_double(x))
@@ -123,6 +126,10 @@ class ProGAN(System):
     the one below makes, on data blurred alike. Wasserstein game with gradient penalty; weights of equal learning
     rates; pixel norm in the generator; the critic sees how much examples differ within the batch.
 
+    BigGAN's truncation would do next to nothing: codes are normed to a sphere, and whatever bound their components had,
+    by symmetry they keep mean 0 and covariance I on it. What changes samples is to draw the normed code towards that
+    mean, as StyleGAN does with its styles: `truncation` is the share of the way that is left.
+
     Args:
         space: what one example is.
         latent: width of codes.
@@ -133,6 +140,7 @@ class ProGAN(System):
         critics: steps of the critic for one of the generator, on the same examples against new fakes.
         penalty: weight of the gradient penalty.
         drift: weight of the critic's squared output on the data, which keeps it near 0.
+        truncation: of samples: their normed codes are multiplied by it; 0 gives one image (of a class), 1 all.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
@@ -145,6 +153,7 @@ class ProGAN(System):
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
         "celebahq1024": (23.1e6, "Karras et al. 2019 (StyleGAN), appendix B: the traditional generator", "generator")
     }
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 0.75, 1.0)}
 
     level: Tensor
 
@@ -160,9 +169,11 @@ class ProGAN(System):
         critics: int = 1,
         penalty: float = 10.0,
         drift: float = 1e-3,
+        truncation: float = 1.0,
     ) -> None:
         super().__init__(space)
-        self.latent, self.growth, self.critics, self.penalty, self.drift = latent, growth, critics, penalty, drift
+        self.latent, self.growth, self.critics, self.truncation = latent, growth, critics, truncation
+        self.penalty, self.drift = penalty, drift
         self.depth = halvings(space)
         channels = widths(width, widest, self.depth)
         self.generator = GrowingGenerator(space, latent, channels)
@@ -216,7 +227,7 @@ class ProGAN(System):
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         level = self.level.item()
-        x = self._generate(n, condition, level)
+        x = self.generator(torch.randn(n, self.latent, device=self.device), condition, level, self.truncation)
         x = F.interpolate(x, scale_factor=2.0 ** (self.depth - math.ceil(level)))
         return uncentre(x[..., : self.space.shape[1], : self.space.shape[2]], self.space)
 
