@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fivefold.gan.stylegan2_ada import ADJUST_EVERY, StyleGAN2ADA
+from fivefold.gan import stylegan2_ada
+from fivefold.gan.stylegan2_ada import ADJUST_EVERY, PATH_RATE, StyleGAN2ADA
 from fivefold.nets.equalised import EqualConv, EqualLinear, with_deviation
-from fivefold.nets.stylegan import ModulatedConv
-from fivefold.space import Batch, Space
+from fivefold.nets.stylegan import ModulatedConv, ResidualDown, StyledLayer, ToImage
+from fivefold.space import Batch, Space, label_space
 from fivefold.tools.augment import augment, colours, move, positions
 from fivefold.tools.games import path_lengths, r1_penalty
+from fivefold.tools.resample import blur, conv_down, conv_up, downsample, upsample
 
 DIGITS = Space("image", (1, 8, 8), 17)
 
@@ -65,6 +67,75 @@ def test_modulation_is_a_convolution_with_each_examples_own_weights(up):
 
     assert variance_ratio(True) < 1.6
     assert variance_ratio(False) > 3
+
+
+def test_the_images_layers_follow_the_styles_scale_and_the_others_do_not():
+    x, w, found = torch.randn(2, 3, 6, 6), torch.zeros(2, 4), {}
+    for scale in (1.0, 3.0):
+        torch.manual_seed(0)
+        for layer in (ToImage(3, 5, 4), StyledLayer(3, 5, 4)):
+            torch.nn.init.constant_(layer.conv.style.bias, scale)
+            found[type(layer), scale] = layer(x, w)
+    torch.testing.assert_close(found[ToImage, 3.0], 3 * found[ToImage, 1.0])
+    torch.testing.assert_close(found[StyledLayer, 3.0], found[StyledLayer, 1.0])
+
+
+def test_the_mapping_takes_directions_and_the_class_and_learns_slowly():
+    torch.manual_seed(0)
+    s = StyleGAN2ADA(DIGITS.conditioned_on(label_space(("a", "b"))), latent=8, width=4)
+    z, first, second = torch.randn(5, 8), torch.zeros(5, 1), torch.ones(5, 1)
+    w = s.generator.mapping(z, first)
+    torch.testing.assert_close(s.generator.mapping(7 * z, first), w)
+    for other in (s.generator.mapping(z.roll(1, 0), first), s.generator.mapping(z, second)):
+        assert (w - other).abs().amax(1).min() > 0.01
+    assert {layer.rate for layer in s.generator.mapping.layers} == {0.01}
+    x = torch.randn(5, 1, 8, 8)
+    assert (s.critic(x, first) - s.critic(x, second)).abs().min() > 1e-3
+
+
+def test_noise_of_a_learnt_strength_is_one_map_for_all_channels():
+    layer, x, w = StyledLayer(3, 5, 4), torch.randn(2, 3, 6, 6), torch.randn(2, 4)
+    torch.testing.assert_close(layer(x, w), layer(x, w))  # none at first
+    layer.strength.data.fill_(1e3)
+    y = layer(x, w)
+    y = torch.where(y > 0, y, 5 * y) / (1e3 * math.sqrt(2))  # before the LeakyReLU
+    torch.testing.assert_close(y, y[:, :1].expand_as(y), atol=0.02, rtol=0)
+    assert 0.5 < y[:, 0].std() < 1.5
+
+
+def test_the_image_is_the_sum_of_those_of_all_resolutions():
+    s, parts = system(), []
+    s.generator.synthesis.to_image[0].bias.data.fill_(1.0)
+    for layer in s.generator.synthesis.to_image:
+        layer.register_forward_hook(lambda module, inputs, y: parts.append(y))
+    image = s.generator(torch.randn(3, 8))
+    assert [part.shape[-1] for part in parts] == [4, 8]
+    torch.testing.assert_close(image, upsample(parts[0]) + parts[1])
+
+
+def test_a_critics_block_is_residual():
+    torch.manual_seed(0)
+    block, plain, x = ResidualDown(3, 5), ResidualDown(3, 5, residual=False), torch.randn(2, 3, 8, 8)
+    block.second.weight.data.zero_()
+    torch.testing.assert_close(block(x), block.skip(downsample(x)) / math.sqrt(2))
+    plain.second.weight.data.zero_()
+    assert not plain(x).any()
+
+
+def test_resolutions_change_by_the_binomial_filter():
+    """Its response to a point; upsampling is zeros between the pixels and the filter; so with a convolution beside."""
+    torch.manual_seed(0)
+    taps, point, x = torch.tensor([1.0, 3, 3, 1]) / 8, torch.zeros(1, 1, 7, 7), torch.randn(2, 3, 6, 8)
+    point[0, 0, 3, 3] = 1
+    torch.testing.assert_close(blur(point, 1)[0, 0, 1:5, 1:5], torch.outer(taps, taps))
+    between = torch.zeros(2, 3, 12, 16)
+    between[..., ::2, ::2] = x
+    torch.testing.assert_close(upsample(x), blur(F.pad(between, (1, 0, 1, 0)), 1, gain=4.0))
+    torch.testing.assert_close(downsample(x), blur(x, 1)[..., ::2, ::2])
+    identity = torch.zeros(3, 3, 3, 3)
+    identity[range(3), range(3), 1, 1] = 1
+    torch.testing.assert_close(conv_up(x, identity), upsample(x))
+    torch.testing.assert_close(conv_down(x, identity), downsample(x))
 
 
 def test_equalised_layers_keep_variance_and_learn_alike():
@@ -121,6 +192,47 @@ def test_penalties_are_lazy_and_weighted():
     assert all(max(u["loss"] for u in step(system(r1_weight=0.0, path_weight=0.0), BATCH)) < 100 for _ in range(2))
 
 
+def test_path_lengths_are_held_to_their_running_mean(monkeypatch):
+    """The true mean at first; a penalty is worth the steps that it stands for."""
+    s, found, mean = system(path_every=4), [], 0.0
+    true = s._path_lengths
+    monkeypatch.setattr(s, "_path_lengths", lambda *given: found.append(true(*given)) or found[-1])
+    for turn in range(3):
+        losses = []
+        for s.path_weight in (0.0, 2.0):
+            torch.manual_seed(turn)
+            update = s._generator_update(16, None, step=4 * turn)
+            losses.append(update.loss.item())
+        lengths = found[-1].detach()
+        wanted = 4 * 2.0 * (lengths - (mean if turn else lengths.mean())).square().mean().item()
+        assert losses[1] - losses[0] == pytest.approx(wanted, rel=1e-3)
+        s._average({**update.stats}, 4 * turn)
+        mean += (lengths.mean().item() - mean) * max(PATH_RATE, 1 / (turn + 1))
+        assert s.path_mean.item() == pytest.approx(mean, rel=1e-4)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("mixing", [0.0, 1.0])
+def test_styles_are_mixed_in_training_and_not_in_samples(mixing):
+    s, seen = system(mixing=mixing), []
+    s.generator.synthesis.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    step(s, BATCH)
+    assert len(seen) == 3  # for the critic, for the generator, for the path lengths
+    assert all(bool((w != w[:, :1]).any()) is (mixing > 0) for w in seen)
+    seen.clear()
+    s.sample(4)
+    assert torch.equal(seen[0], seen[0][:, :1].expand_as(seen[0]))
+
+
+def test_all_that_the_critic_sees_is_augmented(monkeypatch):
+    s, seen = system(augmentation=0.3), []
+    monkeypatch.setattr(stylegan2_ada, "augment", lambda x, probability: x + 100 * probability)
+    s.critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    step(s, BATCH)
+    assert len(seen) == 3  # data, samples for the critic, samples for the generator
+    assert all(x.min() > 20 for x in seen)
+
+
 def test_mixing_uses_a_second_style_from_a_random_layer_on():
     s = system()
     w, other = torch.zeros(200, 8), torch.ones(200, 8)
@@ -164,6 +276,55 @@ def test_augmentation_is_neutral_at_zero_and_differentiable(shape):
         assert 0.9 ** (changes + 1) - 0.03 < same.float().mean().item() < 0.9 ** (changes - 3)
 
 
+EYE2, EYE3, GREY = torch.eye(2), torch.eye(3), torch.full((3, 3), 1 / 3)
+
+
+def same(a, b):
+    return (a - b).abs().amax((1, 2)) < 1e-4
+
+
+def rotates(m):
+    return same(m @ m.mT, torch.eye(m.shape[1])) & (m.det() > 0) & ~same(m, torch.eye(m.shape[1]))
+
+
+# name: (chance of changing anything where it is made, which linear parts and shifts are its own, its strength and the
+# deviation of that)
+MOVES = {
+    "flip": (1 / 2, lambda m, s: same(m, torch.tensor([[-1.0, 0], [0, 1]])), None, 0),
+    "quarter turn": (3 / 4, lambda m, s: rotates(m) & same(m, m.round()), None, 0),
+    "whole shift": (3 / 4, lambda m, s: same(m, EYE2) & (s == s.round()).all(1), None, 0),
+    "scaling": (1, lambda m, s: same(m, m[:, :1, :1] * EYE2) & (m[:, 0, 0] > 0) & ~same(m, EYE2),
+                lambda m, s: m[:, 0, 0].log2(), 0.2),
+    "rotation": (1, lambda m, s: rotates(m) & ~same(m, m.round()), None, 0),
+    "stretching": (1, lambda m, s: same(m, m.diagonal(dim1=1, dim2=2).diag_embed()) & ~same(m, EYE2)
+                   & ((m.det() - 1).abs() < 1e-4) & (m[:, 0, 0] > 0), lambda m, s: m[:, 0, 0].log2(), 0.2),
+    "shift": (1, lambda m, s: same(m, EYE2) & (s != s.round()).all(1), lambda m, s: s, 1.0),
+}  # fmt: skip
+COLOURS = {
+    "brightness": (1, lambda m, s: same(m, EYE3), lambda m, s: s[:, 0], 0.2),
+    "contrast": (1, lambda m, s: same(m, m[:, :1, :1] * EYE3) & ~same(m, EYE3), lambda m, s: m[:, 0, 0].log2(), 0.5),
+    "luma flip": (1 / 2, lambda m, s: same(m, EYE3 - 2 * GREY), None, 0),
+    "hue": (1, lambda m, s: rotates(m) & same(m @ GREY, GREY), None, 0),
+    "saturation": (1, lambda m, s: same(m, GREY + (m[:, 0, 0] - m[:, 0, 1])[:, None, None] * (EYE3 - GREY))
+                   & ~same(m, EYE3) & (m[:, 0, 0] > m[:, 0, 1]), lambda m, s: (m[:, 0, 0] - m[:, 0, 1]).log2(), 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("maps", "changes"), [(positions, MOVES), (colours, COLOURS)], ids=["moves", "colours"])
+def test_each_change_is_made_as_often_and_as_strongly_as_it_should(maps, changes):
+    torch.manual_seed(0)
+    n, p = 40_000, 0.1
+    found = maps(torch.zeros(1, 3, 8, 8).expand(n, -1, -1, -1), p)
+    linear, shift = found[:, : found.shape[2] - 1, :-1], found[:, : found.shape[2] - 1, -1]
+    for name, (chance, alone, strength, deviation) in changes.items():
+        hidden = {name, "whole shift"} if name == "shift" else {name}  # the sum of both is no whole one
+        share = p * chance * math.prod(1 - p * changes[other][0] for other in changes if other not in hidden)
+        mine = alone(linear, shift) & (shift.any(1) == (name in ("whole shift", "shift", "brightness")))
+        assert mine.float().mean().item() == pytest.approx(share, abs=5 * math.sqrt(share / n)), name
+        if strength is not None:
+            assert strength(linear[mine], shift[mine]).std().item() == pytest.approx(deviation, rel=0.1), name
+
+
 def test_positions_move_pixels_to_where_they_say():
     x = torch.randn(1, 2, 5, 6)
     flip, shift = torch.diag(torch.tensor([-1.0, 1, 1])), torch.eye(3)
@@ -186,12 +347,11 @@ def test_truncation_moves_styles_to_their_mean():
     assert (s.w_mean - wide).abs().max() < 0.3
 
 
-def test_both_players_gain():
-    """A few steps make the critic tell data from samples, and R1 holds its gradient down."""
+def test_r1_holds_the_critics_gradient_down():
     gradients = []
     for weight in (0.0, 100.0):
         s = system(r1_weight=weight, r1_every=1, path_weight=0.0, ada_examples=0)
-        for _ in range(10):
+        for _ in range(30):
             step(s, BATCH, optimise=True)
         x = BATCH.x.float().div(8).sub(1).requires_grad_()
         gradients.append(r1_penalty(s.critic(x), x).item())
