@@ -7,6 +7,7 @@ import torch
 from torch import distributed, nn
 
 from fivefold.gan.dcgan import DCGAN
+from fivefold.nets.adversarial import LAYOUTS
 from fivefold.nets.norm import BatchNorm
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.tools.games import GAMES
@@ -63,6 +64,31 @@ def test_fits_any_size_and_samples_in_the_space(space):
         assert x.dtype == torch.int64
         assert ((x >= 0) & (x < space.levels)).all()
     assert all(value == value for value in system.monitor(batch).values())
+
+
+# layout: (of the generator at 32x32: channels and stride of each layer; sides of the critic's last features, at 9x17)
+LAYERS = {
+    "fine": ([(32, 2), (16, 2), (8, 2), (4, 2), (3, 1)], (4, 8)),
+    "strided": ([(16, 2), (8, 2), (4, 2), (3, 2)], (5, 9)),
+    "alternating": ([(16, 2), (16, 2), (8, 1), (8, 2), (4, 1), (4, 2), (3, 1)], (5, 9)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_are_mirrored_and_reach_the_pixels(layout):
+    torch.manual_seed(0)
+    expected, last = LAYERS[layout]
+    system = DCGAN(Space("image", (3, 32, 32), 256), layout=layout, width=4, latent=8)
+    convs = [m for m in system.generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert [(conv.out_channels, conv.stride[0]) for conv in convs] == expected[1:]
+    assert system.generator.start == (expected[0][0], 4, 4)
+    mirror = [m for m in system.critic.modules() if isinstance(m, nn.Conv2d)]
+    assert [(conv.in_channels, conv.stride[0]) for conv in reversed(mirror)] == expected[1:]
+    odd = DCGAN(Space("image", (3, 9, 17), 256), layout=layout, width=4, latent=8)
+    assert odd.critic.layers[-1].in_features == odd.generator.start[0] * last[0] * last[1]
+    assert odd.critic(odd.generator(torch.randn(2, 8))).shape == (2,)
+    with pytest.raises(ValueError, match="fine, strided"):
+        DCGAN(DIGITS, layout="round")
 
 
 @pytest.mark.parametrize("loss", GAMES)

@@ -72,6 +72,17 @@ def test_differences_of_log_prob_are_those_of_the_energy_its_chains_follow():
     torch.testing.assert_close(moved - x, 0.5 * system.langevin.noise**2 * score, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("depth", "sides", "widths"), [(1, [8, 4, 2], [2, 4, 8]), (2, [8, 4, 4, 2, 2, 1], [2, 2, 4, 4, 8, 8])]
+)
+def test_sides_are_halved_after_the_first_block_of_each_width(depth, sides, widths):
+    system, seen = IGEBM(DIGITS, **SMALL | {"width": 2, "depth": depth}), []
+    for block in system.f.blocks:
+        block.register_forward_hook(lambda _, given, made: seen.append((given[0].shape[-1], made.shape[1])))
+    system.f(torch.randn(1, 1, 8, 8))
+    assert seen == list(zip(sides, widths, strict=True))
+
+
 @pytest.mark.slow
 def test_learns_a_gaussian_whose_chains_follow_its_own_density():
     """Trained on N((1, -0.5), 0.5^2): the normalised exp(-E), and long chains, have its mean and scale."""

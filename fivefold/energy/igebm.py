@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ class IGEBM(System):
     Args:
         space: what one example is.
         width: channels at full resolution (units of a layer on tables).
-        blocks: residual blocks; images are halved between them.
+        blocks: widths on images, each twice the one before at half the sides.
+        depth: residual blocks of each width (on tables: of one width, `blocks` times as many).
         chain_steps: Langevin steps for one training step.
         step_size: of the drift, in units of f; 0 for the usual one on this kind of data.
         noise: standard deviation of the noise; 0 for the usual one on this kind of data.
@@ -57,12 +58,23 @@ class IGEBM(System):
         sample_steps: Langevin steps for a sample; 0 gives where it starts.
     """
 
-    densities = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
-    sampling = "mcmc"
+    densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
+    sampling: ClassVar[str] = "mcmc"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sample_steps": (0, 20, 60, 120)}
-    presets = {
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99},
-        "paper": {"width": 128, "chain_steps": 60, "buffer_size": 10000, "noise": 0.005, "lr": 1e-4, "batch_size": 128},
+        # Unconditional; the paper's step of 10, noise of 0.005 and clamp of 0.01 are of images in [0, 1].
+        "cifar10": {
+            "width": 128, "depth": 3, "chain_steps": 60, "step_size": 80.0, "noise": 0.01, "clamp": 0.005,
+            "buffer_size": 10_000, "regularisation": 1.0, "batch_size": 128, "lr": 1e-4, "ema": 0.0,
+        },
+        "imagenet32": {
+            "width": 256, "depth": 3, "chain_steps": 60, "step_size": 80.0, "noise": 0.01, "clamp": 0.005,
+            "buffer_size": 10_000, "regularisation": 1.0, "batch_size": 32, "lr": 1e-4, "ema": 0.0,
+        },
+    }  # fmt: skip
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
+        "cifar10": (18_606_727, "the authors' program, unconditional: its weights, counted from their shapes")
     }
 
     chains: Tensor
@@ -76,6 +88,7 @@ class IGEBM(System):
         *,
         width: int = 16,
         blocks: int = 3,
+        depth: int = 1,
         chain_steps: int = 20,
         step_size: float = 0.0,
         noise: float = 0.0,
@@ -93,7 +106,7 @@ class IGEBM(System):
         self.langevin = Langevin(step_size or usual.step_size, noise or usual.noise, clamp or usual.clamp)
         self.chain_steps, self.sample_steps, self.from_noise = chain_steps, sample_steps, start == "noise"
         self.reset_rate, self.regularisation = reset_rate, regularisation
-        self.f = NETS[space.kind](space, width, spectral_norm, blocks)
+        self.f = NETS[space.kind](space, width, spectral_norm, blocks, depth)
         condition_shape = space.condition.shape if space.condition else (0,)
         reach = torch.tensor([REACH if levels is None else 1.0 for levels in space.dim_levels])
         self.register_buffer("reach", reach.view(space.shape), persistent=False)

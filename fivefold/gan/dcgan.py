@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ class DCGAN(System):
         space: what one example is.
         loss: the game: non-saturating, minimax, wasserstein, wasserstein-gp, least-squares, hinge or relativistic.
         latent: width of the generator's code.
-        width: channels at full resolution (a quarter of the units of a hidden layer on tables).
+        layout: of the layers on images: fine ends with one at full size; strided and alternating are the paper's, of
+            5x5 kernels that all double or halve the sides, and of 3x3 ones of which every other does.
+        width: channels of the largest features, doubled at each halving (a quarter of the units of a layer on tables).
         critics: steps of the critic for one of the generator, on the same examples against new fakes; 0 for one
             on images and three on tables, where one loses modes.
         batch_norm: batch norm in both convolutional networks; a critic under a gradient penalty never has it.
@@ -37,13 +39,33 @@ class DCGAN(System):
             no bound.
     """
 
-    densities = {"image": Density.NONE, "table": Density.NONE}
+    densities: ClassVar[dict[str, Density]] = {"image": Density.NONE, "table": Density.NONE}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 1.0, 2.0, 5.0)}
-    presets = {
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.995},
-        "paper": {"width": 128, "latent": 100, "batch_size": 128, "lr": 2e-4, "beta1": 0.5, "ema": 0.0},
         "wgan": {"loss": "wasserstein", "critics": 5, "lr": 2e-4, "beta1": 0.0},
         "wgan-gp": {"loss": "wasserstein-gp", "critics": 5, "lr": 1e-4, "beta1": 0.0},
+        # The paper's CIFAR-10 network is the one it trained on ImageNet.
+        "cifar10": {
+            "layout": "alternating", "width": 128, "latent": 256, "batch_size": 128, "lr": 2e-4, "beta1": 0.5,
+            "ema": 0.0,
+        },
+        "imagenet32": {
+            "layout": "alternating", "width": 128, "latent": 256, "batch_size": 128, "lr": 2e-4, "beta1": 0.5,
+            "ema": 0.0,
+        },
+        "svhn": {
+            "layout": "strided", "width": 64, "latent": 100, "batch_size": 64, "lr": 5e-4, "beta1": 0.5, "ema": 0.0,
+        },
+        "lsun64": {
+            "layout": "strided", "width": 128, "latent": 100, "batch_size": 128, "lr": 2e-4, "beta1": 0.5, "ema": 0.0,
+        },
+    }  # fmt: skip
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
+        "cifar10": (11_276_800, "the weights of ImageNet's network that the authors released"),
+        "imagenet32": (11_276_800, "the weights that the authors released, counted"),
+        "svhn": (2_479_840, "the weights that the authors released, counted"),
+        "lsun64": (36_118_528, "the authors' program for faces of that size: its weights, counted from their shapes"),
     }
 
     def __init__(
@@ -52,6 +74,7 @@ class DCGAN(System):
         *,
         loss: str = "non-saturating",
         latent: int = 64,
+        layout: Literal["fine", "strided", "alternating"] = "fine",
         width: int = 32,
         critics: int = 0,
         batch_norm: bool = True,
@@ -63,8 +86,8 @@ class DCGAN(System):
         self.game = games.game(loss)
         self.latent, self.weight_clip, self.penalty, self.truncation = latent, weight_clip, penalty, truncation
         self.critics = critics or {"image": 1, "table": 3}[space.kind]
-        self.generator = generator_net(space, latent, width, batch_norm)
-        self.critic = critic_net(space, width, batch_norm and not self.game.penalised)
+        self.generator = generator_net(space, latent, width, batch_norm, layout)
+        self.critic = critic_net(space, width, batch_norm and not self.game.penalised, layout)
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
         real, condition = centre(batch.x, self.space), batch.condition

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -26,14 +27,44 @@ def halvings(space: Space, smallest: int = 4) -> int:
     return max(0, int(math.log2(min(space.shape[1:]) / smallest)))
 
 
-def generator_net(space: Space, latent: int, width: int, batch_norm: bool) -> nn.Module:
+class Step(NamedTuple):
+    """A layer of the generator: its channels out (of all but the last, which are the image's) and its stride."""
+
+    channels: int
+    stride: int
+
+
+def _fine(width: int, depth: int) -> list[Step]:
+    return [Step(width * 2**i, 2) for i in reversed(range(depth + 1))] + [Step(0, 1)]
+
+
+def _strided(width: int, depth: int) -> list[Step]:
+    return [Step(width * 2**i, 2) for i in reversed(range(depth))] + [Step(0, 2)]
+
+
+def _alternating(width: int, depth: int) -> list[Step]:
+    pairs = [Step(width * 2**i, stride) for i in reversed(range(depth)) for stride in (1, 2)]
+    return [*pairs, Step(0, 1)]
+
+
+# How layers follow one another from the smallest grid, whose channels are the first step's, to the image, and the
+# kernel where they change the sides. `fine` ends with a layer at full size; `strided` has none (Radford et al., 2016,
+# Figure 1); `alternating` has one after each doubling, which halves the channels (the paper's 32x32 ImageNet).
+LAYOUTS = {"fine": (_fine, 4), "strided": (_strided, 5), "alternating": (_alternating, 3)}
+
+
+def generator_net(space: Space, latent: int, width: int, batch_norm: bool, layout: str = "fine") -> nn.Module:
     """From `(B, latent)` and a condition to `(B, *shape)`, in [-1, 1] where all dimensions have levels."""
-    return (ConvGenerator if halvings(space) else MLPGenerator)(space, latent, width, batch_norm)
+    if halvings(space):
+        return ConvGenerator(space, latent, width, batch_norm, layout)
+    return MLPGenerator(space, latent, width, batch_norm)
 
 
-def critic_net(space: Space, width: int, batch_norm: bool) -> nn.Module:
+def critic_net(space: Space, width: int, batch_norm: bool, layout: str = "fine") -> nn.Module:
     """From centred examples `(B, *shape)` and a condition to one number each, `(B,)`."""
-    return (ConvCritic if halvings(space) else MLPCritic)(space, width, batch_norm)
+    if halvings(space):
+        return ConvCritic(space, width, batch_norm, layout)
+    return MLPCritic(space, width, batch_norm)
 
 
 def _norm(channels: int, batch_norm: bool) -> nn.Module:
@@ -48,28 +79,30 @@ class ConvGenerator(nn.Module):
     """Projects the code to a small image of many channels, then doubles its sides and halves its channels.
 
     Starts at the image's sides halved `halvings` times and rounded up, and crops what that is too much.
-    Batch norm (but not after the last layer) and ReLU; a 3x3 convolution ends it.
+    Batch norm (but not after the last layer) and ReLU.
 
     Args:
         space: of images.
         latent: width of the code.
-        width: channels at full resolution; twice as many at each halving.
+        width: channels of the largest features, doubled at each halving.
         batch_norm: whether there is any.
+        layout: of `LAYOUTS`.
     """
 
-    def __init__(self, space: Space, latent: int, width: int, batch_norm: bool) -> None:
+    def __init__(self, space: Space, latent: int, width: int, batch_norm: bool, layout: str = "fine") -> None:
         super().__init__()
         channels, self.height, self.width = space.shape
-        depth = halvings(space)
-        widths = [width * 2**i for i in range(depth, 0, -1)] + [width]
-        self.start = (widths[0], -(-self.height // 2**depth), -(-self.width // 2**depth))
+        (first, *steps), kernel = plan(space, width, layout)
+        scale = 2 ** halvings(space)
+        self.start = (first.channels, -(-self.height // scale), -(-self.width // scale))
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
         self.project = nn.Linear(latent + self.embed.width, math.prod(self.start), bias=not batch_norm)
-        layers: list[nn.Module] = [_norm(widths[0], batch_norm), nn.ReLU()]
-        for wide, narrow in itertools.pairwise(widths):
-            up = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=not batch_norm)
-            layers += [up, _norm(narrow, batch_norm), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1), _squash(space))
+        layers: list[nn.Module] = [_norm(first.channels, batch_norm), nn.ReLU()]
+        for wide, (narrow, stride) in itertools.pairwise([first, *steps]):
+            last = narrow == 0
+            layers.append(_larger(wide.channels, narrow or channels, stride, kernel, bias=last or not batch_norm))
+            layers += [_squash(space)] if last else [_norm(narrow, batch_norm), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
         if batch_norm:
             initialise(self)
 
@@ -79,31 +112,55 @@ class ConvGenerator(nn.Module):
 
 
 class ConvCritic(nn.Module):
-    """The generator mirrored: strided convolutions, LeakyReLU, batch norm but not before the second one.
+    """The generator mirrored: strided convolutions, LeakyReLU, batch norm but not after the first layer.
 
     Args:
         space: of images.
-        width: channels at full resolution; twice as many at each halving.
+        width: channels of the largest features, doubled at each halving.
         batch_norm: whether there is any.
+        layout: of `LAYOUTS`.
     """
 
-    def __init__(self, space: Space, width: int, batch_norm: bool) -> None:
+    def __init__(self, space: Space, width: int, batch_norm: bool, layout: str = "fine") -> None:
         super().__init__()
-        channels, height, across = space.shape
-        depth = halvings(space)
+        steps, kernel = plan(space, width, layout)
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
-        layers: list[nn.Module] = [nn.Conv2d(channels + self.embed.width, width, 3, padding=1), nn.LeakyReLU(0.2)]
-        for i in range(depth):
-            narrow, wide = width * 2**i, width * 2 ** (i + 1)
-            down = nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=not batch_norm)
-            layers += [down, _norm(wide, batch_norm), nn.LeakyReLU(0.2)]
-        features = width * 2**depth * (height // 2**depth) * (across // 2**depth)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1))
+        layers: list[nn.Module] = []
+        for (narrow, stride), wide in itertools.pairwise(reversed(steps)):
+            first = narrow == 0
+            inputs = space.shape[0] + self.embed.width if first else narrow
+            layers.append(_smaller(inputs, wide.channels, stride, kernel, bias=first or not batch_norm))
+            layers += [nn.LeakyReLU(0.2)] if first else [_norm(wide.channels, batch_norm), nn.LeakyReLU(0.2)]
+        scale, odd = 2 ** halvings(space), kernel % 2
+        sides = (-(-side // scale) if odd else side // scale for side in space.shape[1:])  # odd kernels round up
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(steps[0].channels * math.prod(sides), 1))
         if batch_norm:
             initialise(self)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.layers(with_maps(x, self.embed(condition))).squeeze(1)
+
+
+def plan(space: Space, width: int, layout: str) -> tuple[list[Step], int]:
+    """The steps of a layout for images of this size, and its kernel; ValueError for a layout that there is not."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+    steps, kernel = LAYOUTS[layout]
+    return steps(width, halvings(space)), kernel
+
+
+def _larger(inputs: int, outputs: int, stride: int, kernel: int, bias: bool) -> nn.Module:
+    """Doubles the sides, or keeps them."""
+    if stride == 1:
+        return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+    padding = (kernel - 1) // 2
+    return nn.ConvTranspose2d(inputs, outputs, kernel, 2, padding, output_padding=kernel % 2, bias=bias)
+
+
+def _smaller(inputs: int, outputs: int, stride: int, kernel: int, bias: bool) -> nn.Module:
+    """Halves the sides, or keeps them."""
+    size = 3 if stride == 1 else kernel
+    return nn.Conv2d(inputs, outputs, size, stride, padding=(size - 1) // 2, bias=bias)
 
 
 class MLPGenerator(nn.Module):

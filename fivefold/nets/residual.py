@@ -41,32 +41,40 @@ class ResidualBlock(nn.Module):
 
 
 class ConvEnergy(nn.Module):
-    """Residual blocks of 3x3 convolutions on images `(B, C, H, W)`; the sides halved, the width doubled between them.
+    """Residual blocks of 3x3 convolutions on images `(B, C, H, W)`, at several widths, each twice the one before.
+
+    The first block of a width widens and the sides are halved after it, but not after the last block of all.
 
     Args:
         space: of images of any size.
         width: channels at full resolution.
         wrap: around every layer with weights, such as `spectral_norm`.
-        blocks: how many; the sides are halved after each but the last.
+        blocks: how many widths.
+        depth: blocks of each width.
         condition_width: channels that a condition adds.
     """
 
-    def __init__(self, space: Space, width: int, wrap: Wrap, blocks: int = 3, condition_width: int = 16) -> None:
+    def __init__(
+        self, space: Space, width: int, wrap: Wrap, blocks: int = 3, depth: int = 1, condition_width: int = 16
+    ) -> None:
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, condition_width)
+        self.depth = depth
 
         def layer(inputs: int, outputs: int) -> nn.Module:
             return wrap(nn.Conv2d(inputs, outputs, 3, padding=1))
 
-        widths = [width * 2**i for i in range(blocks)]
+        widths = [width * 2 ** (i // depth) for i in range(blocks * depth)]
         self.first = layer(space.shape[0] + self.embed.width, width)
         self.blocks = nn.ModuleList(ResidualBlock(layer, i, o) for i, o in zip([width, *widths], widths, strict=False))
         self.last = wrap(nn.Linear(widths[-1], 1))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.first(with_maps(x, self.embed(condition)))
-        for i, block in enumerate(self.blocks):
-            h = block(F.avg_pool2d(h, 2, ceil_mode=True) if i else h)
+        for i, block in enumerate(self.blocks, 1):
+            h = block(h)
+            if (i - 1) % self.depth == 0 and i < len(self.blocks):
+                h = F.avg_pool2d(h, 2, ceil_mode=True)
         return self.last(leaky(h).sum((2, 3))).squeeze(1)
 
 
@@ -77,11 +85,14 @@ class MLPEnergy(nn.Module):
         space: of the examples.
         width: of the layers.
         wrap: around every layer with weights, such as `spectral_norm`.
-        blocks: how many.
+        blocks: how many, `depth` times.
+        depth: see `blocks`.
         condition_width: columns that a condition adds.
     """
 
-    def __init__(self, space: Space, width: int, wrap: Wrap, blocks: int = 3, condition_width: int = 16) -> None:
+    def __init__(
+        self, space: Space, width: int, wrap: Wrap, blocks: int = 3, depth: int = 1, condition_width: int = 16
+    ) -> None:
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, condition_width)
 
@@ -89,7 +100,7 @@ class MLPEnergy(nn.Module):
             return wrap(nn.Linear(inputs, outputs))
 
         self.first = layer(space.dims + self.embed.width, width)
-        self.blocks = nn.Sequential(*[ResidualBlock(layer, width, width) for _ in range(blocks)])
+        self.blocks = nn.Sequential(*[ResidualBlock(layer, width, width) for _ in range(blocks * depth)])
         self.last = layer(width, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
