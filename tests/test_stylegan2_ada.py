@@ -86,6 +86,7 @@ def test_the_mapping_takes_directions_and_the_class_and_learns_slowly():
     z, first, second = torch.randn(5, 8), torch.zeros(5, 1), torch.ones(5, 1)
     w = s.generator.mapping(z, first)
     torch.testing.assert_close(s.generator.mapping(7 * z, first), w)
+    torch.testing.assert_close(system().generator.mapping(7 * z), system().generator.mapping(z))
     for other in (s.generator.mapping(z.roll(1, 0), first), s.generator.mapping(z, second)):
         assert (w - other).abs().amax(1).min() > 0.01
     assert {layer.rate for layer in s.generator.mapping.layers} == {0.01}
@@ -269,6 +270,10 @@ def test_augmentation_is_neutral_at_zero_and_differentiable(shape):
     assert not torch.isclose(changed, x, atol=1e-2).flatten(1).all(1).any()
     (gradient,) = torch.autograd.grad(changed.square().sum(), x)
     assert gradient.isfinite().all()
+    grey, plain = x.detach()[:, :1], torch.full((6, 1, 8, 8), 0.5)
+    pairs = torch.stack([grey.flatten(1), augment(grey, 1.0).flatten(1)], 1)
+    assert max(torch.corrcoef(pair)[0, 1].abs().item() for pair in pairs) < 0.95  # moved, not only recoloured
+    assert (augment(plain, 1.0) - plain).abs().amax((1, 2, 3)).min() > 1e-3  # and the other way round
     many = x[:1].expand(4000, -1, -1, -1)
     for maps, changes in ((positions, 7), (colours, 4)):  # most of them untouched: nothing leaks into the samples
         found = maps(many, 0.1)
