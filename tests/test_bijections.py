@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from fivefold.bijections.autoregressive import MaskedAutoregressive, masked_autoregressive_flow
+from fivefold.bijections.autoregressive import AutoregressiveMaps, MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Chain
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.elementwise import Logit, NormalQuantile
@@ -47,6 +47,7 @@ CASES = {
     "actnorm": ((3, 2, 2), False, lambda: ActNorm(3)),
     "masked autoregressive": ((4,), False, lambda: MaskedAutoregressive(4, Affine(), 9, CONDITION)),
     "autoregressive flow": ((3,), False, lambda: masked_autoregressive_flow(3, 3, Affine(), 8)),
+    "autoregressive maps": ((18,), False, lambda: AutoregressiveMaps((3, 2, 3), Affine(), 6, CONDITION)),
     "squeeze": ((2, 4, 2), False, Squeeze),
     "permutation": ((5,), False, lambda: Permutation(torch.tensor([3, 0, 4, 1, 2]))),
     "flatten": ((2, 3, 1), False, lambda: Flatten((2, 3, 1))),

@@ -114,6 +114,7 @@ def test_divergence_below_the_free_bits_costs_nothing():
     assert gradients[1e3] == 0
 
 
+@pytest.mark.parametrize("code_maps", [0, 2])
 @pytest.mark.parametrize(
     "space",
     [
@@ -122,8 +123,10 @@ def test_divergence_below_the_free_bits_costs_nothing():
         Space("image", (2, 4, 4), dtype="float32"),
     ],
 )
-def test_every_space(space):
-    system, given = build(space), 1 if space.condition else None
+def test_every_space(space, code_maps):
+    system, given = build(space, code_maps=code_maps), 1 if space.condition else None
+    height, width = (-(-side // 4) for side in space.shape[1:])
+    assert system.latent == (code_maps * height * width or SMALL["latent"])
     x = space.encode(system.sample(4, given, seed=0))
     condition = None if given is None else torch.ones(4, 1)
     ((nats, reconstruction),) = system.rate_distortion(x, condition)
@@ -131,7 +134,7 @@ def test_every_space(space):
     assert nats.shape == (4,)
     assert torch.equal(space.encode(system.reconstruct(data, given)), reconstruction)
     assert len(system.interpolate(data[:1], data[1:2], 3, given)) == 3
-    assert 0 <= system.monitor(Batch(x, condition))["active_units"] <= 2
+    assert 0 <= system.monitor(Batch(x, condition))["active_units"] <= system.latent
     if given is not None:
         (update,) = system.updates(Batch(x, condition), 0.5)
         update.loss.backward()

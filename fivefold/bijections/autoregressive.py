@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,8 @@ from fivefold.bijections.shape import Permutation
 from fivefold.bijections.transforms import Transform
 from fivefold.nets.coders import zero
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
+from fivefold.nets.pixelcnn import GatedPixelCNN
+from fivefold.space import Space
 
 
 class MaskedAutoregressive(Bijection):
@@ -58,13 +62,44 @@ class MaskedAutoregressive(Bijection):
         return x, sum_dims(log_slope)
 
 
+class AutoregressiveMaps(Bijection):
+    """As `MaskedAutoregressive`, of maps `(C, H, W)` that come as vectors `(B, D)`, by a gated PixelCNN.
+
+    Places follow one another in raster order, the channels of each in turn; back, nothing is computed twice.
+
+    Args:
+        shape: (C, H, W).
+        transform: h.
+        hidden: features of the network, which has two gated layers.
+        condition: width of the condition, 0 for none.
+    """
+
+    def __init__(self, shape: tuple[int, ...], transform: Transform, hidden: int, condition: int = 0) -> None:
+        super().__init__()
+        self.transform, self.shape = transform, shape
+        maps, width = Space("image", shape, dtype="float32"), transform.parameters
+        self.net = GatedPixelCNN(maps, width, channels=hidden, layers=2, embedding=1, embedded=condition)
+        zero(self.net.last)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, log_slope = self.transform.forward(x, self.net(x.view(-1, *self.shape), condition).movedim(-1, 0))
+        return y, sum_dims(log_slope)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = self.net.fill(torch.zeros_like(y), condition, lambda d, p: self.transform.inverse(y[:, d], p.T)[0])
+        return x, -self.forward(x, condition)[1]
+
+
 def masked_autoregressive_flow(
     dims: int, steps: int, transform: Transform, hidden: int, condition: int = 0
 ) -> Bijection:
-    """`steps` of them, the order reversed in between."""
+    """`steps` of `MaskedAutoregressive`, the order reversed in between."""
+    return in_alternating_order(dims, [MaskedAutoregressive(dims, transform, hidden, condition) for _ in range(steps)])
+
+
+def in_alternating_order(dims: int, flows: Iterable[Bijection]) -> Bijection:
+    """Flows of vectors `(B, dims)` one after another, the order of the dimensions reversed in between."""
     parts: list[Bijection] = []
-    for step in range(steps):
-        if step:
-            parts.append(Permutation(torch.arange(dims).flip(0)))
-        parts.append(MaskedAutoregressive(dims, transform, hidden, condition))
+    for flow in flows:
+        parts += [Permutation(torch.arange(dims).flip(0)), flow] if parts else [flow]
     return Chain(*parts)

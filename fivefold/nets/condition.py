@@ -43,6 +43,21 @@ class ConditionEmbedding(nn.Module):
         return self.net(torch.cat([*one_hot, real[:, ~self.is_categorical]], 1))
 
 
+class Embedded(nn.Module):
+    """A condition that is a vector `(B, width)` already.
+
+    Args:
+        width: of it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, condition: Tensor | None) -> Tensor | None:
+        return condition
+
+
 class MapEmbedding(nn.Module):
     """An encoded image as a condition, `(B, C, h, w)`, as maps `(B, width, H, W)` that are aligned with an image.
 

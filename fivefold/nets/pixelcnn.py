@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.nets.condition import ConditionEmbedding, MapEmbedding
+from fivefold.nets.condition import ConditionEmbedding, Embedded, MapEmbedding
 from fivefold.nets.embedding import DimEmbedding
 from fivefold.nets.heads import dims_of_maps
 from fivefold.nets.masked import CausalConv2d, ConvPiece, degree_mask, spread_degrees
@@ -28,6 +28,7 @@ class GatedPixelCNN(nn.Module):
         first_kernel: the same of the first layer.
         embedding: features of each input value.
         dropout: share of features that are dropped in training.
+        embedded: width of a condition that comes as a vector, in place of one of the space; 0 for none.
 
     Raises:
         Unfit: where there are fewer features than colours.
@@ -44,6 +45,7 @@ class GatedPixelCNN(nn.Module):
         first_kernel: int = 5,
         embedding: int = 16,
         dropout: float = 0.0,
+        embedded: int = 0,
     ) -> None:
         super().__init__()
         self.space, self.width = space, width
@@ -59,7 +61,7 @@ class GatedPixelCNN(nn.Module):
         inputs, outputs = (colour.repeat_interleave(width) for width in (embedding, width))
         up, side, size = first_kernel // 2, first_kernel // 2 + 1, embedding * colours
         self.embedding = DimEmbedding(space, embedding)
-        self.condition = _embedding(space, channels)
+        self.condition = Embedded(embedded) if embedded else _embedding(space, channels)
         self.vertical = CausalConv2d(size, channels, (up, first_kernel), above=True)
         self.horizontal = CausalConv2d(size, channels, (1, side), mask=degree_mask(inputs, self.group, strict=True))
         self.blocks = nn.ModuleList(_Block(self.group, kernel, self.condition.width, dropout) for _ in range(layers))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.autoregressive.gated_pixelcnn import GatedPixelcnn
-from fivefold.bijections.autoregressive import masked_autoregressive_flow
+from fivefold.bijections.autoregressive import AutoregressiveMaps, in_alternating_order, masked_autoregressive_flow
 from fivefold.bijections.transforms import Affine
-from fivefold.nets.coders import ConvDecoder, ConvEncoder, Maps
+from fivefold.nets.coders import ConvDecoder, ConvEncoder, Downsampler, Maps, Upsampler, grid_size, halvings_to
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.heads import Likelihood
 from fivefold.space import Batch, Space
@@ -39,6 +39,8 @@ class VLAE(LatentSystem):
     Args:
         space: what one example is.
         latent: dimensions of z.
+        code_maps: channels of a z that is maps of a quarter of the image's sides, in place of `latent` dimensions; the
+            flows of its prior are gated PixelCNNs, and a condition enters the prior alone. 0 for a vector.
         width: channels of encoder and decoder at full size.
         depth: residual blocks at the smallest size.
         maps: channels that z is decoded to, which the autoregressive part sees.
@@ -46,7 +48,7 @@ class VLAE(LatentSystem):
         layers: gated layers of it.
         window: width of the window that a pixel sees, odd; it reaches half of that up and to the left.
         flow_steps: autoregressive maps in the prior, the order of z reversed in between; 0 is a standard normal.
-        hidden: units of the masked layers of each.
+        hidden: units (of maps: features) of the masked layers of each.
         free_bits: nats for each dimension of x that the divergence may cost for nothing.
         dropout: of features in training.
         mixtures: components where an output is a mixture of logistics.
@@ -64,6 +66,12 @@ class VLAE(LatentSystem):
             "latent": 64, "width": 32, "depth": 2, "maps": 32, "channels": 64, "layers": 6, "window": 7,
             "flow_steps": 4, "hidden": 640, "dropout": 0.0, "free_bits": 0.01, "batch_size": 64, "ema": 0.999,
         },
+        # Appendix B: its code, prior, widths and 7x4 window; blocks at the smallest size alone, the decoder is ours.
+        "cifar10": {
+            "code_maps": 16, "width": 48, "depth": 3, "maps": 64, "channels": 256, "layers": 6, "window": 7,
+            "flow_steps": 6, "hidden": 128, "dropout": 0.0, "free_bits": 0.01, "mixtures": 10, "batch_size": 64,
+            "lr": 2e-3, "ema": 0.998,
+        },
     }  # fmt: skip
 
     def __init__(
@@ -71,6 +79,7 @@ class VLAE(LatentSystem):
         space: Space,
         *,
         latent: int = 16,
+        code_maps: int = 0,
         width: int = 16,
         depth: int = 1,
         maps: int = 16,
@@ -86,12 +95,26 @@ class VLAE(LatentSystem):
         score_samples: int = 16,
     ) -> None:
         super().__init__(space)
-        self.latent, self.free_bits, self.score_samples = latent, free_bits, score_samples
+        self.free_bits, self.score_samples = free_bits, score_samples
         painted = Space("image", (maps, *space.shape[1:]), dtype="float32")  # what z is decoded to
-        self.encoder = ConvEncoder(space, 2 * latent, width, depth, dropout)
-        self.painter = ConvDecoder(painted.conditioned_on(space.condition), latent, Maps(), width, depth, dropout)
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
-        self.prior = masked_autoregressive_flow(latent, flow_steps, Affine(), hidden, self.embed.width)
+        if code_maps:
+            halvings = min(2, halvings_to(space, smallest=1))
+            code = (code_maps, *grid_size(space, halvings))
+            self.latent = math.prod(code)
+            self.encoder: nn.Module = _Flat(
+                space.shape, Downsampler(space, 2 * code_maps, width, halvings, depth, dropout)
+            )
+            self.painter: nn.Module = _Flat(
+                code, Upsampler(painted, code_maps, Maps(), width, halvings, depth, dropout)
+            )
+            flows = [AutoregressiveMaps(code, Affine(), hidden, self.embed.width) for _ in range(flow_steps)]
+            self.prior = in_alternating_order(self.latent, flows)
+        else:
+            self.latent = latent
+            self.encoder = ConvEncoder(space, 2 * latent, width, depth, dropout)
+            self.painter = ConvDecoder(painted.conditioned_on(space.condition), latent, Maps(), width, depth, dropout)
+            self.prior = masked_autoregressive_flow(latent, flow_steps, Affine(), hidden, self.embed.width)
         self.decoder = GatedPixelcnn(
             space.conditioned_on(painted), channels=channels, layers=layers, kernel=1, first_kernel=window,
             dropout=dropout, mixtures=mixtures, likelihood=likelihood,
@@ -219,3 +242,19 @@ class VLAE(LatentSystem):
             "active_units": float((self._encode(*batch).var(0, correction=0) > ACTIVE).sum()),
             "units": float(self.latent),
         }
+
+
+class _Flat(nn.Module):
+    """A network of maps, which do not see the condition, as one of vectors.
+
+    Args:
+        shape: of the maps that it is given.
+        net: from maps to maps.
+    """
+
+    def __init__(self, shape: tuple[int, ...], net: nn.Module) -> None:
+        super().__init__()
+        self.shape, self.net = shape, net
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.net(x.view(-1, *self.shape)).flatten(1)
