@@ -42,7 +42,7 @@ from fivefold.worker import keep_data
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget
 _GRACE = 30.0  # seconds that a process has to save its run
-_SAME = ("features", "budget", "device", "threads", "options")  # what rows must share to be comparable, beside the data
+_SAME = ("features", "budget", "device", "threads", "preset", "options")  # in comparable rows, beside the data
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def compare(
     device: str = "auto",
     features: str = "fitted",
     table1: bool = False,
+    preset: str | None = None,
+    diagnostics: bool = True,
     console: Console | None = None,
     **options: Any,
 ) -> Comparison:
@@ -103,6 +105,8 @@ def compare(
         features: what samples are compared in: "fitted" (a network fitted on the training data), or
             "inception" or "inception:WEIGHTS" for the standard network.
         table1: the systems of the survey's Table 1, each with its published figures beside the measured ones.
+        preset: of every system that has one of this name; the others keep their defaults, and rows say which.
+        diagnostics: measure too what turning dials does and the largest resolution, which takes minutes a large system.
         console: where progress is shown; None takes standard output.
         options: of every system or of `fit`, such as `batch_size`.
 
@@ -114,7 +118,7 @@ def compare(
     data = data if isinstance(data, Data) else load_data(data, condition=condition)
     usual = [name for name in TABLE_1 if name in catalog.entries()] if table1 else catalog.fitting(data.space.kind)
     chosen = list(dict.fromkeys(systems or usual))
-    _check(chosen, samples, options)
+    _check(chosen, samples, preset, options)
     directory = Path(out or f"compare-{data.name}")
     console = console or Console(width=None if sys.stdout.isatty() else 132)
     shared = {
@@ -122,6 +126,8 @@ def compare(
         "device": device,
         "features": features,
         "threads": max(1, torch.get_num_threads() // jobs),
+        "preset": preset,
+        "diagnostics": diagnostics,
         "options": options,
     }
     with _locked(directory) as lock:
@@ -150,17 +156,24 @@ def show_row(row: Row) -> str:
 # --- before -----------------------------------------------------------------------------------------
 
 
-def _check(systems: list[str], samples: Mapping[str, str | Path], options: dict[str, Any]) -> None:
+def _check(systems: list[str], samples: Mapping[str, str | Path], preset: str | None, options: dict[str, Any]) -> None:
     """What can be known to fail before hours are spent: names, options, files."""
     for name in systems:
         entry = catalog.find(name)
-        if options:
-            arguments(entry.load(), None, options)
+        if options or preset:
+            arguments(entry.load(), _own_preset(name, preset), options)
+    if preset and systems and not any(_own_preset(name, preset) for name in systems):
+        raise RunError(f"none of {', '.join(systems)} has a preset {preset!r}")
     for name, file in samples.items():
         if name in systems or not name:
             raise RunError(f"samples need a name of their own, got {name!r}")
         if not Path(file).exists():
             raise RunError(f"no samples at {file}")
+
+
+def _own_preset(name: str, preset: str | None) -> str | None:
+    """`preset` where the system has one of that name."""
+    return preset if preset and preset in catalog.class_of(name).presets else None
 
 
 def _settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
@@ -172,10 +185,11 @@ def _settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
         if old["data"]["fingerprint"] != data.fingerprint:
             raise RunError(f"{directory} compares systems on other data ({old['data']['name']}): name another --out")
         for name in _SAME:
-            if old[name] != settings[name]:
+            was, now = old.get(name), settings[name]
+            if was != now:
                 raise RunError(
-                    f"{directory} was made with {name} {_words(old[name])}, not {_words(settings[name])}: rows would "
-                    f"not be comparable; name another --out{' (or the same --jobs)' if name == 'threads' else ''}"
+                    f"{directory} was made with {name} {_words(was)}, not {_words(now)}: rows would not be comparable; "
+                    f"name another --out{' (or the same --jobs)' if name == 'threads' else ''}"
                 )
         return
     others = [item for item in directory.iterdir() if item.name != ".lock"]
@@ -190,7 +204,7 @@ def _settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
 
 
 def _words(value: Any) -> str:
-    return str(value) if value != {} else "none"
+    return "none" if value in ({}, None) else str(value)
 
 
 def _plan(
@@ -208,11 +222,10 @@ def _plan(
         entry = catalog.find(name)
         place = list(catalog.entries()).index(name) if name in catalog.entries() else 1000 + position
         facts = {"system": entry.id, "title": entry.title, "family": entry.family, "label": name, "position": place}
+        facts["preset"] = preset = _own_preset(name, shared.get("preset"))
         for seed in range(seeds):
-            command = shlex.join(
-                ["fivefold", "train", name, "--data", source, "--budget", shared["budget"], "--seed", str(seed)]
-            )
-            row = {**facts, "seed": seed, "command": command}
+            words = ["fivefold", "train", name, "--data", source, "--budget", shared["budget"], "--seed", str(seed)]
+            row = {**facts, "seed": seed, "command": shlex.join([*words, *(["--preset", preset] if preset else [])])}
             jobs.append({"kind": "train", "name": folder.file_name(name, seed), "row": row})
     for position, (name, file) in enumerate(samples.items()):
         command = shlex.join(["fivefold", "compare", "--data", source, "--samples", f"{name}={file}"])

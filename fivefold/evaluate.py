@@ -5,6 +5,7 @@ A row is a dictionary that JSON can hold:
 | field     | content                                                                               |
 |-----------|---------------------------------------------------------------------------------------|
 | system, title, family, label, seed, command | what the row is and how to repeat it                |
+| preset    | in a comparison: which of the system's presets its options are; None for its default   |
 | status, error, note | "ok" or the word for what went wrong; what to know when reading the row     |
 | density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
 |           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
@@ -62,6 +63,7 @@ def evaluate(
     seed: int = 0,
     sample_seconds: float = SAMPLE_SECONDS,
     trust: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Row:
     """Measure a trained system on the test split.
 
@@ -73,12 +75,13 @@ def evaluate(
         seed: of samples and of sampled densities.
         sample_seconds: sample quality is left out, and the row says so, where drawing would take longer.
         trust: the module name of a system outside the package, to allow importing it.
+        device: where a run is measured; a system is measured where it is.
 
     Returns:
         The row, as the module describes it.
     """
     run = None if isinstance(model, System) else Run.open(model, trust=trust)
-    system = run.load_system() if run is not None else model
+    system = run.load_system().to(device) if run is not None else model
     assert isinstance(system, System)
     if data is None:
         if run is None:

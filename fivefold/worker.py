@@ -33,7 +33,7 @@ from fivefold.resolution import largest_resolution
 from fivefold.run import Run, RunError, load
 from fivefold.space import Space
 from fivefold.system import Unfit
-from fivefold.train import fit, resume
+from fivefold.train import choose_device, fit, resume
 from fivefold.trainer import Diverged, Stopped
 
 Tell = Callable[[dict[str, Any]], None]
@@ -93,24 +93,28 @@ def _train(job: Job, tell: Tell) -> Row:
     """Train (or finish training), measure, draw."""
     directory, run_path = Path(job["directory"]), Path(job["directory"]) / "runs" / job["name"]
     data = read_data(directory)
-    trust = job["row"]["system"]
+    trust, device = job["row"]["system"], choose_device(job["device"])
 
     def watch(event: dict[str, Any]) -> None:
         tell({"phase": "training", "progress": event.get("progress", 0.0)})
 
-    if (run_path / "run.json").exists():
-        if Run.open(run_path, trust=trust).record["status"] != "finished":
-            resume(run_path, data=data, trust=trust, watch=watch)
-    else:
-        options = {"device": job["device"], **job["options"]}
+    begun = (run_path / "run.json").exists()
+    finished = begun and Run.open(run_path, trust=trust).record["status"] == "finished"
+    if begun and not finished:
+        resume(run_path, data=data, trust=trust, watch=watch)
+    elif not begun:
+        options = {"device": job["device"], "preset": job["row"]["preset"], **job["options"]}
         fit(trust, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
     features = named_features(job["features"], data, directory / "features.safetensors")
-    row = evaluate(run_path, data, features=features, trust=trust)
-    system = load(run_path, trust=trust)
-    tell({"phase": "diagnosing", "progress": 1.0})
-    row["diagnostics"] = diagnose(system, data, features)
-    if data.space.kind == "image":
+    row = evaluate(run_path, data, features=features, trust=trust, device=device)
+    if finished:
+        row["cost"]["peak_memory_bytes"] = None  # training's was another process's
+    system = load(run_path, trust=trust).to(device)
+    if job["diagnostics"]:
+        tell({"phase": "diagnosing", "progress": 1.0})
+        row["diagnostics"] = diagnose(system, data, features)
+    if job["diagnostics"] and data.space.kind == "image":
         arguments = Run.open(run_path, trust=trust).record["arguments"]["system"]
         row["resolution"] = largest_resolution(trust, arguments, data.space, job["threads"])
         row["stars"]["resolution"] = resolution_stars(row["resolution"]["side"])

@@ -26,6 +26,7 @@ from fivefold.system import Density, System
 class Toy(System):
     """Toy (survey 0; nobody, 2020)."""
     densities = {{"{kind}": Density.EXACT}}
+    presets = {presets}
     def __init__(self, space, *, trouble: str = "{trouble}"):
         super().__init__(space)
         self.mean, self.log_scale = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
@@ -56,8 +57,9 @@ def place(tmp_path_factory):
     package.mkdir()
     (package / "__init__.py").touch()
     for name, (trouble, *_) in {**TROUBLES, "good": ("0",), "slow": ("time.sleep(0.03)",)}.items():
-        (package / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=trouble))
-    (package / "unfit.py").write_text(SYSTEM.format(kind="text", trouble="0"))
+        presets = {"quick": {"batch_size": 16}} if name == "good" else {}
+        (package / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=trouble, presets=presets))
+    (package / "unfit.py").write_text(SYSTEM.format(kind="text", trouble="0", presets={}))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(place))
         patch.chdir(place)
@@ -120,6 +122,8 @@ def test_finished_rows_are_not_repeated_and_further_ones_are_added(place, finish
         ({"budget": "40steps"}, "budget 30steps, not 40steps"),
         ({"data": "rings"}, "other data"),
         ({"batch_size": 8}, "options none"),
+        ({"preset": "quick"}, "preset none, not quick"),
+        ({"preset": "slow"}, "none of toys.good has a preset 'slow'"),
         ({"samples": {"theirs": "nowhere.npy"}}, "no samples"),
         ({"samples": {"toys.good": "theirs.npy"}}, "name of their own"),
     ],
@@ -152,6 +156,26 @@ def test_data_in_memory_and_the_page_of_one_run(place):
     assert "density</p>" in text  # in two dimensions as a picture
     with pytest.raises(RunError, match="neither a comparison nor a run"):
         write_report(place)
+
+
+def test_a_preset_is_of_the_systems_that_have_it_and_rows_say_so(place):
+    def rows(*systems):
+        return compare(
+            systems, "moons", budget="5steps", preset="quick", diagnostics=False, precision="bf16", out="presets",
+            console=Console(file=io.StringIO()),
+        ).rows  # fmt: skip
+
+    found = rows("toys.good", "toys.slow")
+    records = [json.loads(path.read_text()) for path in sorted(place.glob("presets/runs/*/run.json"))]
+    options = [record["arguments"]["fit"] for record in records]
+    assert [(row["label"], row["preset"]) for row in found] == [("toys.good", "quick"), ("toys.slow", None)]
+    assert [(o.get("batch_size"), o["precision"]) for o in options] == [(16, "bf16"), (None, "bf16")]
+    assert not any("diagnostics" in row for row in found)
+    assert found[0]["cost"]["peak_memory_bytes"] > 0
+    (place / "presets" / "rows" / "toys.good-seed0.json").unlink()  # measuring was killed; the run is whole
+    again = rows("toys.good")[0]
+    assert again["status"] == "ok"
+    assert again["cost"]["peak_memory_bytes"] is None
 
 
 def test_what_other_tools_left_is_named(place):
