@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fivefold.gan.biggan import BigGAN, SelfAttention
+from fivefold.gan.biggan import BigGAN, ConditionalNorm, SelfAttention
 from fivefold.space import Batch, Space, label_space
-from fivefold.tools.games import orthogonal_penalty
+from fivefold.tools.games import hinge_discriminator, orthogonal_penalty
 
 PICTURES = Space("image", (3, 16, 16), 256).conditioned_on(label_space(tuple("abc")))
 X, LABELS = torch.randint(256, (6, 3, 16, 16)), torch.tensor([[0.0], [1], [2], [0], [1], [2]])
@@ -37,6 +37,15 @@ def test_class_and_code_set_the_norms_and_one_embedding_serves_all_blocks():
         assert not torch.allclose(generator(other, LABELS), generator(z, LABELS))
 
 
+def test_a_code_is_the_mean_and_deviation_of_each_channel():
+    torch.manual_seed(0)
+    norm, x, code = ConditionalNorm(3, 5), 4 + 2 * torch.randn(20, 3, 9, 9), torch.randn(1, 5)
+    y = norm(x, code.expand(20, -1))
+    norm.eval()
+    torch.testing.assert_close(y.mean((0, 2, 3)), norm.shift(code)[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(y.std((0, 2, 3)), (1 + norm.scale(code)[0]).abs(), atol=1e-3, rtol=0)
+
+
 def test_the_critic_projects_the_class():
     """The difference between classes is the inner product of their embeddings' difference with the features."""
     critic, x, features = system().critic.eval(), torch.randn(6, 3, 16, 16), []
@@ -49,6 +58,10 @@ def test_the_critic_projects_the_class():
 
 def test_every_layer_has_norm_one():
     s = system()
+    first = s.generator.blocks[0].conv1.weight
+    assert orthogonal_penalty(first).item() == pytest.approx(0, abs=1e-6)  # as all start
+    for parameter in s.parameters():
+        parameter.data.mul_(3)
     for _ in range(60):  # power iterations
         s.generator(torch.randn(6, 9), LABELS), s.critic(torch.randn(6, 3, 16, 16), LABELS)
     s.eval()
@@ -113,3 +126,10 @@ def test_truncation_bounds_the_codes_of_samples():
 def test_the_critic_moves_several_times_and_then_the_generator():
     s = system(critics=3)
     assert [u.player for u in s.updates(Batch(X, LABELS), 0.0)] == [s.critic] * 3 + [s.generator]
+
+
+def test_the_critics_loss_is_the_hinge():
+    s, scores = system(), []
+    s.critic.register_forward_hook(lambda module, inputs, y: scores.append(y))
+    update = next(s.updates(Batch(X, LABELS), 0.0))
+    torch.testing.assert_close(update.loss, hinge_discriminator(*scores))
