@@ -1,66 +1,56 @@
-"""Paper presets: they build on the paper's data, with the number of parameters that was published."""
+"""Paper presets: they build on the paper's data, with the number of parameters that was published, and run."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fivefold import catalog
+from fivefold import Batch, catalog
 from fivefold.arguments import arguments
-from fivefold.space import Space, label_space
-
-# The data of each preset that is named after them (up to a hyphen): shape, levels, classes of a conditional system.
-PAPERS = {
-    "mnist": ((1, 28, 28), 2, 10),
-    "cifar10": ((3, 32, 32), 256, 10),
-    "imagenet32": ((3, 32, 32), 256, 1000),
-    "imagenet64": ((3, 64, 64), 256, 1000),
-    "imagenet128": ((3, 128, 128), 256, 1000),
-    "imagenet256": ((3, 256, 256), 256, 1000),
-    "celeba": ((3, 64, 64), 256, None),
-    "lsun64": ((3, 64, 64), 256, None),
-    "svhn": ((3, 32, 32), 256, 10),
-    "celebahq256": ((3, 256, 256), 256, None),
-    "celebahq1024": ((3, 1024, 1024), 256, None),
-    "ffhq256": ((3, 256, 256), 256, None),
-    "ffhq1024": ((3, 1024, 1024), 256, None),
-}
-CONDITIONAL = {"biggan"}  # whose published models know the label
-
-
-def data_of(preset: str) -> str:
-    return preset.partition("-")[0]
-
-
-ALL = [
-    (name, preset) for name, entry in catalog.entries().items() for preset in entry.presets if data_of(preset) in PAPERS
-]
-
-
-def build(name: str, preset: str) -> torch.nn.Module:
-    """On the meta device, where size costs no memory."""
-    cls = catalog.class_of(name)
-    shape, levels, classes = PAPERS[data_of(preset)]
-    space = Space("image", shape, levels=levels)
-    if name in CONDITIONAL and classes:
-        space = space.conditioned_on(label_space(tuple(map(str, range(classes)))))
-    with torch.device("cpu" if preset == "mnist" else "meta"):  # those are small
-        return catalog.build(name, space, **arguments(cls, preset, {})["system"])
+from tests.presets import ALL, PAGE, affordable, build, count, row, space_of
 
 
 @pytest.mark.parametrize(("name", "preset"), ALL)
 def test_presets_build_with_the_published_number_of_parameters(name, preset):
-    system = build(name, preset)
+    _, parameters = count(name, preset)
     published = catalog.class_of(name).published.get(preset)
-    if published is None:
-        return
-    counted, source, *part = published
-    assert len(source) > 10
-    module = getattr(system, part[0]) if part else system
-    parameters = sum(p.numel() for p in module.parameters())
-    assert abs(parameters / counted - 1) < 0.02, f"{parameters:,} against {counted:,.0f} ({source})"
+    if published is not None:
+        counted, source, *_ = published
+        assert len(source) > 10
+        assert abs(parameters / counted - 1) < 0.02, f"{parameters:,} against {counted:,.0f} ({source})"
+    assert row(name, preset) in PAGE.read_text(encoding="utf-8").splitlines(), "run `python -m tests.presets`"
+
+
+def test_the_page_has_no_other_rows():
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert len(rows) == len(ALL)
 
 
 def test_what_is_published_is_of_a_preset():
     for name, entry in catalog.entries().items():
         assert catalog.class_of(name).published.keys() <= set(entry.presets), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "preset"), ALL)
+def test_a_preset_takes_its_first_and_last_step_and_draws_a_sample(name, preset):
+    """At batch 1 where that is affordable (see `tests.presets`); a larger one is built by the test above."""
+    if not affordable(name, preset):
+        pytest.skip("too large to run here: built on the meta device")
+    torch.manual_seed(0)
+    system, space = build(name, preset, "cpu", short=True).train(), space_of(name, preset)
+    optimizers = system.optimizers(**arguments(type(system), preset, {})["optimizers"])
+    before = {player: [p.detach().clone() for p in player.parameters()] for player in optimizers}
+    condition = torch.zeros(1, 1) if space.condition else None
+    batch = Batch(torch.randint(space.levels, (1, *space.shape)), condition)
+    for progress in (0.0, 1.0):
+        for update in system.updates(batch, progress):
+            assert update.loss.isfinite()
+            update.loss.backward(inputs=list(update.player.parameters()))
+            optimizers[update.player].step()
+            optimizers[update.player].zero_grad()
+    for player, old in before.items():
+        assert any(not torch.equal(p, q) for p, q in zip(player.parameters(), old, strict=True))
+    x = system.sample_encoded(1, condition, seed=0)
+    assert x.shape == (1, *space.shape)
+    assert ((x >= 0) & (x < space.levels)).all()

@@ -57,6 +57,10 @@ class FlowContrastive(LatentSystem):
             "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "width": 128, "blocks": 4, "batch_size": 64,
             "lr": 1e-3, "energy_lr": 1e-4,
         },
+        "svhn": {
+            "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "width": 128, "blocks": 4, "batch_size": 64,
+            "lr": 1e-3, "energy_lr": 1e-4,
+        },
     }  # fmt: skip
 
     started: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -42,11 +42,12 @@ class Glow(FlowSystem):
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
     free_form = False
     sampling = "direct"
-    presets = {
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99, "clip": 5.0},
         "cifar10": {"layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "batch_size": 512, "lr": 1e-3},
         "imagenet32": {"layers": 48, "scales": 3, "hidden": 512, "margin": 0.0, "batch_size": 512, "lr": 1e-3},
-        "imagenet64": {"layers": 48, "scales": 4, "hidden": 512, "margin": 0.0, "batch_size": 512, "lr": 1e-3},
+        "imagenet64": {"layers": 48, "scales": 4, "hidden": 512, "margin": 0.0, "batch_size": 128, "lr": 1e-3},
+        "lsun64": {"layers": 48, "scales": 3, "hidden": 512, "margin": 0.0, "batch_size": 128, "lr": 1e-3},
         "celebahq256": {"layers": 32, "scales": 6, "hidden": 512, "margin": 0.0, "batch_size": 40, "lr": 1e-3},
     }
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
