@@ -129,5 +129,6 @@ def _describe(data: Data, trainer: Trainer, split: dict[str, dict[str, Any]]) ->
         "space": data.space.to_json(),
         "data": {name: getattr(data, name) for name in ("name", "source", "fingerprint", "arguments")},
         "budget": str(trainer.budget),
+        "precision": trainer.precision,
         "parameters": sum(p.numel() for p in trainer.system.parameters()),
     }

@@ -24,7 +24,7 @@ from fivefold.run import Run
 from fivefold.system import System, Update
 from fivefold.validation import Validation
 
-Precision = Literal["32", "bf16", "fp16"]
+Precision = Literal["auto", "32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,7 +48,7 @@ class Trainer:
         seed: of the initial weights, the order of examples and all noise.
         batch_size: examples an iteration, over all ranks and micro-batches.
         accumulate: micro-batches an iteration is split into, to save memory.
-        precision: 32, bf16, or fp16 with loss scaling.
+        precision: 32, bf16, fp16 with loss scaling, or auto: bf16 on processors and accelerators made for it, else 32.
         clip: largest norm of a player's gradient; 0 does not clip.
         skip: a step whose gradient's norm, before clipping, exceeds this is left out; 0 leaves out none.
         ema: decay of the exponential moving average of the weights, which is then what is kept; 0 for none.
@@ -96,7 +96,8 @@ class Trainer:
         self.ema = copy.deepcopy(system) if ema else None
         self.accumulate, self.retries = accumulate, retries
         self.batches = Batches(data.train.to(self.device), batch_size, accumulate, seed)
-        self.autocast = _AUTOCAST.get(precision)
+        self.precision = ("bf16" if computes_in_bf16(self.device) else "32") if precision == "auto" else precision
+        self.autocast = _AUTOCAST.get(self.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.validation = Validation(data, self.device)
         self.marks, self.checkpoint_seconds = validation_marks(evaluations), checkpoint_seconds
@@ -365,6 +366,14 @@ class Trainer:
 
 CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
 _COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress", "skipped")
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device has units for bf16; what emulates it is many times slower than in 32 bits."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public name for it
+    return bool(native and native())
 
 
 def validation_marks(parts: int) -> list[float]:

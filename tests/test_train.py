@@ -21,7 +21,7 @@ from fivefold.batches import Batches
 from fivefold.budget import Budget
 from fivefold.run import Run, RunError
 from fivefold.train import fit, resume
-from fivefold.trainer import Diverged, Stopped
+from fivefold.trainer import Diverged, Stopped, Trainer
 from tests.systems import Game, Regression
 
 TABLE = np.random.default_rng(0).normal(size=(200, 3)) @ np.diag([1.0, 5.0, 0.1])
@@ -169,7 +169,7 @@ def test_yield_inside_no_grad_is_refused(table):
         ({"lrr": 0.1}, "did you mean 'lr'"),
         ({"batchsize": 3}, "did you mean 'batch_size'"),
         ({"lr": "fast"}, "expects float"),
-        ({"precision": "16"}, r"32\|bf16\|fp16"),
+        ({"precision": "16"}, r"auto\|32\|bf16\|fp16"),
         ({"preset": "cifar"}, "no preset"),
     ],
 )
@@ -184,6 +184,15 @@ def test_lower_precision_trains(table, precision):
         fit(Regression, table, budget="60steps", lr=0.1, precision=p, evaluations=1) for p in ("32", precision)
     )
     assert torch.allclose(plain.net.weight, low.net.weight, atol=0.03)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_automatic_precision_is_the_devices_own(table, native, expected, monkeypatch):
+    """Where bf16 is emulated a step can take a hundred times as long."""
+    monkeypatch.setattr("fivefold.trainer.computes_in_bf16", lambda device: native)
+    system = Regression(table.space)
+    trainer = Trainer(system, table, system.optimizers(), None, lambda event: None, precision="auto")
+    assert trainer.autocast is expected
 
 
 def test_the_average_is_kept(table):

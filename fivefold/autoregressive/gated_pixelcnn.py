@@ -39,7 +39,7 @@ class GatedPixelcnn(AutoregressiveSystem):
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # As strong a decay as this lets small data train long enough for its samples to cohere.
-        "default": {"lr": 5e-3, "weight_decay": 1.0, "precision": "bf16", "ema": 0.995, "clip": 100.0},
+        "default": {"lr": 5e-3, "weight_decay": 1.0, "precision": "auto", "ema": 0.995, "clip": 100.0},
         "mnist": {
             "channels": 32,
             "layers": 7,

@@ -63,7 +63,7 @@ class Pixelrnn(AutoregressiveSystem):
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 5e-3, "weight_decay": 1.0, "precision": "bf16", "ema": 0.99, "clip": 100.0},
+        "default": {"lr": 5e-3, "weight_decay": 1.0, "precision": "auto", "ema": 0.99, "clip": 100.0},
         # Table 1 and section 5.3 of the paper.
         "mnist": {
             "channels": 16, "layers": 7, "hidden": 32, "embedding": 1, "dropout": 0.0,

@@ -54,7 +54,7 @@ class SparseTransformer(TransformerSystem):
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 3e-3, "batch_size": 16, "precision": "bf16", "ema": 0.99, "clip": 100.0},
+        "default": {"lr": 3e-3, "batch_size": 16, "precision": "auto", "ema": 0.99, "clip": 100.0},
         "cifar10": {
             "width": 256, "layers": 128, "heads": 2, "expansion": 2, "key_share": 0.5, "stride": 128, "dropout": 0.25,
             "lr": 3.5e-4, "clip": 1.0, "ema": 0.9999,
