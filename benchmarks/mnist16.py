@@ -13,34 +13,28 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common import RESULTS, machine, write_result
+from benchmarks.common import RESULTS, bits, figures, kept_arrays, machine, number, picture, write_result
 from fivefold import catalog, compare, load, load_data
 from fivefold.data import Data
 from fivefold.report.survey import TABLE_1
 
 SIDE, SAMPLES, SURE = 16, 500, 0.8
-SHOWN = 24  # samples of each system in the picture
 
 
-def small_mnist(source: Path, out: Path) -> Path:
-    """`source` with its images at 16x16, once."""
+def small_mnist(source: Path) -> dict[str, Any]:
+    """The arrays of `source` with images at 16x16."""
     from PIL import Image
 
-    path = out / "data.npz"
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        arrays = dict(np.load(source))
-        for part in ("x_train", "x_test"):
-            images = [Image.fromarray(x).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for x in arrays[part]]
-            arrays[part] = np.stack([np.asarray(image) for image in images])
-        np.savez_compressed(path, **arrays)
-    return path
+    arrays = dict(np.load(source))
+    for part in ("x_train", "x_test"):
+        images = [Image.fromarray(x).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for x in arrays[part]]
+        arrays[part] = np.stack([np.asarray(image) for image in images])
+    return arrays
 
 
 class Classifier(nn.Module):
@@ -93,21 +87,6 @@ def judge(net: Classifier, images: Tensor) -> dict[str, Any]:
     return {"sure": sure.float().mean().item(), "digits": len(digit[sure].unique())}
 
 
-def picture(samples: dict[str, Tensor], path: Path) -> None:
-    """A row of samples for each system, real images first."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(len(samples), 1, figsize=(8, 0.42 * len(samples)))
-    for axis, (name, x) in zip(np.atleast_1d(axes), samples.items(), strict=True):
-        axis.imshow(x[:SHOWN, 0].movedim(0, 1).flatten(1), cmap="gray_r", vmin=0, vmax=255)
-        axis.set_axis_off()
-        axis.text(-6, SIDE / 2, name, ha="right", va="center", fontsize=7)
-    figure.subplots_adjust(0.18, 0.005, 0.995, 0.995, hspace=0.08)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="MNIST as an .npz with x_train, y_train, x_test, y_test")
@@ -115,7 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("mnist16"))
     parser.add_argument("--systems", nargs="*")
     given = parser.parse_args()
-    source = small_mnist(given.source, given.out)
+    source = kept_arrays(given.out / "data.npz", lambda: small_mnist(given.source))
     net, accuracy = classifier(source, given.out)
     data = load_data(source)
     names = given.systems or [name for name in TABLE_1 if name in catalog.entries()]
@@ -141,15 +120,13 @@ def measure(rows: list[dict[str, Any]], net: Classifier, data: Data, out: Path) 
             continue
         x = load(out / "comparison" / "runs" / f"{row['label']}-seed0").sample_encoded(SAMPLES, seed=0)
         samples[row["label"]] = x
-        distance = (row["quality"].get("frechet") or {}).get("value")
-        bits = {"kind": row["density"]["kind"], "bits": row["density"].get("bits_per_dim")}
-        found.append({"system": row["label"], **judge(net, x), "frechet": distance, **bits})
+        found.append({"system": row["label"], **judge(net, x), **figures(row)})
     return found, samples
 
 
 def page(rows: list[Any], headline: str, accuracy: float, budget: str) -> str:
     """The table, in Markdown."""
-    lines = [f"| `{r['system']}` | {r['sure']:.0%} | {r['digits']} | {_number(r.get('frechet'))} | {_bits(r)} |"
+    lines = [f"| `{r['system']}` | {r['sure']:.0%} | {r['digits']} | {number(r.get('frechet'))} | {bits(r)} |"
              if "sure" in r else f"| `{r['system']}` | {r['note']} | | | |" for r in rows]  # fmt: skip
     head = [
         "# MNIST at 16x16", "", f"{headline}. {budget} each on {machine()}.", "",
@@ -159,14 +136,6 @@ def page(rows: list[Any], headline: str, accuracy: float, budget: str) -> str:
         "| system | sure | digits | Fréchet distance | bits per dimension |", "|---|---|---|---|---|",
     ]  # fmt: skip
     return "\n".join([*head, *lines]) + "\n"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
-
-
-def _bits(row: dict[str, Any]) -> str:
-    return row.get("kind", "–") if row.get("bits") is None else f"{row['bits']:.2f} ({row['kind']})"
 
 
 if __name__ == "__main__":

@@ -162,8 +162,8 @@ def _check(systems: list[str], samples: Mapping[str, str | Path], preset: str | 
         entry = catalog.find(name)
         if options or preset:
             arguments(entry.load(), _own_preset(name, preset), options)
-    if preset and systems and not any(_own_preset(name, preset) for name in systems):
-        raise RunError(f"none of {', '.join(systems)} has a preset {preset!r}")
+    if preset and not any(_own_preset(name, preset) for name in [*systems, *catalog.entries()]):
+        raise RunError(f"no system has a preset {preset!r}")
     for name, file in samples.items():
         if name in systems or not name:
             raise RunError(f"samples need a name of their own, got {name!r}")

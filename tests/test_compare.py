@@ -123,7 +123,7 @@ def test_finished_rows_are_not_repeated_and_further_ones_are_added(place, finish
         ({"data": "rings"}, "other data"),
         ({"batch_size": 8}, "options none"),
         ({"preset": "quick"}, "preset none, not quick"),
-        ({"preset": "slow"}, "none of toys.good has a preset 'slow'"),
+        ({"preset": "slow"}, "no system has a preset 'slow'"),
         ({"samples": {"theirs": "nowhere.npy"}}, "no samples"),
         ({"samples": {"toys.good": "theirs.npy"}}, "name of their own"),
     ],
