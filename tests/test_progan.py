@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fivefold.gan.progan import ProGAN, at_level, level_at
-from fivefold.nets.equalised import pixel_norm
+from fivefold.nets.equalised import EqualConv, EqualLinear, pixel_norm
 from fivefold.space import Batch, Space, label_space
 from fivefold.tools.distributions import truncated_normal
 
@@ -54,11 +56,14 @@ def test_data_are_blurred_as_the_samples_are():
 
 
 def test_growth_follows_progress_and_only_what_is_there_learns():
-    s = system(growth=1.0)
+    s, seen = system(growth=1.0), []
+    s.critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     for progress, level, learning in ((0.0, 0, [False, False]), (0.375, 0.5, [True, False]), (1.0, 2, [True, True])):
         for update in s.updates(BATCH, progress):
             update.loss.backward(inputs=list(update.player.parameters()))
         assert s.level.item() == pytest.approx(level)
+        torch.testing.assert_close(seen[0], at_level(s._canvas(BATCH.x), level, 2))  # the data, first of all
+        seen.clear()
         for player in (s.generator, s.critic):
             assert [any(p.grad is not None for p in block.parameters()) for block in player.blocks] == learning
         small = s.sample(2, seed=0)
@@ -74,12 +79,31 @@ def test_pixel_norm_keeps_the_generators_signals():
     with torch.no_grad():
         for parameter in s.generator.blocks.parameters():
             parameter.mul_(30)
+        s.generator.dense.bias.normal_()  # without it the next norm would take the code's length out too
     z = torch.randn(4, 8)
     found = s.generator(z, None, 1.5)
     assert len(seen) == 2
     for x in seen:
         torch.testing.assert_close(x.square().mean(1), torch.ones_like(x[:, 0]), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(s.generator(7 * z, None, 1.5), found, atol=1e-3, rtol=1e-3)
+
+
+def test_rates_are_equalised():
+    """All weights start as N(0, 1), and He's constant (a quarter of it in the first layer) scales them at run time."""
+    for name, layer in system(width=16).named_modules():
+        if isinstance(layer, EqualConv | EqualLinear):
+            assert layer.weight.std().item() == pytest.approx(1, abs=4 / math.sqrt(2 * layer.weight.numel()))
+            gain = 1 / 4 if name == "generator.dense" else 1
+            assert layer.scale == pytest.approx(gain / math.sqrt(layer.weight[0].numel()))
+
+
+def test_the_critic_moves_several_times_and_is_told_the_class():
+    torch.manual_seed(0)
+    s = ProGAN(PICTURES.conditioned_on(label_space(("a", "b"))), latent=8, width=4, growth=0.0, critics=3)
+    labels, x = torch.arange(8).remainder(2).view(8, 1).float(), torch.randn(8, 3, 16, 16)
+    players = [update.player for update in s.updates(Batch(BATCH.x, labels), 0.0)]
+    assert players == [s.critic] * 3 + [s.generator]
+    assert (s.critic(x, labels, 2.0) - s.critic(x, 1 - labels, 2.0)).abs().max() > 0.01
 
 
 def test_the_critic_sees_the_variety_of_its_batch():
