@@ -76,7 +76,7 @@ class DDPM(LatentSystem):
     sampling: ClassVar[str] = "iterative"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 20, 50)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 2e-3, "ema": 0.999, "clip": 1.0},
+        "default": {"lr": 2e-3, "batch_size": 32, "ema": 0.999, "clip": 1.0, "evaluations": 1},
         "cifar10": {
             "channels": 128, "blocks": 2, "attention": 16, "dropout": 0.1, "sampler": "ddpm", "sampling_steps": 1000,
             "score_steps": 0, "lr": 2e-4, "batch_size": 128, "ema": 0.9999,

@@ -214,7 +214,7 @@ class BigGAN(System):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99},
+        "default": {"batch_size": 32, "lr": 1e-3, "critic_lr": 4e-3, "ema": 0.99},
         "cifar10": {
             "latent": 128, "width": 256, "widest": 256, "attention": 32, "critics": 4, "batch_size": 50, "lr": 2e-4,
             "critic_lr": 2e-4, "ema": 0.9999,

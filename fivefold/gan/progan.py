@@ -145,7 +145,7 @@ class ProGAN(System):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99},
+        "default": {"batch_size": 16, "lr": 5e-3, "ema": 0.99},
         "cifar10": {"latent": 512, "width": 128, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
         "lsun256": {"latent": 512, "width": 64, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
         "celebahq256": {"latent": 512, "width": 64, "batch_size": 16, "lr": 1e-3, "ema": 0.999},

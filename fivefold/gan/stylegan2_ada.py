@@ -49,7 +49,7 @@ class StyleGAN2ADA(System):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.995},
+        "default": {"batch_size": 32, "lr": 8e-3, "ema": 0.995},
         "cifar10": {
             "latent": 512,
             "layers": 2,
@@ -68,7 +68,9 @@ class StyleGAN2ADA(System):
             "latent": 512,
             "layers": 8,
             "width": 64,
+            "mixing": 0.9,
             "r1_weight": 1.0,
+            "path_every": 4,
             "ada_examples": 500_000,
             "batch_size": 64,
             "lr": 0.0025,
@@ -78,7 +80,9 @@ class StyleGAN2ADA(System):
             "latent": 512,
             "layers": 8,
             "width": 32,
+            "mixing": 0.9,
             "r1_weight": 10.0,
+            "path_every": 4,
             "ada_examples": 0,
             "batch_size": 32,
             "lr": 0.002,
@@ -110,11 +114,11 @@ class StyleGAN2ADA(System):
         widest: int = 512,
         residual: bool = True,
         group: int = 4,
-        mixing: float = 0.9,
-        r1_weight: float = 0.1,
+        mixing: float = 0.5,
+        r1_weight: float = 3.0,
         r1_every: int = 16,
         path_weight: float = 2.0,
-        path_every: int = 4,
+        path_every: int = 8,
         target: float = 0.6,
         ada_examples: int = 200_000,
         augmentation: float = 0.0,
