@@ -46,6 +46,19 @@ def test_what_does_not_fit(fault, seconds, expected, monkeypatch):
     assert resolution._step(Pixels, {"fault": fault}, GREY) == ""
 
 
+def test_a_step_is_the_larger_one_of_both_ends_of_training(monkeypatch):
+    """A system that grows is measured when it has grown, one that shrinks before."""
+    seen = []
+
+    class Growing(Pixels):
+        def updates(self, batch, progress):
+            seen.append(progress)
+            return super().updates(batch, progress)
+
+    assert resolution._step(Growing, {}, GREY) == ""
+    assert set(seen) == {0.0, 1.0}
+
+
 def test_the_search_doubles_until_it_ends(monkeypatch):
     """In a process of its own; with no patience at all nothing fits, and the reason says so."""
     monkeypatch.setattr(resolution, "PATIENCE", 0.0)
