@@ -1,16 +1,18 @@
 """Sparse transformer: what its heads attend to, what that costs, and distribution augmentation."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fivefold import catalog, fit
 from fivefold.data.splits import Data, Split
 from fivefold.nets import attention
 from fivefold.nets.attention import Block, Local, Strided, Summary
-from fivefold.space import Space
+from fivefold.space import Batch, Space
 from fivefold.system import Unfit
 
 IMAGE = Space("image", (1, 2, 2), levels=3)
@@ -98,11 +100,58 @@ def test_the_token_keeps_augmented_examples_apart():
     assert (system.sample_encoded(50, seed=0) == x[:50]).all(3).all(2).float().mean() > 0.8
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "options", "why"),
+    [
+        ("transformer", 256, {}, r"Transformer .* 65,536 positions: .* 384 GiB .* 24\. Take .*sparse-transformer"),
+        ("biggan", 512, {"attention": 512}, r"BigGAN .* 262,144 positions: .* 196 GiB .* 24\. Take .*--attention"),
+    ],
+)
+def test_scores_beyond_the_limit_are_refused_with_their_memory(name, side, options, why):
+    with pytest.raises(Unfit, match=why):
+        catalog.build(name, Space("image", (1, side, side), levels=4), **options)
+
+
+def held(system, sizes):
+    """How many numbers of these sizes the last update of a step keeps for its gradients."""
+    kept = {}
+
+    def keep(x):
+        if x.shape[-2:] in sizes:
+            kept[x.data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        for _ in system.updates(Batch(torch.randint(4, (1, 1, 16, 16))), 0.5):
+            last = [x.numel() for x in kept.values()]
+            kept.clear()
+    return sum(last)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("transformer", {"width": 16, "layers": 3}), ("biggan", {"width": 4, "attention": 16})]
+)
+def test_the_scores_that_are_estimated_are_those_that_training_holds(name, options, monkeypatch):
+    """Where no kernel spares them."""
+    found = []
+    monkeypatch.setattr(f"{catalog.find(name).module}.refuse_dense", lambda _, layers, instead: found.extend(layers))
+    system = catalog.build(name, Space("image", (1, 16, 16), levels=4), **options)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert held(system, [(layer.queries, layer.keys) for layer in found]) == sum(map(math.prod, found))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("transformer", {"width": 16}), ("ddpm", {"channels": 8, "attention": 16}), ("score-sde", {"attention": 16})],
+)
+def test_fused_attention_holds_no_scores(name, options):
+    assert held(catalog.build(name, Space("image", (1, 16, 16), levels=4), **options), [(256, 256)]) == 0
+
+
 def test_long_images_fit_where_dense_attention_does_not():
     space = Space("image", (1, 256, 256), levels=4)
-    with pytest.raises(Unfit, match=r"65,536 .* GiB .*sparse-transformer"):
-        catalog.build("transformer", space)
     with torch.device("meta"):
+        catalog.build("transformer", Space("image", (1, 128, 128), levels=4))  # at the limit
         system = catalog.build("sparse-transformer", space, **OPTIONS)
         assert system.conditionals(torch.zeros(1, 1, 256, 256, dtype=torch.long), None).shape == (1, 65_536, 4)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from fivefold.autoregressive._transformer import TransformerSystem
-from fivefold.nets.attention import CausalBlock
+from fivefold.nets.attention import Attending, CausalBlock, refuse_dense
 from fivefold.nets.heads import Likelihood
 from fivefold.space import Space
-from fivefold.system import Density, Unfit
-
-LONGEST = 16_384  # positions
+from fivefold.system import Density
 
 
 class Transformer(TransformerSystem):
@@ -53,12 +51,7 @@ class Transformer(TransformerSystem):
         mixtures: int = 8,
         likelihood: Likelihood = "auto",
     ) -> None:
-        if space.dims > LONGEST:
-            gigabytes = heads * space.dims**2 * 4 / 2**30
-            raise Unfit(
-                f"Transformer attends to every pair of positions: {space.dims:,} of them would take "
-                f"{gigabytes:,.0f} GiB a layer and example; the longest it takes is {LONGEST:,}. "
-                "sparse-transformer takes longer ones"
-            )
+        dense = [Attending(space.dims, space.dims, heads)] * layers
+        refuse_dense("Transformer", dense, "smaller images (--size), shorter examples, or sparse-transformer")
         blocks = [CausalBlock(width, heads, dropout) for _ in range(layers)]
         super().__init__(space, mixtures, likelihood, blocks, width, dropout)

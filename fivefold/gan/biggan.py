@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.nets.adversarial import halvings
+from fivefold.nets.attention import Attending, refuse_dense
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.norm import BatchNorm, spectral_norm
 from fivefold.nets.stylegan import widths
@@ -31,6 +32,15 @@ def _attending_level(space: Space, depth: int, side: int) -> int:
     """The first level whose shorter side has so many pixels, or the last one."""
     sides = [min(space.shape[1:]) / 2 ** (depth - i) for i in range(depth + 1)]
     return next((i for i, found in enumerate(sides) if found >= side), depth)
+
+
+def _attending(sides: Sequence[int]) -> Attending:
+    """What `SelfAttention` scores on maps of these sides."""
+    return Attending(math.prod(sides), math.prod(side // _pool(sides) for side in sides))
+
+
+def _pool(sides: Sequence[int]) -> int:
+    return 2 if min(sides) > 1 else 1
 
 
 class SelfAttention(nn.Module):
@@ -53,7 +63,7 @@ class SelfAttention(nn.Module):
         def rows(y: Tensor) -> Tensor:
             return y.flatten(2).transpose(1, 2)
 
-        pool = 2 if min(x.shape[2:]) > 1 else 1
+        pool = _pool(x.shape[2:])
         key, value = F.max_pool2d(self.key(x), pool), F.max_pool2d(self.value(x), pool)
         found = F.scaled_dot_product_attention(rows(self.query(x)), rows(key), rows(value), scale=1.0)
         return x + self.weight * self.out(found.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
@@ -246,6 +256,9 @@ class BigGAN(System):
         self.latent, self.critics, self.orthogonal, self.truncation = latent, critics, orthogonal, truncation
         depth = halvings(space)
         channels, level = widths(width, widest, depth), _attending_level(space, depth, attention)
+        made = [-(-side // 2**depth) * 2**level for side in space.shape[1:]]
+        seen = [side // 2 ** min(max(1, depth - level), depth) for side in space.shape[1:]]
+        refuse_dense("BigGAN", [_attending(made), _attending(seen)], "a smaller --attention or smaller images (--size)")
         self.generator = Generator(space, latent, shared, channels, level)
         self.critic = Critic(space, channels, level)
         for weight in [p for p in self.parameters() if p.dim() > 1]:

@@ -5,11 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fivefold.system import Unfit
+
+MOST_SCORES = 24.0  # GiB, of dense attention for one example in training
+
+
+class Attending(NamedTuple):
+    """What a layer of dense attention scores for one example: every query against every key, in all heads."""
+
+    queries: int
+    keys: int
+    heads: int = 1
+
+
+def refuse_dense(system: str, layers: Sequence[Attending], instead: str) -> None:
+    """Raises `Unfit` where the scores of one example would pass MOST_SCORES in training.
+
+    Every layer's are held, at 4 bytes, from the forward pass to the backward one, where two more of their size come
+    beside the largest. A fused kernel holds none of them; but whether there is one depends on the device, the
+    precision and the widths, and the work grows as the scores do.
+
+    Args:
+        system: its name.
+        layers: all that are held at once.
+        instead: what to take.
+    """
+    pairs = [math.prod(layer) for layer in layers]
+    gibibytes = 4 * (sum(pairs) + 2 * max(pairs, default=0)) / 2**30
+    if gibibytes > MOST_SCORES:
+        raise Unfit(
+            f"{system} attends densely, from {max(layer.queries for layer in layers):,} positions: without a fused "
+            f"kernel the scores take {gibibytes:,.0f} GiB for one example in training, and it allows {MOST_SCORES:g}. "
+            f"Take {instead}"
+        )
 
 
 class Pattern(Protocol):

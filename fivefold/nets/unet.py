@@ -88,7 +88,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = qkv.transpose(3, 4).unbind(1)
+        q, k, v = qkv.transpose(3, 4).contiguous().unbind(1)  # else no fused kernel: all scores would be held
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
