@@ -40,6 +40,18 @@ def codes(x: torch.Tensor, levels: int) -> np.ndarray:
     return (x.flatten(1) @ levels ** torch.arange(x[0].numel()).flip(0)).numpy()
 
 
+@pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.2, 0.5), (0.4, 1.0), (1.0, 1.0)])
+def test_the_divergence_is_warmed_up(progress, weight):
+    system = build(EIGHT, warmup=0.4)
+    x = torch.randint(4, (5, *EIGHT.shape))
+    with seeded(2):
+        log_likelihood, kls = system.terms(x, None)
+    with seeded(2):
+        (update,) = system.updates(Batch(x), progress)
+    expected = (weight * kls.sum(0) - log_likelihood).mean() / EIGHT.dims
+    torch.testing.assert_close(update.loss, expected)
+
+
 # --- the likelihood -------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ class VAEBM(System):
         channels: of the energy's network at full resolution.
         depth: residual blocks of the energy's network; images are halved between them.
         first_stage: share of the budget for the VAE.
+        warmup: share of that over which the weight of the VAE's divergence rises to 1, so that codes are used early.
         chain_steps: Langevin steps for one training step of the energy.
         sample_steps: Langevin steps for a sample; 0 gives the VAE's.
         step_size: of them; their noise has this variance.
@@ -57,7 +58,7 @@ class VAEBM(System):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"lr": 4e-3, "batch_size": 32, "ema": 0.99, "clip": 200.0, "skip": 400.0},
         "cifar10": {
-            "width": 384, "latent": 16, "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22",
+            "width": 384, "latent": 16, "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22", "warmup": 0.3,
             "channels": 128, "depth": 4, "chain_steps": 10, "sample_steps": 16, "step_size": 8e-5, "spectral": 0.2,
             "buffer_size": 10_000, "batch_size": 32, "lr": 2e-4, "energy_rate": 0.2, "ema": 0.9999,
         },
@@ -78,6 +79,7 @@ class VAEBM(System):
         channels: int = 16,
         depth: int = 3,
         first_stage: float = 0.6,
+        warmup: float = 0.5,
         chain_steps: int = 5,
         sample_steps: int = 12,
         step_size: float = 0.1,
@@ -92,7 +94,7 @@ class VAEBM(System):
         self.step_size, self.replay, self.spectral, self.energy_rate = step_size, replay, spectral, energy_rate
         self.vae = VDVAE(
             space, width=width, latent=latent, blocks=blocks, encoder_blocks=encoder_blocks,
-            decoder_blocks=decoder_blocks, mixtures=1, score_samples=score_samples,
+            decoder_blocks=decoder_blocks, mixtures=1, warmup=warmup, score_samples=score_samples,
         )  # fmt: skip
         self.energy = ConvEnergy(space, channels, lambda layer: layer, depth)
         self.codes = sum(math.prod(shape) for shape in self.vae.code_shapes)
