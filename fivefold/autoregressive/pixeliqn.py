@@ -45,7 +45,9 @@ class Pixeliqn(AutoregressiveSystem):
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 5e-3, "weight_decay": 1.0, "precision": "auto", "ema": 0.995, "clip": 100.0},
+        "default": {
+            "lr": 5e-3, "batch_size": 32, "weight_decay": 0.3, "precision": "auto", "ema": 0.995, "clip": 100.0,
+        },
         "cifar10": {
             "channels": 128, "layers": 15, "first_kernel": 7, "embedding": 1, "dropout": 0.0, "features": 128,
             "quantiles": 1, "batch_size": 16, "lr": 1e-4, "weight_decay": 0.0, "precision": "32", "ema": 0.9999,
@@ -60,7 +62,7 @@ class Pixeliqn(AutoregressiveSystem):
         self,
         space: Space,
         *,
-        channels: int = 64,
+        channels: int = 32,
         layers: int = 8,
         kernel: int = 3,
         first_kernel: int = 5,
