@@ -12,7 +12,7 @@ import fivefold
 from fivefold.bijections import ode
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.flow.ffjord import FFJORD
-from fivefold.nets.velocity import Velocity
+from fivefold.nets.velocity import ConcatLayer, SquashLayer, Velocity
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density, seeded
 from fivefold.tools.divergence import with_divergence
@@ -168,6 +168,25 @@ def test_velocities_depend_on_time_and_condition_and_start_at_zero(shape, time_l
     assert not torch.allclose(net(0.1, x, one), net(0.9, x, one))
     assert not torch.allclose(net(0.1, x, one), net(0.1, x, -one))
     assert net(0.1, x, one).shape == x.shape
+
+
+def test_time_and_condition_gate_and_shift_a_squashed_layer_and_are_channels_of_the_other():
+    """Eq. by eq. of the reference: (W x) sigmoid(gate) + shift, and W [x; context] + b."""
+    torch.manual_seed(0)
+    x, context = torch.randn(5, 3, 4, 4), torch.randn(5, 2)
+    squash, concat = SquashLayer(3, 6, 2, spatial=True), ConcatLayer(3, 6, 2, spatial=True)
+    gate, shift = squash.modulate(context)[:, :, None, None].chunk(2, 1)
+    torch.testing.assert_close(squash(x, context), squash.layer(x) * gate.sigmoid() + shift)
+    maps = context[:, :, None, None].expand(-1, -1, 4, 4)
+    torch.testing.assert_close(concat(x, context), concat.layer(torch.cat([x, maps], 1)))
+
+
+def test_flows_of_vectors_come_after_an_actnorm_that_data_start():
+    torch.manual_seed(0)
+    system, x = FFJORD(PLANE, **SMALL).train(), 5 + 3 * torch.randn(500, 2)
+    system.loss(Batch(x))
+    z = system.eval().flow(x)[0]  # velocities start at 0
+    torch.testing.assert_close(torch.stack([z.mean(0), z.std(0)]), torch.tensor([[0.0, 0], [1, 1]]), atol=0.01, rtol=0)
 
 
 # --- the system ---------------------------------------------------------------------------------

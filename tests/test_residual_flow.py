@@ -14,6 +14,7 @@ from torch import nn
 import fivefold
 from fivefold.bijections import residual
 from fivefold.bijections.residual import Residual, SeriesOptions
+from fivefold.bijections.shape import FactorOut
 from fivefold.flow.residual_flow import ResidualFlow
 from fivefold.nets.lipschitz import ContractiveNet, LipSwish
 from fivefold.nets.norm import NormBound, bounded
@@ -90,6 +91,17 @@ def test_every_terms_weight_has_mean_one():
     assert len({len(roulette_weights(2, 0.5)) for _ in range(50)}) > 2
     with pytest.raises(ValueError, match="stop in"):
         roulette_weights(2, 1.0)
+
+
+def test_training_ends_the_series_once_a_batch_and_scoring_for_each_example(monkeypatch):
+    """And only scores may take the whole Jacobian."""
+    seen, (net, x) = [], contraction()
+    monkeypatch.setattr(residual, "roulette_weights", lambda *given: seen.append(given) or roulette_weights(*given))
+    for exact, ends in ((True, [(2, 0.5, 1)]), (False, [(2, 0.5, 1), (10, 0.5, len(x))])):
+        block = Residual(net, SeriesOptions(exact, terms=2, score_terms=10, stop=0.5))
+        seen.clear()
+        block.train()(x), block.eval()(x)
+        assert seen == ends
 
 
 def gradient_draws(net, x, weights_of, draws):
@@ -234,6 +246,8 @@ def test_a_flow_comes_back_and_knows_its_determinant(options):
     x = torch.randint(5, (3, 1, 8, 4))
     y = (2 * (x + 0.5) / 5 - 1).double()
     system.double()
+    factored = [part for part in system.modules() if isinstance(part, FactorOut)]
+    assert [part.keep for part in factored] == ([8] if options else [])
     z, log_det = system.flow(y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -288,7 +302,7 @@ def test_training_moves_everything_and_the_density_integrates_to_one():
     for block in (part for part in system.flow.modules() if isinstance(part, Residual)):
         jacobian = jacobian_of(block.net, torch.randn(2))
         assert torch.linalg.matrix_norm(jacobian, 2) < 0.98**3
-    assert any(isinstance(part, NormBound) for part in system.modules())
+    assert {NormBound, LipSwish} <= {type(part) for part in system.modules()}
 
 
 def test_refuses_what_does_not_invert():
