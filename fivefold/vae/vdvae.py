@@ -60,26 +60,22 @@ class VDVAE(LatentSystem):
     sampling: ClassVar[str] = "direct"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.6, 0.8, 0.9, 1.0)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 4e-3, "batch_size": 32, "warmup": 0.3, "ema": 0.998, "clip": 200.0, "skip": 400.0},
+        "default": {"lr": 4e-3, "batch_size": 32, "ema": 0.998, "clip": 200.0, "skip": 400.0},
         "cifar10": {
             "width": 384, "latent": 16, "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22",
-            "batch_size": 32, "lr": 2e-4, "weight_decay": 0.01, "ema": 0.9999, "clip": 200.0,
-            "skip": 400.0, "warmup": 0.0,
+            "batch_size": 32, "lr": 2e-4, "weight_decay": 0.01, "ema": 0.9999, "clip": 200.0, "skip": 400.0,
         },
         "imagenet32": {
             "width": 512, "latent": 16, "encoder_blocks": "16,10,9,7,6", "decoder_blocks": "2,5,10,20,41",
-            "batch_size": 256, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 200.0,
-            "skip": 300.0, "warmup": 0.0,
+            "batch_size": 256, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 200.0, "skip": 300.0,
         },
         "imagenet64": {
             "width": 512, "latent": 16, "encoder_blocks": "12,21,10,9,8,5", "decoder_blocks": "2,4,8,16,32,13",
-            "batch_size": 128, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 220.0,
-            "skip": 380.0, "warmup": 0.0,
+            "batch_size": 128, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 220.0, "skip": 380.0,
         },
         "ffhq256": {
             "width": 512, "latent": 16, "encoder_blocks": "4,9,13,18,8,6,6,4", "decoder_blocks": "2,4,5,10,22,14,8,1",
-            "batch_size": 32, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 130.0,
-            "skip": 180.0, "warmup": 0.0,
+            "batch_size": 32, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 130.0, "skip": 180.0,
         },
     }  # fmt: skip
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
@@ -189,9 +185,7 @@ class VDVAE(LatentSystem):
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
         log_likelihood, kls = self.terms(*batch)
         weight = min(1.0, progress / self.warmup) if self.warmup else 1.0
-        loss = (
-            weight * kls.sum(0) - log_likelihood
-        ).mean() / self.space.dims  # thresholds on gradients are of this scale
+        loss = (weight * kls.sum(0) - log_likelihood).mean() / self.space.dims  # thresholds are of this scale
         yield Update(self, loss, {"kl": kls.sum(0).mean()})
 
     def optimizers(self, lr: float = 1e-3, weight_decay: float = 0.01) -> dict[nn.Module, torch.optim.Optimizer]:
