@@ -8,8 +8,10 @@ from functools import partial
 import pytest
 import torch
 
+from fivefold.energy import flow_contrastive
 from fivefold.energy.flow_contrastive import FlowContrastive
 from fivefold.space import Batch, Column, Space, label_space
+from fivefold.tools.scaling import dequantise
 
 PLANE = Space("table", (2,), columns=(Column("x"), Column("y")))
 TINY = Space("image", (1, 2, 2), levels=3)  # 81 images
@@ -96,6 +98,18 @@ def test_the_flow_learns_by_its_samples_and_its_density(monkeypatch):
         parameter.sub_(2e-5 * direction)
         below = value()
     assert ((above - below) / 2e-5).item() == pytest.approx((gradient * direction).sum().item(), rel=1e-3, abs=1e-6)
+
+
+def test_temperature_scales_the_noise_and_levels_are_compared_at_random_points(monkeypatch):
+    system, seen = build(TINY), []
+    with monkeypatch.context() as patched:
+        patched.setattr(system, "_decode", lambda z, condition: z)
+        warm = system.sample_encoded(9, seed=0)
+        with system.turned(temperature=0.5):
+            torch.testing.assert_close(system.sample_encoded(9, seed=0), warm / 2)
+    monkeypatch.setattr(flow_contrastive, "dequantise", lambda x, space: seen.append(dequantise(x, space)) or seen[-1])
+    list(system.updates(Batch(torch.zeros(64, 1, 2, 2, dtype=torch.long)), 0.9))
+    assert len(seen[0].unique()) > 200
 
 
 def test_the_constant_starts_where_both_agree():

@@ -173,6 +173,7 @@ def test_glow_starts_by_the_data_mixes_channels_and_learns_the_law_of_what_it_fa
     x = torch.randint(17, (256, 1, 8, 8))
     started = [part for part in glow.modules() if hasattr(part, "started")]
     glow.eval().loss(Batch(x))
+    assert len(started) == 6 * 3  # of every step and twice in its network
     assert not any(part.started for part in started)
     glow.train().loss(Batch(x))
     assert all(part.started for part in started)

@@ -101,6 +101,25 @@ def test_learns_a_gaussian_whose_chains_follow_its_own_density():
         assert ((spread / 0.5).log().abs() < 0.4).all(), spread
 
 
+@pytest.mark.parametrize("space", [DIGITS, Space("image", (1, 8, 8), None)], ids=["levels", "reals"])
+def test_the_loss_is_the_contrast_and_holds_both_values_near_zero(space):
+    """Of data with noise in the cell where they are levels, and of the chains' ends."""
+    torch.manual_seed(0)
+    system, parts = IGEBM(space, **SMALL | {"regularisation": 0.3}).eval(), []
+    run = system._run
+    system._run = lambda *given: parts.append(run(*given)) or parts[-1]
+    system.f.register_forward_pre_hook(lambda module, inputs: parts.append(inputs[0]))
+    update = next(system.updates(Batch(torch.full((16, 1, 8, 8), 8)), 0.0))
+    chains, both = [part for part in parts if len(part) == 16][-1], parts[-1]
+    assert torch.equal(both[16:], chains)
+    data = both[:16]
+    assert data.unique().numel() > 500 if space.levels else data.unique().numel() == 1
+    assert (data - data.mean()).abs().max() <= 1 / 16 + 0.01
+    d, c = system.f(data), system.f(chains)
+    expected = d.mean() - c.mean() + 0.3 * (d.square().mean() + c.square().mean())
+    torch.testing.assert_close(update.loss, expected)
+
+
 def test_data_lie_below_chains_after_training():
     torch.manual_seed(0)
     data = Batch(torch.randint(0, 3, (64, 1, 8, 8)))

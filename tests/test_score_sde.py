@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from fivefold.diffusion import score_sde
 from fivefold.diffusion.score_sde import GRID, ScoreSDE
 from fivefold.nets.ncsnpp import RESAMPLERS, RescaledBlock, ScoreUNet
+from fivefold.nets.unet import Attention, UNet
 from fivefold.space import Batch, Column, Space
 from fivefold.system import seeded
 from fivefold.tools.diffusion import rows
+from fivefold.tools.scaling import dequantise
 
 TABLE = Space("table", (2,), columns=(Column("x"), Column("y")))
 IMAGE = Space("image", (2, 9, 6), levels=5)
@@ -125,7 +128,27 @@ def test_networks_fit_images_of_every_size_and_use_every_parameter(shape, plus):
     assert y.shape == (2, *shape)
     y.square().sum().backward()
     for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, name
+        over_inputs = (0, *range(2, parameter.dim())) if parameter.dim() > 1 else ()
+        assert parameter.grad.abs().sum(over_inputs).min() > 0 if over_inputs else parameter.grad.any(), name
+
+
+@pytest.mark.parametrize(
+    ("make", "attention", "sides"),
+    [(ScoreUNet, 0, [3]), (ScoreUNet, 5, [5, 3, 5]), (UNet, 0, [3, 3, 3, 3]), (UNet, 5, [5, 3, 5, 5])],
+)
+def test_attention_works_in_the_middle_and_at_the_chosen_resolution(make, attention, sides):
+    net, seen = make(IMAGE, channels=8, attention=attention), []
+    for layer in (module for module in net.modules() if isinstance(module, Attention)):
+        layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[2]))
+    net(torch.randn(1, *IMAGE.shape), torch.rand(1))
+    assert seen == sides
+
+
+def test_training_takes_random_points_of_the_cells(monkeypatch):
+    seen = []
+    monkeypatch.setattr(score_sde, "dequantise", lambda x, space: seen.append(dequantise(x, space)) or seen[-1])
+    ScoreSDE(IMAGE, channels=8).loss(Batch(torch.zeros(8, *IMAGE.shape, dtype=torch.long)))
+    assert len(seen[0].unique()) > 0.9 * seen[0].numel()
 
 
 def test_sums_of_two_paths_keep_their_variance():

@@ -91,6 +91,22 @@ def test_samples_of_the_exact_score_follow_the_data(sde, name):
     torch.testing.assert_close(x.T.cov(), COVARIANCE, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("name", ["predictor", "euler-maruyama"])
+def test_samplers_end_in_the_mean_of_the_data_given_where_they_stop(name):
+    """Stopped early, their covariance is that of E[x_0 | x_t], less than the data's and far from the marginal's."""
+    sde, first = EQUATIONS["vp"], 0.3
+    draw = {
+        "predictor": lambda x: equations.predictor_corrector(sde, score(sde), x, first, 200, 0, 0.0),
+        "euler-maruyama": lambda x: equations.euler_maruyama(sde, score(sde), x, first, 500),
+    }[name]
+    with seeded(0):
+        x = draw(sde.prior((N, 2), torch.device("cpu")).double())
+    a, law = sde.signal(torch.tensor(first).double()), marginal(sde, torch.tensor(first).double())
+    expected = a**2 * COVARIANCE @ law.precision_matrix @ COVARIANCE
+    torch.testing.assert_close(x.mean(0), MEAN, rtol=0, atol=0.035)
+    torch.testing.assert_close(x.T.cov(), expected, rtol=0, atol=0.03)
+
+
 def test_the_corrector_brings_a_wrong_start_to_the_law():
     """Langevin steps alone sample the marginal at a time: what the predictor got wrong, they mend."""
     sde, t = EQUATIONS["vp"], torch.full((N,), 0.3).double()

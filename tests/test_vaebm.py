@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fivefold.energy.vaebm import VAEBM
-from fivefold.space import Batch, Space
+from fivefold.space import Batch, Space, label_space
 from fivefold.system import seeded
 from fivefold.tools.scaling import uncentre
 
@@ -146,6 +146,19 @@ def test_chains_are_replayed(replay, kept):
     assert (noise == 7).all().item() == kept
     train(system, torch.randint(17, (8, 1, 8, 8)), 0.9)
     assert (system.chains != 7).any(1).sum() == 8  # and where they end is written back
+
+
+def test_a_chain_keeps_its_condition():
+    """Replayed with it, and written back beside it."""
+    space = DIGITS.conditioned_on(label_space(("a", "b")))
+    system = build(space, replay=1.0, buffer_size=8)
+    first, second = torch.zeros(8, 1), torch.ones(8, 1)
+    for given in (first, second):
+        list(system.updates(Batch(torch.randint(17, (8, 1, 8, 8)), given), 0.9))
+        assert torch.equal(system.conditions, first)
+    noise, condition = system._start(torch.arange(8), 8, second)
+    assert torch.equal(noise, system.chains)
+    assert torch.equal(condition, first)
 
 
 def test_spectral_norms_are_those_of_the_layers_and_are_held():
