@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fivefold import catalog, fit
 from fivefold.data.splits import Data, Split
+from fivefold.nets import pixelcnn
 from fivefold.nets.embedding import DimEmbedding, DimFeatures
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Unfit
@@ -158,6 +159,20 @@ def test_an_image_is_a_condition_aligned_with_the_pixels():
     rows = differ.view(4, 2, 8, 5, -1).any(-1).all(1).all(0)
     assert not rows[:2].any()  # two 3x3 convolutions reach two places up, of two rows each
     assert rows[6:, 3:].all()
+
+
+def test_a_gated_block_is_the_papers_figure_2():
+    torch.manual_seed(0)
+    block, (v, h) = pixelcnn._Block(torch.zeros(6, dtype=torch.long), 3, 0, 0.0), torch.randn(2, 2, 6, 5, 4)
+
+    def gated(x):
+        value, gate = x.chunk(2, 1)
+        return value.tanh() * gate.sigmoid()
+
+    above = block.vertical(v)
+    expected = v + gated(above), h + block.out(gated(block.horizontal(h) + block.link(above)))
+    for ours, theirs in zip(block(v, h, None), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -6,7 +6,14 @@ from torch.autograd.functional import jacobian
 
 from fivefold.bijections.autoregressive import AutoregressiveMaps, MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Chain
-from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
+from fivefold.bijections.coupling import (
+    Coupling,
+    MaskedCoupling,
+    alternate_channels,
+    alternate_pixels,
+    checkerboard_mask,
+    parity_mask,
+)
 from fivefold.bijections.elementwise import Logit, NormalQuantile
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
@@ -79,6 +86,16 @@ def test_agrees_with_autograd(case):
         matrix = jacobian(lambda one, i=i: bijection(one[None], condition[i : i + 1])[0].flatten(), x[i])
         truth = torch.linalg.slogdet(matrix.reshape(x[i].numel(), -1)).logabsdet
         torch.testing.assert_close(log_det[i], truth, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("alternate", "shape"), [(alternate_channels, (4, 2, 2)), (alternate_pixels, (1, 3, 4))])
+def test_two_couplings_in_a_row_change_everything_once(alternate, shape):
+    changed = torch.zeros(shape)
+    for layer in (0, 1):
+        part = alternate(layer, shape, Affine(), lambda *sizes: Conditioner(*sizes, hidden=4, blocks=1))
+        torch.nn.init.ones_(part.net.last.bias)
+        changed += (part(torch.zeros(1, *shape))[0][0] != 0).float()
+    assert torch.equal(changed, torch.ones(shape))
 
 
 @pytest.mark.parametrize("transform", [TAILS, CUBE, Affine()])

@@ -113,6 +113,41 @@ def test_players_are_isolated_and_take_their_turns(loss):
     assert system.critic in system.networks() or loss == "wasserstein-gp"
 
 
+@pytest.mark.parametrize("loss", GAMES)
+def test_each_player_minimises_its_games_loss(loss):
+    torch.manual_seed(0)
+    system, scores, game = DCGAN(DIGITS, loss=loss, width=4, latent=8, critics=1, penalty=0.0), [], GAMES[loss]
+    system.critic.register_forward_hook(lambda module, inputs, y: scores.append(y.detach()))
+    updates = system.updates(example(DIGITS), 0.0)
+    torch.testing.assert_close(next(updates).loss, game.discriminator(*scores[:2]))
+    scores.clear()
+    torch.testing.assert_close(next(updates).loss, game.generator(scores[-1], scores[0]))
+    losses = []
+    for system.penalty in (0.0, 10.0):
+        torch.manual_seed(1)
+        losses.append(next(system.eval().updates(example(DIGITS), 0.0)).loss.item())
+    assert (losses[1] > losses[0] + 1e-3) is game.penalised
+
+
+def test_weights_start_small_and_samples_lie_within_the_levels():
+    system = DCGAN(DIGITS, latent=8)
+    convolutions = [m for m in system.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    weights = torch.cat([m.weight.flatten() for m in convolutions])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.02)
+    with torch.no_grad():
+        system.generator.layers[-2].weight.mul_(1e4)
+        assert system.generator(torch.randn(9, 8)).abs().max() <= 1
+
+
+def test_truncation_bounds_the_codes_of_samples():
+    system, seen = DCGAN(DIGITS, latent=8), []
+    system.generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].abs().max().item()))
+    for bound in (0.0, 0.5):
+        system.sample_encoded(9, seed=0) if not bound else system.sample(9, seed=0, truncation=bound)
+    assert seen[0] > 1.5
+    assert seen[1] <= 0.5
+
+
 def test_the_generator_does_not_learn_from_the_critics_turn():
     system = DCGAN(DIGITS, width=4)
     update = next(system.updates(example(DIGITS), 0.0))

@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import fivefold
 from fivefold.diffusion.ddpm import DDPM
-from fivefold.nets.unet import UNet
+from fivefold.nets.unet import Attention, UNet
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import seeded
 from fivefold.tools.baselines import IndependentDims
@@ -170,6 +170,33 @@ def test_unet_fits_images_of_every_size(shape):
     net = UNet(Space("image", shape, levels=4, condition=label_space(("a", "b"))), channels=8, blocks=1)
     x = torch.randn(2, *shape)
     assert net(x, torch.rand(2), torch.tensor([[0.0], [1.0]])).shape == x.shape
+    for parameter in net.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    net(x, torch.rand(2), torch.tensor([[0.0], [1.0]])).square().sum().backward()
+    for name, parameter in net.named_parameters():  # every input of every layer counts
+        over = (0, *range(2, parameter.dim())) if parameter.dim() > 1 else ()
+        assert parameter.grad.abs().sum(over).min() > 0 if over else parameter.grad.any(), name
+
+
+def test_attention_is_over_all_positions_in_heads():
+    torch.manual_seed(0)
+    layer, x = Attention(64), torch.randn(2, 64, 3, 4)
+    assert layer.heads == 2
+    torch.testing.assert_close(layer(x), x)  # at first
+    torch.nn.init.normal_(layer.out.weight)
+    q, k, v = layer.qkv(layer.norm(x)).view(2, 3, 2, 32, 12).unbind(1)
+    weights = (torch.einsum("bhdi,bhdj->bhij", q, k) / math.sqrt(32)).softmax(3)
+    mixed = torch.einsum("bhij,bhdj->bhdi", weights, v).reshape(2, 64, 3, 4)
+    torch.testing.assert_close(layer(x), x + layer.out(mixed), rtol=1e-4, atol=1e-4)
+
+
+def test_predicted_levels_are_kept_within_their_range():
+    torch.manual_seed(0)
+    for levels, bound in ((5, 1.0), (None, 100.0)):
+        system = DDPM(Space("image", (1, 4, 4), levels=levels), channels=8)
+        x = 10 * torch.randn(50, 1, 4, 4)
+        largest = system.clean(x, torch.ones(50, dtype=torch.long), None).abs().max().item()
+        assert largest <= bound if levels else largest > 1
 
 
 @pytest.mark.parametrize("weighting", ["simple", "elbo"])

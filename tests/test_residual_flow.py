@@ -164,6 +164,10 @@ def test_norms_are_those_of_the_maps_and_stay_bounded_while_training(make, shape
         (-layer(torch.randn(16, *shape)).square().mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
+    with torch.no_grad():  # every step's iteration went on from where the last one's ended, at the largest by now
+        raw, bound = layer.parametrizations.weight.original, layer.parametrizations.weight[0]
+        found = bound.linear.apply(raw, bound.right).norm() / bound.right.norm() * (layer.eval().weight / raw).mean()
+    assert found.item() == pytest.approx(0.98, rel=0.02)
     for mode in (layer.train(), layer.eval()):
         assert 0.95 < operator_norm(layer_without_bias(mode), shape) < 0.98
     assert free > 0.98

@@ -11,7 +11,7 @@ from fivefold.nets.colours import ColourMixture
 from fivefold.space import label_space
 from fivefold.system import Batch, Space, seeded
 from fivefold.train import fit
-from fivefold.vae.vdvae import VDVAE, gaussian_kl
+from fivefold.vae.vdvae import VDVAE, _TopDown, gaussian_kl
 from tests.systems import Regression
 from tests.test_vae import everything
 
@@ -138,7 +138,25 @@ def test_grids_are_enlarged_by_repetition():
     system = VDVAE(EIGHT, **SMALL)
     assert system.grids == [(1, 1), (4, 4), (8, 8)]
     h = torch.randn(1, 8, 4, 4)
-    assert torch.equal(system._enlarge(h, 2, None), h.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    repeated = h.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(system._enlarge(h, 2, None), repeated)
+    system.starts[2].data.normal_()  # what is learnt of each position, 0 at first
+    assert torch.equal(system._enlarge(h, 2, None), repeated + system.starts[2])
+
+
+@torch.no_grad()
+def test_a_block_draws_its_code_from_the_stream_and_adds_it():
+    """The prior sees the stream and adds to it; the posterior sees it beside the encoder's features."""
+    torch.manual_seed(0)
+    block, h, found, z = _TopDown(8, 4, 2, True, 3), *torch.randn(2, 2, 8, 5, 5), torch.randn(2, 2, 5, 5)
+    torch.nn.init.normal_(block.prior.layers[-1].weight)
+    mean, log_scale, more = block.prior(h).split([2, 2, 8], 1)
+    for ours, expected in zip(block.prior_of(h), (mean, log_scale, h + more), strict=True):
+        assert torch.equal(ours, expected)
+    both = block.posterior(torch.cat([h, found], 1)).chunk(2, 1)
+    assert all(torch.equal(ours, expected) for ours, expected in zip(block.posterior_of(h, found), both, strict=True))
+    stream = h + block.project(z)
+    assert torch.equal(block.merge(h, z), stream + block.residual(stream))
 
 
 @torch.no_grad()

@@ -68,6 +68,9 @@ def test_the_prior_is_an_autoregressive_flow():
     normal = Normal(0.0, 1.0).log_prob(codes).sum(1)
     assert (system.log_prior(codes, None) - normal).abs().max() > 0.1
     assert torch.allclose(build(TINY, flow_steps=0).log_prior(codes, None), normal, atol=1e-5)
+    of_maps = build(TINY, code_maps=2)
+    assert of_maps.latent == 2
+    assert (of_maps.log_prior(codes, None) - normal).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("window", "layers"), [(3, 1), (3, 6), (5, 6)])
