@@ -42,7 +42,7 @@ def learnt(steps=400):
     first = torch.tensor([0] * 4 + [1] * 1 + [4] * 5).repeat(60)
     x = torch.stack([first, 4 - first], 1).view(-1, 1, 1, 2)
     data = Data("toy", space, *[Split(200, x[i::3]) for i in range(3)], fingerprint="")
-    options = {"lr": 5e-3, "weight_decay": 0.0, "ema": 0.98, "precision": "32"}
+    options = {"lr": 5e-3, "weight_decay": 0.0, "ema": 0.98, "batch_size": 64, "precision": "32"}
     return fit("pixeliqn", data, budget=f"{steps}steps", seed=0, evaluations=1, **options, **SMALL)
 
 

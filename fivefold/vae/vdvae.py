@@ -51,6 +51,8 @@ class VDVAE(LatentSystem):
         encoder_blocks: bottom-up blocks on each grid, largest first: 12,7,7,4,3.
         decoder_blocks: top-down blocks on each grid, smallest first: 1,3,6,11,22.
         mixtures: components of the mixture of logistics.
+        warmup: share of the budget over which the weight of the divergence rises to 1, so that codes are used early;
+            the paper does without.
         temperature: of the codes that are sampled; 1 is the model's own.
         score_samples: of all codes for each example in the importance-weighted bound.
     """
