@@ -52,6 +52,11 @@ def space_of(name: str, preset: str) -> Space:
     )
 
 
+def device_of(preset: str) -> str:
+    """Where its size costs no memory, but for those that are small: not every network can be built without values."""
+    return "cpu" if data_of(preset) == "mnist" else "meta"
+
+
 def build(name: str, preset: str, device: str, short: bool = False) -> System:
     """The preset's system; `short`, with as few steps of whatever it repeats as `SHORT` says."""
     given = arguments(catalog.class_of(name), preset, {})["system"]
@@ -63,7 +68,7 @@ def build(name: str, preset: str, device: str, short: bool = False) -> System:
 
 def affordable(name: str, preset: str) -> bool:
     """Whether a step and a sample at batch 1 take seconds: what `MOST` allows, `SHORT` being applied."""
-    system, side = build(name, preset, "meta", short=True), max(space_of(name, preset).shape)
+    system, side = build(name, preset, device_of(preset), short=True), max(space_of(name, preset).shape)
     size = parameters_of(system)
     cost = {"parameters": size, "side": side, "parameters x evaluations": size * system.sample_evaluations}
     return all(cost[what] < most for what, most in MOST.items() if what != "side") and side <= MOST["side"]
@@ -72,7 +77,7 @@ def affordable(name: str, preset: str) -> bool:
 @cache
 def count(name: str, preset: str) -> tuple[int, int]:
     """Parameters of the whole system, and of the part that was published (the whole, where none is)."""
-    system = build(name, preset, "cpu" if preset == "mnist" else "meta")  # where size costs no memory; those are small
+    system = build(name, preset, device_of(preset))
     published = catalog.class_of(name).published.get(preset, ())
     part = getattr(system, published[2]) if len(published) > 2 else system
     return parameters_of(system), parameters_of(part)

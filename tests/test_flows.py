@@ -206,6 +206,14 @@ def test_realnvp_of_the_paper_ends_after_its_scales_widens_and_sees_every_block(
     assert (net(seen) - before).abs().max() > 0.01
 
 
+def test_the_learning_rate_falls_along_a_cosine_and_rises_first_where_glow_warms_up():
+    plain, warmed = (build("glow", PLANE, **options) for options in ({}, {"warmup": 0.5}))
+    assert [plain.learning_rate(progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [warmed.learning_rate(progress) for progress in (0, 0.25, 0.5, 1)] == pytest.approx(
+        [0, 0.4268, 0.5, 0], abs=1e-4
+    )
+
+
 def test_temperature_scales_the_noise_and_not_the_density(name):
     system = build(name, PLANE, spread=0.0)
     cold = system.sample_encoded(4000, seed=0).std(0)

@@ -39,6 +39,7 @@ class FlowContrastive(LatentSystem):
         scales: the most resolutions of the flow.
         hidden: width of the flow's coupling networks.
         margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
+        warmup: share of the first stage over which the flow's learning rate rises.
         width: of the energy's network, channels at full resolution (units of a layer on tables).
         blocks: of the energy's network.
         first_stage: share of the budget for the flow alone.
@@ -54,12 +55,12 @@ class FlowContrastive(LatentSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99, "clip": 5.0},
         "cifar10": {
-            "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "width": 128, "blocks": 4, "batch_size": 64,
-            "lr": 1e-3, "energy_lr": 1e-4,
+            "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "width": 128, "blocks": 4,
+            "batch_size": 64, "lr": 1e-3, "energy_lr": 1e-4,
         },
         "svhn": {
-            "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "width": 128, "blocks": 4, "batch_size": 64,
-            "lr": 1e-3, "energy_lr": 1e-4,
+            "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "width": 128, "blocks": 4,
+            "batch_size": 64, "lr": 1e-3, "energy_lr": 1e-4,
         },
     }  # fmt: skip
 
@@ -74,6 +75,7 @@ class FlowContrastive(LatentSystem):
         scales: int = 3,
         hidden: int = 64,
         margin: float = 0.05,
+        warmup: float = 0.0,
         width: int = 16,
         blocks: int = 3,
         first_stage: float = 0.6,
@@ -82,7 +84,15 @@ class FlowContrastive(LatentSystem):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(space)
-        self.flow = Glow(space, layers=layers, scales=scales, hidden=hidden, margin=margin, score_samples=score_samples)
+        self.flow = Glow(
+            space,
+            layers=layers,
+            scales=scales,
+            hidden=hidden,
+            margin=margin,
+            score_samples=score_samples,
+            warmup=warmup,
+        )
         self.energy = NormalisedEnergy(NETS[space.kind](space, width, lambda layer: layer, blocks))
         self.scored, self.first_stage, self.energy_steps = scored, first_stage, energy_steps
         self.score_samples, self.temperature = score_samples, temperature

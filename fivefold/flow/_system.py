@@ -33,6 +33,7 @@ class FlowSystem(LatentSystem):
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
 
     flow: Bijection
+    warmup: float = 0.0  # share of the budget over which the learning rate rises from 0
 
     def __init__(self, space: Space, condition_width: int, score_samples: int, temperature: float) -> None:
         super().__init__(space)
@@ -60,7 +61,8 @@ class FlowSystem(LatentSystem):
         return {self: torch.optim.AdamW(self.parameters(), lr, weight_decay=weight_decay, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
-        return 0.5 + 0.5 * math.cos(math.pi * progress)
+        rise = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        return rise * (0.5 + 0.5 * math.cos(math.pi * progress))
 
     def _point_log_prob(self, y: Tensor, condition: Tensor | None) -> Tensor:
         """Nats `(B,)` of continuous points."""

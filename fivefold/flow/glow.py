@@ -37,6 +37,7 @@ class Glow(FlowSystem):
         margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit, as in the paper.
         score_samples: points in each cell when discrete examples are scored.
         temperature: the standard deviation of the noise that samples are made from.
+        warmup: share of the budget over which the learning rate rises from 0; many couplings diverge at once without.
     """
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -44,12 +45,22 @@ class Glow(FlowSystem):
     sampling = "direct"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99, "clip": 5.0},
-        "cifar10": {"layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "batch_size": 512, "lr": 1e-3},
-        "imagenet32": {"layers": 48, "scales": 3, "hidden": 512, "margin": 0.0, "batch_size": 512, "lr": 1e-3},
-        "imagenet64": {"layers": 48, "scales": 4, "hidden": 512, "margin": 0.0, "batch_size": 128, "lr": 1e-3},
-        "lsun64": {"layers": 48, "scales": 3, "hidden": 512, "margin": 0.0, "batch_size": 128, "lr": 1e-3},
-        "celebahq256": {"layers": 32, "scales": 6, "hidden": 512, "margin": 0.0, "batch_size": 40, "lr": 1e-3},
-    }
+        "cifar10": {
+            "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "batch_size": 512, "lr": 1e-3,
+        },
+        "imagenet32": {
+            "layers": 48, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "batch_size": 512, "lr": 1e-3,
+        },
+        "imagenet64": {
+            "layers": 48, "scales": 4, "hidden": 512, "margin": 0.0, "warmup": 0.01, "batch_size": 128, "lr": 1e-3,
+        },
+        "lsun64": {
+            "layers": 48, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "batch_size": 128, "lr": 1e-3,
+        },
+        "celebahq256": {
+            "layers": 32, "scales": 6, "hidden": 512, "margin": 0.0, "warmup": 0.01, "batch_size": 40, "lr": 1e-3,
+        },
+    }  # fmt: skip
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
         "cifar10": (44.0e6, "Chen et al. 2019, table 5")
     }
@@ -64,8 +75,10 @@ class Glow(FlowSystem):
         margin: float = 0.05,
         score_samples: int = 16,
         temperature: float = 1.0,
+        warmup: float = 0.0,
     ) -> None:
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
+        self.warmup = warmup
         self.layers, self.transform = layers, Affine()
         self.make_net = partial(GlowNet, hidden=hidden, condition=self.embedding.width)
         flow = self._image_flow(space.shape, scales) if space.kind == "image" else self._steps(space.shape)
