@@ -46,6 +46,18 @@ def test_tolerance_is_held_and_evaluations_are_counted(name, tolerance):
     assert min(t0, t1) <= min(calls) and max(calls) <= max(t0, t1)  # noqa: PT018
 
 
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-9])
+def test_a_step_that_is_too_large_is_taken_again(tolerance):
+    """Before a bump steps grow far beyond its width; without going back its integral, 1, would be far off."""
+    width = 0.1
+
+    def bump(t, y):
+        return y * math.exp(-(((t - 2) / width) ** 2)) / (width * math.sqrt(math.pi))
+
+    end, _ = integrate(bump, START, 0.0, 3.0, tolerance, tolerance)
+    torch.testing.assert_close(end, math.e * START, rtol=20 * tolerance, atol=20 * tolerance)
+
+
 def test_orders_of_convergence():
     """Global error falls as the fourth power of Runge-Kutta's step, and as the tolerance of the pair."""
     truth = CASES["linear"][3](START)
