@@ -161,6 +161,15 @@ def test_an_image_is_a_condition_aligned_with_the_pixels():
     assert rows[6:, 3:].all()
 
 
+@pytest.mark.parametrize("name", ["transformer", "sparse-transformer"])
+def test_transformers_know_where_they_are(name):
+    """By colour, row and column, each of whose vectors counts."""
+    system = build(name, Space("image", (3, 2, 2), levels=4))
+    system.conditionals(torch.zeros(1, 3, 2, 2, dtype=torch.long), None).square().sum().backward()
+    assert [len(axis) for axis in system.position.axes] == [3, 2, 2]
+    assert all(axis.grad.abs().sum(1).min() > 0 for axis in system.position.axes)
+
+
 def test_a_gated_block_is_the_papers_figure_2():
     torch.manual_seed(0)
     block, (v, h) = pixelcnn._Block(torch.zeros(6, dtype=torch.long), 3, 0, 0.0), torch.randn(2, 2, 6, 5, 4)

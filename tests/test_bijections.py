@@ -50,7 +50,7 @@ CASES = {
     "spline one pixel": ((1, 1, 1), True, lambda: coupling((1, 1, 1), checkerboard_mask(1, 1), CUBE)),
     "LU on a table": ((5,), False, lambda: LULinear(5)),
     "LU on an image": ((3, 2, 4), False, lambda: LULinear(3)),
-    "LU from a rotation": ((3, 2, 4), False, lambda: LULinear(3, rotation=True)),
+    "LU from a rotation": ((6, 2, 2), False, lambda: LULinear(6, rotation=True)),
     "actnorm": ((3, 2, 2), False, lambda: ActNorm(3)),
     "masked autoregressive": ((4,), False, lambda: MaskedAutoregressive(4, Affine(), 9, CONDITION)),
     "autoregressive flow": ((3,), False, lambda: masked_autoregressive_flow(3, 3, Affine(), 8)),
@@ -128,6 +128,15 @@ def test_masks_part_what_they_should():
         masks = torch.stack([parity_mask(channels, p) for p in range(1, 2 ** (channels - 1).bit_length())])
         parted = (masks[:, :, None] != masks[:, None, :]).any(0)
         assert torch.equal(parted, ~torch.eye(channels, dtype=torch.bool))
+
+
+def test_a_rotation_starts_as_one_of_a_permutation_and_both_signs():
+    torch.manual_seed(0)
+    linear = LULinear(6, rotation=True)
+    weight = linear(torch.eye(6))[0].T
+    torch.testing.assert_close(weight @ weight.T, torch.eye(6), atol=1e-5, rtol=0)
+    assert not torch.equal(linear.permutation, torch.eye(6))
+    assert set(linear.sign.tolist()) == {-1, 1}
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 5)])

@@ -99,6 +99,12 @@ def test_times_are_trained_in_their_proportion(sde, weighting):
     t = 0.01 + 0.99 * (torch.arange(GRID).double() + 0.5) / GRID
     expected = {"simple": torch.ones(GRID), "likelihood": system.sde.variance(t) / system.sde.noise(t) ** 2}[weighting]
     torch.testing.assert_close(share / share.sum(), expected.double() / expected.sum())
+    seen = []
+    system.noise = lambda x, t, condition: seen.append(t) or x
+    system.loss(Batch(torch.randn(4000, 2)))
+    drawn = ((seen[0].sort().values - 0.01) / 0.99 * GRID).long().clamp(max=GRID - 1)
+    below = system.share[drawn] / system.share[-1]  # the share of all times up to each that was drawn
+    torch.testing.assert_close(below, torch.linspace(0, 1, 4000).to(below), rtol=0, atol=0.01)
 
 
 def test_loss_is_least_at_the_exact_score():

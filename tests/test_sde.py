@@ -68,6 +68,11 @@ def test_marginals_are_those_of_simulated_paths(sde):
 def test_the_papers_ranges():
     t = torch.ones(()).double()
     assert EQUATIONS["vp"].signal(t).item() == pytest.approx(math.exp(-0.25 * 19.9 - 0.05))
+    for name, identity in (("ve", lambda a, s: a), ("vp", lambda a, s: a**2 + s**2), ("sub-vp", lambda a, s: a**2 + s)):
+        sde = equations.SDES[name](*equations.RANGES[name])  # what each keeps at 1, at all times
+        for time in (0.1, 0.5, 1.0):
+            at = torch.tensor(time).double()
+            assert identity(sde.signal(at), sde.noise(at)).item() == pytest.approx(1)
     preserving, sub = EQUATIONS["vp"], EQUATIONS["sub-vp"]
     for time in (0.1, 0.5, 1.0):
         at = torch.tensor(time).double()

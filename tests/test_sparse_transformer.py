@@ -64,6 +64,31 @@ def test_work_grows_as_the_root_of_the_length_a_position(pattern, monkeypatch):
     assert totals[1] / totals[0] == pytest.approx(64, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "space", "patterns"),
+    [
+        ("auto", Space("image", (3, 4, 5), levels=4), (Local(15), Strided(15))),
+        ("auto", Space("text", (50,), levels=3, symbols="abc"), (Block(7), Summary(7, 2))),
+        ("strided", Space("text", (50,), levels=3, symbols="abc"), (Local(7), Strided(7))),
+        ("fixed", Space("image", (3, 4, 5), levels=4), (Block(15), Summary(15, 2))),
+    ],
+)
+def test_half_of_the_heads_attend_nearby_and_half_far_away(pattern, space, patterns):
+    """A stride is a row of an image or the root of the length; keys may be narrower than values."""
+    system = catalog.build("sparse-transformer", space, pattern=pattern, key_share=0.5, **OPTIONS)
+    assert all(block.patterns == patterns and block.widths == [8, 8, 16] for block in system.blocks)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_stated_share_of_examples_is_rearranged_by_each_in_turn(share):
+    system, seen = catalog.build("sparse-transformer", IMAGE, augmented=share, **OPTIONS), []
+    system.augmented_log_prob = lambda x, condition, kinds: seen.append(kinds) or x.flatten(1)[:, 0].float()
+    torch.manual_seed(0)
+    system.loss(Batch(torch.zeros(8000, 1, 2, 2, dtype=torch.long)))
+    counts = seen[0].bincount(minlength=8) / 8000
+    assert torch.allclose(counts[1:], torch.full((7,), share / 8), atol=5 * (share / 8 / 8000) ** 0.5)
+
+
 @pytest.mark.parametrize(("augmentation", "count"), [("none", 1), ("rotation", 4), ("reflection+colour", 12),
                                                       ("rotation+transposition", 8), ("jigsaw", 4)])  # fmt: skip
 def test_arrangements_are_distinct_permutations_from_the_identity(augmentation, count):
@@ -85,7 +110,10 @@ def test_every_arrangement_has_a_normalised_density_of_its_own():
         assert torch.allclose(values.exp().sum(1), torch.ones(8), atol=1e-4)
         assert torch.allclose(values[0], system._log_prob(x, None), atol=1e-5)
         untold = torch.stack([system._log_prob(x.flatten(1)[:, row].view_as(x), None) for row in system.arrangements])
+        system.token.weight.zero_()
+        same = torch.stack([system.augmented_log_prob(x, None, torch.full((81,), kind)) for kind in range(8)])
     assert ((values - untold)[1:].abs().amax(1) > 1e-3).all()  # the token changes what is predicted
+    assert torch.allclose(same, untold, atol=1e-5)  # and nothing else does but the arrangement
 
 
 def test_the_token_keeps_augmented_examples_apart():
