@@ -55,6 +55,17 @@ def test_a_layer_is_its_definition(kind):
         torch.testing.assert_close(layer(x, None), x + layer.out(h[None]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_mask_a_then_mask_b_and_nothing_is_forgotten_at_first(kind):
+    """Of a pixel a first-layer feature sees earlier colours, 3 inputs each; a gate also the features of its own."""
+    system = catalog.build("pixelrnn", Space("image", (2, 4, 5), levels=3), kind=kind, **SMALL)
+    enter, colour = system.layers[0].enter, torch.arange(16) // 8
+    gates = (torch.arange(8) // 4).repeat(len(enter.bias) // 8)
+    assert torch.equal(system.left.mask[:, :, 0, -1], (colour[:, None] > torch.arange(6) // 3).float())
+    assert torch.equal(enter.mask[:, :, 0, -1], (gates[:, None] >= colour).float())
+    assert (enter.bias.view(-1, 4, 8)[:, 1] == 1).all()
+
+
 @pytest.mark.parametrize(("kind", "steps"), [("row", 6), ("diagonal", 6 + 9 - 1)])
 def test_the_loop_is_over_rows_or_diagonals_only(kind, steps, monkeypatch):
     calls, true = [], pixelrnn.cell
