@@ -11,6 +11,7 @@ from fivefold.nets.colours import ColourMixture
 from fivefold.space import label_space
 from fivefold.system import Batch, Space, seeded
 from fivefold.train import fit
+from fivefold.vae import vdvae
 from fivefold.vae.vdvae import VDVAE, _TopDown, gaussian_kl
 from tests.systems import Regression
 from tests.test_vae import everything
@@ -98,6 +99,20 @@ def test_divergence_is_that_of_the_gaussians():
     a, b, c, d = torch.randn(4, 50)
     expected = kl_divergence(Normal(a, b.exp()), Normal(c, d.exp()))
     assert torch.allclose(gaussian_kl(a, b, c, d), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_each_divergence_is_of_the_posterior_on_its_grid_from_the_prior(monkeypatch):
+    system, seen, given, made, found = build(EIGHT), [], [], [], []
+    monkeypatch.setattr(vdvae, "gaussian_kl", lambda *parts: seen.append(parts) or gaussian_kl(*parts))
+    for block in system.blocks:
+        block.posterior.register_forward_hook(lambda module, inputs, y: given.append(inputs[0]) or made.append(y))
+    system.encoder.register_forward_hook(lambda module, inputs, y: found.extend(reversed(y)))
+    system.terms(torch.randint(4, (3, 1, 8, 8)), None)
+    assert len(seen) == len(system.blocks) == 3
+    for level, features, (mean, log_scale, *_), posterior in zip(system.levels, given, seen, made, strict=True):
+        assert torch.equal(features[:, 8:], found[level])  # beside the stream
+        assert torch.equal(torch.cat([mean, log_scale], 1), posterior)
 
 
 @torch.no_grad()

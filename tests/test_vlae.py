@@ -68,6 +68,14 @@ def test_the_prior_is_an_autoregressive_flow():
     normal = Normal(0.0, 1.0).log_prob(codes).sum(1)
     assert (system.log_prior(codes, None) - normal).abs().max() > 0.1
     assert torch.allclose(build(TINY, flow_steps=0).log_prior(codes, None), normal, atol=1e-5)
+    seen, true = [], system.maps
+    system.maps = lambda z, condition: seen.append(z) or true(z, condition)
+    with seeded(0):
+        system._sample(5, None)
+    with seeded(0):
+        noise = torch.randn(5, 2)
+    assert torch.allclose(seen[0], system.prior.inverse(noise, None)[0])  # what samples are decoded from
+    assert not torch.allclose(seen[0], noise, atol=0.1)
     of_maps = build(TINY, code_maps=2)
     assert of_maps.latent == 2
     assert (of_maps.log_prior(codes, None) - normal).abs().max() > 0.1
