@@ -170,6 +170,20 @@ def test_transformers_know_where_they_are(name):
     assert all(axis.grad.abs().sum(1).min() > 0 for axis in system.position.axes)
 
 
+def test_two_stacks_leave_no_blind_spot():
+    """After the first layer, two places up, two more blocks: all of four rows above, four columns to the right too."""
+    system = build("gated-pixelcnn", Space("image", (1, 9, 9)))
+    x = torch.zeros(1, 1, 9, 9, requires_grad=True)
+    system.conditionals(x, None)[0, 6 * 9 + 3].abs().sum().backward()
+    seen = x.grad[0, 0] != 0
+    assert seen[2:6, :8].all()
+    assert seen[6, :3].all()
+    assert not seen[6, 3:].any()
+    assert not seen[7:].any()
+    assert not seen[:2].any()
+    assert not seen[:, 8].any()
+
+
 def test_a_gated_block_is_the_papers_figure_2():
     torch.manual_seed(0)
     block, (v, h) = pixelcnn._Block(torch.zeros(6, dtype=torch.long), 3, 0, 0.0), torch.randn(2, 2, 6, 5, 4)

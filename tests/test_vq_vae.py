@@ -111,6 +111,14 @@ def test_of_several_candidates_one_wins():
 # --- the system -----------------------------------------------------------------------------------
 
 
+def assert_sampled_as(system, x, log_prob, n=8000):
+    """Of all examples `x`, in order, every one as often as its density says."""
+    places = system.space.levels ** torch.arange(system.space.dims).flip(0)
+    drawn = system.sample_encoded(n, seed=0, batch_size=n).flatten(1)
+    counts, expected = (drawn * places).sum(1).bincount(minlength=len(x)), n * log_prob.exp()
+    assert ((counts - expected).abs() < 5 * expected.sqrt() + 1).all()
+
+
 @pytest.mark.parametrize("space", [TINY, Space("text", (2,), levels=4, symbols="abcd")])
 @torch.no_grad()
 def test_the_bound_is_one_term_of_the_sum_over_codes(space):
@@ -129,6 +137,7 @@ def test_the_bound_is_one_term_of_the_sum_over_codes(space):
     exact, bound = terms.logsumexp(0), system.score_encoded(Batch(x)).log_prob
     assert exact.exp().sum().item() == pytest.approx(1, abs=1e-4)
     assert (bound < exact).all()
+    assert_sampled_as(system, x, exact)
     own = (codes.flatten(1)[:, None] == system._codes(x).flatten(1)).all(-1).float().argmax(0)
     assert torch.allclose(bound.float(), terms[own, torch.arange(len(x))], atol=1e-5)
 

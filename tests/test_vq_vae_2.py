@@ -11,7 +11,7 @@ from fivefold.vae.vae import VAE
 from fivefold.vae.vq_vae_2 import VQVAE2
 from tests.test_vae import TINY as ROW
 from tests.test_vae import everything, wild
-from tests.test_vq_vae import step
+from tests.test_vq_vae import assert_sampled_as, step
 
 SMALL = {"prior": "made", "width": 4, "codes": 3, "code_width": 2, "depth": 1}
 TINY = Space("image", (1, 2, 2), levels=2)
@@ -44,6 +44,7 @@ def test_the_bound_is_one_term_of_the_sum_over_both_levels():
             terms.append(log_prior[i] + system.autoencoder.log_likelihood(x, *repeated))
     exact, bound = torch.stack(terms).logsumexp(0), system.score_encoded(Batch(x)).log_prob
     assert exact.exp().sum().item() == pytest.approx(1, abs=1e-4)
+    assert_sampled_as(system, x, exact)
     assert (bound < exact).all()
     assert all(torch.isclose(b.float(), torch.stack(terms)[:, i], atol=1e-4).any() for i, b in enumerate(bound))
 
@@ -57,8 +58,9 @@ def test_the_lower_level_is_conditioned_on_the_upper():
     upper, lower = system._codes(x)
     other = (upper + 1) % 3
     assert not torch.allclose(system._log_priors(upper, lower, None)[1], system._log_priors(other, lower, None)[1])
-    first, second = (system.autoencoder.decode(*system._vectors(top, lower)) for top in (upper, other))
-    assert not torch.allclose(first, second)
+    both = system.autoencoder.decode(*system._vectors(upper, lower))
+    for codes in ((other, lower), (upper, (lower + 1) % 3)):
+        assert not torch.allclose(both, system.autoencoder.decode(*system._vectors(*codes)))
 
     def lower_features(shift: float) -> torch.Tensor:
         seen = {}
@@ -87,7 +89,15 @@ def test_stages_train_apart():
 
 def test_commitment_and_straight_through_reach_both_encoders():
     system, batch = build(GRID), Batch(torch.randint(3, (6, 1, 8, 8)))
-    gradients = {}
+    gradients, distances = {}, []
+
+    def quantise(name, features):
+        vectors = system.autoencoder.book(name)(system.autoencoder.book(name).nearest(features))
+        distances.append((features - vectors).square().flatten(1).sum(1).mean())
+        return vectors
+
+    system.autoencoder.encode(batch.x, quantise)
+    assert torch.allclose(next(system.updates(batch, 0.0)).stats["distance"], sum(distances))  # of both levels
     for commitment in (0.0, 1.0):
         system.commitment = commitment
         system.zero_grad()
