@@ -159,6 +159,35 @@ def test_full_noise_ddim_is_the_ancestral_sampler():
     torch.testing.assert_close(ancestral.sample_encoded(5, seed=1), full.sample_encoded(5, seed=1))
 
 
+@pytest.mark.parametrize(
+    ("options", "draws"), [({"sampler": "ddpm"}, True), ({"sampler": "ddim"}, False), ({"eta": 1.0}, True)]
+)
+def test_ancestral_steps_draw_and_deterministic_ones_do_not(options, draws):
+    system, x = optimal(sampling_steps=10, **options), torch.randn(20, 2)
+    first, second = (system._denoise(x, None, system.eta) for _ in range(2))
+    assert (first - second).abs().max() > 0.1 if draws else torch.equal(first, second)
+
+
+def test_loss_is_least_at_the_optimal_noise():
+    system, x = optimal(), DATA.sample((20_000,))
+    losses = []
+    for factor in (0.9, 1.0, 1.1):
+        system.network.scale.data.fill_(factor)
+        with seeded(0):
+            losses.append(system.loss(Batch(x)).item())
+    assert losses[1] < min(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("steps", [0, 10])
+def test_the_prior_is_a_term_of_the_bound(steps, monkeypatch):
+    """The last one, all but 0 on standardised data."""
+    system, x = optimal(timesteps=50, score_steps=steps), DATA.sample((9,))
+    before = system.score_encoded(Batch(x)).log_prob
+    true = GaussianDiffusion.prior_kl
+    monkeypatch.setattr(GaussianDiffusion, "prior_kl", lambda self, y: true(self, y) + 7)
+    torch.testing.assert_close(system.score_encoded(Batch(x)).log_prob, before - 7)
+
+
 def test_deterministic_sampling_is_undone_by_encoding():
     system, x = optimal(sampling_steps=100), DATA.sample((50,))
     torch.testing.assert_close(system._decode(system._encode(x, None), None), x, rtol=0, atol=2e-3)
@@ -205,6 +234,10 @@ def test_weightings_draw_times_in_their_proportion(weighting):
     shares = system.share.diff(prepend=torch.zeros(1)) / system.share[-1]
     expected = {"simple": torch.ones(20), "elbo": system.diffusion.noise_weight}[weighting]
     torch.testing.assert_close(shares.double(), expected.double() / expected.sum())
+    seen = []
+    system.noise = lambda x, t, condition: seen.append(t) or x
+    system.loss(Batch(torch.randn(4000, 2)))
+    torch.testing.assert_close(seen[0].bincount(minlength=21)[1:] / 4000, shares.float(), rtol=0, atol=1e-3)
     noise = system.diffusion.noise.double()[2:] / system.diffusion.signal.double()[2:]
     torch.testing.assert_close(
         system.diffusion.noise_weight[1:], system.diffusion.kl_weight[2:] * noise**2, rtol=1e-5, atol=0
