@@ -109,6 +109,16 @@ def test_transforms_start_as_the_identity_and_increase(transform):
     assert (y.diff() > 0).all()
 
 
+def test_affine_scales_and_shifts():
+    """Survey Eq. 32, with a log-scale that cannot pass 3."""
+    torch.manual_seed(0)
+    x, parameters = torch.randn(7), 4 * torch.randn(2, 7)
+    log_scale = 3 * torch.tanh(parameters[0] / 3)
+    y, log_derivative = Affine().forward(x, parameters)
+    torch.testing.assert_close(log_derivative, log_scale)
+    torch.testing.assert_close(y, log_scale.exp() * x + parameters[1])
+
+
 def test_spline_is_smooth_at_the_knots_and_in_the_tails():
     """Value and derivative are continuous everywhere, so tiny steps change the log-derivative by little."""
     torch.manual_seed(0)
