@@ -149,6 +149,16 @@ def test_dequantised_density_is_a_bound(name):
     assert abs(dequantise_log_det(system.space)) > 0.8
 
 
+@pytest.mark.parametrize("name", ["realnvp", "glow", "spline-flow"])
+def test_noise_of_any_size_becomes_images_within_their_interval(name):
+    """By a logit, whose margin is 0.05, or by splines of the cube; without either there is no end."""
+    system, z = build(name, SPACES["odd"], spread=0.1), 30 * torch.randn(4, 49)
+    with torch.no_grad():
+        assert system.flow.inverse(z)[0].abs().max() < 1.2
+        if name != "spline-flow":
+            assert build(name, SPACES["odd"], spread=0.1, margin=0.0).flow.inverse(z)[0].abs().max() > 5
+
+
 def test_samples_of_the_cube_follow_the_cells():
     system = build("spline-flow", Space("image", (1, 1, 2), levels=3), spread=0.5)
     samples = system.sample_encoded(4000, seed=2).flatten(1)
