@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fivefold import fit, load_data
 from fivefold.gan.biggan import BigGAN, ConditionalNorm, SelfAttention
 from fivefold.space import Batch, Space, label_space
 from fivefold.tools.games import hinge_discriminator, orthogonal_penalty
@@ -126,6 +127,15 @@ def test_truncation_bounds_the_codes_of_samples():
 def test_the_critic_moves_several_times_and_then_the_generator():
     s = system(critics=3)
     assert [u.player for u in s.updates(Batch(X, LABELS), 0.0)] == [s.critic] * 3 + [s.generator]
+
+
+def test_large_batches_are_split(monkeypatch):
+    seen, true = [], BigGAN.updates
+    record = lambda s, batch, progress: seen.append(len(batch.x)) or true(s, batch, progress)  # noqa: E731
+    monkeypatch.setattr(BigGAN, "updates", record)
+    data = load_data(torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8).numpy())
+    fit("biggan", data, budget="2steps", batch_size=8, accumulate=4, evaluations=1, width=4, latent=9)
+    assert seen == [2] * 8
 
 
 def test_the_critics_loss_is_the_hinge():

@@ -91,6 +91,17 @@ def test_dequantised_log_prob_is_a_bound_that_tightens():
     torch.testing.assert_close(error.view(-1, 3).mean(0)[1:], value.std(0)[1:], rtol=0.15, atol=0)
 
 
+def test_the_averaged_logarithm_is_that_of_random_points_in_the_cells_and_states_its_error():
+    """Of -y^2, whose mean over a cell of half-width 1/4 is less than its value in the middle by 1/48."""
+    space, x = Space("image", (1, 1, 2), levels=4), torch.tensor([[0, 3], [1, 2]]).view(2, 1, 1, 2)
+    torch.manual_seed(0)
+    value, error = scaling.averaged_log_prob(lambda y, _: -y.square().sum((1, 2, 3)), x, None, space, 4000, 100)
+    middles = -scaling.midpoint(x, space).square().sum((1, 2, 3))
+    truth = middles - 2 / 48 + scaling.dequantise_log_det(space)
+    assert ((value - truth).abs() < 4 * error).all()
+    assert (error < 0.006).all()
+
+
 def test_real_dimensions_stay_exact():
     space, normal = Space("table", (2,), columns=(Column("a"), Column("b"))), Normal(0.0, 1.0)
     x = torch.randn(5, 2)
