@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from fivefold.nets.heads import Head, Likelihood
 from fivefold.space import Batch, Space
 from fivefold.system import System
+from fivefold.tools.schedule import warm_cosine
 
 
 class AutoregressiveSystem(System):
@@ -96,4 +96,4 @@ class AutoregressiveSystem(System):
         return {self: torch.optim.AdamW([g for g in groups if g["params"]], lr, betas=(0.9, 0.98), fused=True)}
 
     def learning_rate(self, progress: float) -> float:
-        return min(1.0, (progress + 1e-3) / 0.03) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return warm_cosine(progress, warmup=0.03)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.scaling import dequantise, dequantise_log_det, dequantised_log_prob, midpoint, quantise
+from fivefold.tools.schedule import warm_cosine
 
 
 class FlowSystem(LatentSystem):
@@ -61,8 +61,7 @@ class FlowSystem(LatentSystem):
         return {self: torch.optim.AdamW(self.parameters(), lr, weight_decay=weight_decay, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
-        rise = min(1.0, progress / self.warmup) if self.warmup else 1.0
-        return rise * (0.5 + 0.5 * math.cos(math.pi * progress))
+        return warm_cosine(progress, self.warmup, floor=0.0)
 
     def _point_log_prob(self, y: Tensor, condition: Tensor | None) -> Tensor:
         """Nats `(B,)` of continuous points."""

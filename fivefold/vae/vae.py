@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +13,7 @@ from fivefold.nets.heads import Head, Likelihood
 from fivefold.system import Batch, Density, LatentSystem, Space, Unfit, Update
 from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
 from fivefold.tools.scaling import log_mean_exp
+from fivefold.tools.schedule import warm_cosine
 
 NETWORKS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 SMALLEST_CONV = 16  # sides of an image from which on convolutions pay
@@ -126,7 +126,7 @@ class VAE(LatentSystem):
 
     def learning_rate(self, progress: float) -> float:
         """Constant for half the budget, then down to a hundredth along a cosine."""
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * progress - 1)))
+        return warm_cosine(progress, warmup=0.0, level=0.5)
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """ln of the mean over `score_samples` of p(x, z) / q(z|x), and its standard error.

@@ -19,6 +19,7 @@ from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem, Update
 from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
 from fivefold.tools.scaling import log_mean_exp
+from fivefold.tools.schedule import warm_cosine
 from fivefold.vae.vae import ACTIVE
 
 CONDITION_WIDTH = 32
@@ -187,7 +188,7 @@ class VLAE(LatentSystem):
 
     def learning_rate(self, progress: float) -> float:
         """Warmed up over a hundredth of the budget, then down to a hundredth along a cosine."""
-        return min(1.0, progress / 0.01 + 0.01) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return warm_cosine(progress)
 
     # --- density, samples, codes ----------------------------------------------------------------
 
