@@ -172,7 +172,7 @@ def test_transformers_know_where_they_are(name):
 
 def test_two_stacks_leave_no_blind_spot():
     """After the first layer, two places up, two more blocks: all of four rows above, four columns to the right too."""
-    system = build("gated-pixelcnn", Space("image", (1, 9, 9)))
+    system = build("gated-pixelcnn", Space("image", (1, 9, 9)), kernel=3)
     x = torch.zeros(1, 1, 9, 9, requires_grad=True)
     system.conditionals(x, None)[0, 6 * 9 + 3].abs().sum().backward()
     seen = x.grad[0, 0] != 0

@@ -142,7 +142,7 @@ def test_importance_weights_have_the_mean_of_the_density_and_their_logarithm_the
 
 
 def test_what_ends_a_block_shrinks_with_depth():
-    few, many = (VDVAE(EIGHT, width=32, blocks=n) for n in (1, 16))
+    few, many = (VDVAE(EIGHT, width=32, blocks=n) for n in (1, 46))  # 3 and 48 in all
     for layer in (lambda s: s.blocks[-1].project, lambda s: s.blocks[-1].residual.layers[-1],
                   lambda s: s.encoder.blocks[0].layers[-1]):  # fmt: skip
         assert (layer(few).weight.std() / layer(many).weight.std()).item() == pytest.approx(4, rel=0.2)
@@ -201,6 +201,8 @@ def _given(system, z):
 def test_counts_of_blocks():
     system = VDVAE(EIGHT, **{**SMALL, "encoder_blocks": "3,2,1", "decoder_blocks": "1,2,4"})
     assert (system.levels, len(system.encoder.blocks)) == ([0, 1, 1, 2, 2, 2, 2], 6)
+    system = VDVAE(EIGHT, **{**SMALL, "blocks": 3})
+    assert (system.levels, len(system.encoder.blocks)) == ([0, 1, 1, 1, 2], 5)
     for wrong in ("1,2", "1,0,2"):
         with pytest.raises(ValueError, match="decoder_blocks needs 3 counts"):
             VDVAE(EIGHT, decoder_blocks=wrong)

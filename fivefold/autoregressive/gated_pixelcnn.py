@@ -40,11 +40,12 @@ class GatedPixelcnn(AutoregressiveSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # Strong decay lets small data train long enough for its samples to cohere.
         "default": {
-            "lr": 5e-3, "batch_size": 32, "weight_decay": 0.3, "precision": "auto", "ema": 0.995, "clip": 100.0,
+            "lr": 5e-3, "batch_size": 16, "weight_decay": 0.3, "precision": "auto", "ema": 0.995, "clip": 100.0,
         },
         "mnist": {
             "channels": 32,
             "layers": 7,
+            "kernel": 3,
             "first_kernel": 7,
             "dropout": 0.0,
             "batch_size": 16,
@@ -54,7 +55,7 @@ class GatedPixelcnn(AutoregressiveSystem):
         },
         # CIFAR-10's sizes are those of the baseline in Ostrovski et al. (2018), ImageNet's the paper's own.
         "cifar10": {
-            "channels": 128, "layers": 15, "first_kernel": 7, "embedding": 1, "dropout": 0.0,
+            "channels": 128, "layers": 15, "kernel": 3, "first_kernel": 7, "embedding": 1, "dropout": 0.0,
             "batch_size": 16, "lr": 1e-4, "weight_decay": 0.0, "precision": "32", "ema": 0.9999,
         },
         "imagenet32": {
@@ -67,9 +68,9 @@ class GatedPixelcnn(AutoregressiveSystem):
         self,
         space: Space,
         *,
-        channels: int = 32,
-        layers: int = 8,
-        kernel: int = 3,
+        channels: int = 24,
+        layers: int = 6,
+        kernel: int = 5,
         first_kernel: int = 5,
         embedding: int = 16,
         dropout: float = 0.2,

@@ -54,7 +54,7 @@ class SparseTransformer(TransformerSystem):
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 3e-3, "batch_size": 16, "precision": "auto", "ema": 0.99, "clip": 100.0},
+        "default": {"lr": 4e-3, "batch_size": 16, "precision": "auto", "ema": 0.99, "clip": 100.0},
         "cifar10": {
             "width": 256, "layers": 128, "heads": 2, "expansion": 2, "key_share": 0.5, "stride": 128, "dropout": 0.25,
             "lr": 3.5e-4, "clip": 1.0, "ema": 0.9999,
@@ -81,8 +81,8 @@ class SparseTransformer(TransformerSystem):
         pattern: Literal["auto", "strided", "fixed"] = "auto",
         stride: int = 0,
         cells: int = 2,
-        width: int = 96,
-        layers: int = 6,
+        width: int = 64,
+        layers: int = 4,
         heads: int = 2,
         expansion: int = 4,
         key_share: float = 1.0,

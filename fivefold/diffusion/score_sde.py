@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +14,7 @@ from fivefold.system import Density, LatentSystem
 from fivefold.tools import sde as equations
 from fivefold.tools.diffusion import quantile, rows, spread
 from fivefold.tools.scaling import averaged_log_prob, dequantise, midpoint, quantise
+from fivefold.tools.schedule import warm_cosine
 
 GRID = 2000  # times at which a weighting is tabulated
 CHUNK = 2**15  # numbers scored at once
@@ -59,7 +59,7 @@ class ScoreSDE(LatentSystem):
     sampling: ClassVar[str] = "iterative"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 25, 50)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 3e-3, "batch_size": 32, "ema": 0.999, "clip": 1.0, "evaluations": 1},
+        "default": {"lr": 3e-3, "batch_size": 16, "ema": 0.999, "clip": 1.0, "evaluations": 1},
         "cifar10": {
             "channels": 128, "blocks": 4, "attention": 16, "dropout": 0.1, "first": 1e-5, "sampler": "euler-maruyama",
             "sampling_steps": 1000, "tolerance": 1e-5, "lr": 2e-4, "batch_size": 128, "ema": 0.9999,
@@ -101,7 +101,7 @@ class ScoreSDE(LatentSystem):
         probes: int = 2,
         exact_dims: int = 8,
         network: Literal["ddpm++", "ncsn++"] = "ddpm++",
-        channels: int = 32,
+        channels: int = 24,
         blocks: int = 1,
         attention: int = 0,
         dropout: float = 0.0,
@@ -137,7 +137,7 @@ class ScoreSDE(LatentSystem):
 
     def learning_rate(self, progress: float) -> float:
         """Warm-up over the first hundredth, then a cosine to a twentieth."""
-        return min(1.0, 0.1 + 90 * progress) * (0.05 + 0.95 * math.cos(math.pi / 2 * progress) ** 2)
+        return warm_cosine(progress, floor=0.05)
 
     def loss(self, batch: Batch) -> Tensor:
         """Denoising score matching at continuous times (Song et al. 2021, Eq. 7), as the error of the noise."""

@@ -93,8 +93,9 @@ class VAEBM(System):
         self.first_stage, self.chain_steps, self.sample_steps = first_stage, chain_steps, sample_steps
         self.step_size, self.replay, self.spectral, self.energy_rate = step_size, replay, spectral, energy_rate
         self.vae = VDVAE(
-            space, width=width, latent=latent, blocks=blocks, encoder_blocks=encoder_blocks,
-            decoder_blocks=decoder_blocks, mixtures=1, warmup=warmup, score_samples=score_samples,
+            space, width=width, bottleneck=0.25, latent=latent, blocks=blocks,
+            encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks,
+            mixtures=1, warmup=warmup, score_samples=score_samples,
         )  # fmt: skip
         self.energy = ConvEnergy(space, channels, lambda layer: layer, depth)
         self.codes = sum(math.prod(shape) for shape in self.vae.code_shapes)

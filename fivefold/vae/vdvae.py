@@ -18,6 +18,7 @@ from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem, Update
 from fivefold.tools.distributions import gaussian_log_prob
 from fivefold.tools.scaling import centre, log_mean_exp
+from fivefold.tools.schedule import warm_cosine
 from fivefold.vae.vae import kl_to_standard_normal
 
 CONDITION_WIDTH = 32
@@ -47,7 +48,8 @@ class VDVAE(LatentSystem):
         width: channels of the residual stream.
         bottleneck: share of them in the middle of a block.
         latent: channels of each code.
-        blocks: top-down and bottom-up blocks on each grid, where the next two do not say.
+        blocks: top-down and bottom-up blocks on each grid, but one on the largest, where they cost the most, and at
+            the single position; where the next two do not say.
         encoder_blocks: bottom-up blocks on each grid, largest first: 12,7,7,4,3.
         decoder_blocks: top-down blocks on each grid, smallest first: 1,3,6,11,22.
         mixtures: components of the mixture of logistics.
@@ -62,21 +64,25 @@ class VDVAE(LatentSystem):
     sampling: ClassVar[str] = "direct"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.6, 0.8, 0.9, 1.0)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 4e-3, "batch_size": 32, "ema": 0.998, "clip": 200.0, "skip": 400.0},
+        "default": {"lr": 8e-3, "batch_size": 32, "ema": 0.998, "clip": 200.0, "skip": 400.0},
         "cifar10": {
-            "width": 384, "latent": 16, "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22",
+            "width": 384, "bottleneck": 0.25, "latent": 16,
+            "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22",
             "batch_size": 32, "lr": 2e-4, "weight_decay": 0.01, "ema": 0.9999, "clip": 200.0, "skip": 400.0,
         },
         "imagenet32": {
-            "width": 512, "latent": 16, "encoder_blocks": "16,10,9,7,6", "decoder_blocks": "2,5,10,20,41",
+            "width": 512, "bottleneck": 0.25, "latent": 16,
+            "encoder_blocks": "16,10,9,7,6", "decoder_blocks": "2,5,10,20,41",
             "batch_size": 256, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 200.0, "skip": 300.0,
         },
         "imagenet64": {
-            "width": 512, "latent": 16, "encoder_blocks": "12,21,10,9,8,5", "decoder_blocks": "2,4,8,16,32,13",
+            "width": 512, "bottleneck": 0.25, "latent": 16,
+            "encoder_blocks": "12,21,10,9,8,5", "decoder_blocks": "2,4,8,16,32,13",
             "batch_size": 128, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 220.0, "skip": 380.0,
         },
         "ffhq256": {
-            "width": 512, "latent": 16, "encoder_blocks": "4,9,13,18,8,6,6,4", "decoder_blocks": "2,4,5,10,22,14,8,1",
+            "width": 512, "bottleneck": 0.25, "latent": 16,
+            "encoder_blocks": "4,9,13,18,8,6,6,4", "decoder_blocks": "2,4,5,10,22,14,8,1",
             "batch_size": 32, "lr": 1.5e-4, "weight_decay": 0.01, "ema": 0.999, "clip": 130.0, "skip": 180.0,
         },
     }  # fmt: skip
@@ -91,8 +97,8 @@ class VDVAE(LatentSystem):
         self,
         space: Space,
         *,
-        width: int = 64,
-        bottleneck: float = 0.25,
+        width: int = 32,
+        bottleneck: float = 0.5,
         latent: int = 8,
         blocks: int = 2,
         encoder_blocks: str = "",
@@ -105,8 +111,10 @@ class VDVAE(LatentSystem):
         super().__init__(space)
         self.warmup, self.temperature, self.score_samples = warmup, temperature, score_samples
         self.grids = _grids(*space.shape[1:])
-        up = _counts("encoder_blocks", encoder_blocks, len(self.grids), blocks)
-        down = _counts("decoder_blocks", decoder_blocks, len(self.grids), blocks)
+        counts = [blocks] * len(self.grids)
+        counts[0] = counts[-1] = 1
+        up = _counts("encoder_blocks", encoder_blocks, counts)
+        down = _counts("decoder_blocks", decoder_blocks, counts[::-1])
         middle = max(1, int(width * bottleneck))
         self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
         self.head = ColourMixture(space, mixtures)
@@ -202,8 +210,7 @@ class VDVAE(LatentSystem):
 
     def learning_rate(self, progress: float) -> float:
         """Warmed up over a hundredth of the budget, constant for half of it, then down along a cosine."""
-        decay = 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * progress - 1)))
-        return min(1.0, progress / 0.01 + 0.01) * (0.01 + 0.99 * decay)
+        return warm_cosine(progress, level=0.5)
 
     # --- density, samples, codes ----------------------------------------------------------------
 
@@ -411,9 +418,10 @@ def _grids(height: int, width: int) -> list[tuple[int, int]]:
     return grids if grids[-1] == (1, 1) else [*grids, (1, 1)]
 
 
-def _counts(name: str, text: str, grids: int, default: int) -> list[int]:
-    """Blocks on each grid, as `text` says them or `default` on each."""
-    counts = [int(part) for part in text.split(",")] if text else [default] * grids
-    if len(counts) != grids or min(counts) < 1:
-        raise ValueError(f"{name} needs {grids} counts of at least 1 for these images (2,3,...), got {text or default}")
+def _counts(name: str, text: str, default: list[int]) -> list[int]:
+    """Blocks on each grid, as `text` says them or by default."""
+    counts = [int(part) for part in text.split(",")] if text else default
+    if len(counts) != len(default) or min(counts) < 1:
+        grids, given = len(default), text or f"blocks={min(default)}"
+        raise ValueError(f"{name} needs {grids} counts of at least 1 for these images (2,3,...), got {given}")
     return counts
