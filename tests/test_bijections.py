@@ -17,7 +17,8 @@ from fivefold.bijections.coupling import (
 from fivefold.bijections.elementwise import Logit, NormalQuantile
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
-from fivefold.bijections.transforms import Affine, RationalQuadratic
+from fivefold.bijections.splines import Spline
+from fivefold.bijections.transforms import Affine
 from fivefold.nets.conditioner import Conditioner
 
 CONDITION = 3
@@ -37,7 +38,7 @@ def multi_scale():
     return Chain(Squeeze(), FactorOut((4, 2, 2), 2, inner))
 
 
-TAILS, CUBE = RationalQuadratic(5, 1.5), RationalQuadratic(5, 1.0, tails=False)
+TAILS, CUBE = Spline("rational-quadratic", 5, 1.5), Spline("rational-quadratic", 5, 1.0, tails=False)
 # name: (shape, whether inputs lie in the cube, how to build it)
 CASES = {
     "affine table": ((5,), False, lambda: coupling((5,), parity_mask(5, 1), Affine())),

@@ -5,13 +5,14 @@ Parameters come first, `(P, ...)`: each is then an array of its own, which sums 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fivefold.tools.roots import invert_increasing
 
 
 class Transform(Protocol):
@@ -51,98 +52,133 @@ class Affine:
         return (y - shift) * torch.exp(-log_scale), -log_scale
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bound * torch.tanh(parameters[0] / self.bound), parameters[1]
+        return soft_clamp(parameters[0], self.bound), parameters[1]
 
 
 @dataclass(frozen=True)
-class RationalQuadratic:
-    """Monotone rational-quadratic spline on [-bound, bound] (Durkan et al., 2019), the identity outside.
-
-    Args:
-        bins: number of bins.
-        bound: half the width of the spline's interval.
-        tails: whether inputs fall outside; then the end derivatives are 1, to meet the identity
-            smoothly, and otherwise they are free.
-    """
-
-    bins: int = 8
-    bound: float = 3.0
-    tails: bool = True
+class Additive:
+    """y = x + t (Dinh et al., 2015; survey 6.1.2): volumes stay as they are."""
 
     @property
     def parameters(self) -> int:
-        return 3 * self.bins + (-1 if self.tails else 1)
+        return 1
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self._apply(x, parameters, inverse=False)
+        return x + parameters[0], torch.zeros_like(x)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self._apply(y, parameters, inverse=True)
-
-    def _apply(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        widths, heights, derivatives = parameters.tensor_split([self.bins, 2 * self.bins])
-        clamped = x.clamp(-self.bound, self.bound)
-        y, log_derivative = rational_quadratic_spline(clamped, widths, heights, derivatives, self.bound, inverse)
-        if not self.tails:
-            return y, log_derivative
-        inside = x.abs() < self.bound
-        return torch.where(inside, y, x), log_derivative * inside
+        return y - parameters[0], torch.zeros_like(y)
 
 
-MIN_BIN = 1e-3  # share of the interval that every bin keeps, in width and in height
-MIN_DERIVATIVE = 1e-3
+@dataclass(frozen=True)
+class MixtureCDF:
+    """y = exp(s) logit(F(x)) + t, F the distribution function of a mixture of logistics (Ho et al., 2019, Eq. 15).
 
-
-def rational_quadratic_spline(
-    x: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float, inverse: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Monotone rational-quadratic spline of [-bound, bound] onto itself (Durkan et al., 2019, Eq. 4, 5, 6-8).
+    At parameters 0 the components lie apart, so that they learn to differ. The inverse is Newton's within a bracket.
 
     Args:
-        x: points `(...)` in the interval.
-        widths: unnormalised widths of the K bins `(K, ...)`.
-        heights: unnormalised heights `(K, ...)`.
-        derivatives: unnormalised derivatives at the knots, `(K+1, ...)`, or `(K-1, ...)` at the inner
-            ones alone, with 1 at the ends.
-        bound: half the interval's width.
-        inverse: apply the inverse function to `x`.
-
-    Returns:
-        The image and ln |derivative|, of the shape of `x`.
+        components: of the mixture.
+        bound: of the logarithms of all scales.
+        tolerance: of the inverse.
     """
-    width, height = _bins(widths, bound), _bins(heights, bound)
-    # Offset so that parameters 0 give the identity.
-    slopes = MIN_DERIVATIVE + F.softplus(derivatives + math.log(math.expm1(1 - MIN_DERIVATIVE)))
-    if len(derivatives) < len(widths):
-        ends = torch.ones_like(slopes[:1])
-        slopes = torch.cat([ends, slopes, ends])
-    # Selection by comparison: `right` marks the inner knots at or below x, their differences the bin of x.
-    # The sums that follow read each array once, where gathering would scatter in the backward pass.
-    measured = height if inverse else width
-    right = (x >= measured.detach().cumsum(0)[:-1] - bound).to(x.dtype)
-    bin_of_x = -torch.diff(right, dim=0, prepend=torch.ones_like(right[:1]), append=torch.zeros_like(right[:1]))
-    left, bottom = (right * width[:-1]).sum(0) - bound, (right * height[:-1]).sum(0) - bound
-    w, h = (bin_of_x * width).sum(0), (bin_of_x * height).sum(0)
-    d0, d1 = (bin_of_x * slopes[:-1]).sum(0), (bin_of_x * slopes[1:]).sum(0)
-    slope = h / w
-    bend = d0 + d1 - 2 * slope
-    t = _solve(x - bottom, h, d0, slope, bend) if inverse else (x - left) / w
-    mixed = t * (1 - t)
-    denominator = slope + bend * mixed
-    log_derivative = 2 * slope.log() + (d1 * t**2 + 2 * slope * mixed + d0 * (1 - t) ** 2).log() - 2 * denominator.log()
-    if inverse:
-        return left + w * t, -log_derivative
-    return bottom + h * (slope * t**2 + d0 * mixed) / denominator, log_derivative
+
+    components: int = 8
+    bound: float = 5.0
+    tolerance: float = 1e-6
+
+    @property
+    def parameters(self) -> int:
+        return 3 * self.components + 2
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._affine(parameters)
+        z, log_derivative = _mixture_logit(x, *self._mixture(parameters))
+        return z * log_scale.exp() + shift, log_derivative + log_scale
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._affine(parameters)
+        log_weights, means, log_scales = self._mixture(parameters)
+        z = (y - shift) * torch.exp(-log_scale)
+        # Where all components are below z, or above, so is the mixture.
+        ends = means + log_scales.exp() * z
+        x, log_derivative = invert_increasing(
+            lambda x: _mixture_logit(x, log_weights, means, log_scales), z, ends.amin(0), ends.amax(0), self.tolerance
+        )
+        return x, log_derivative - log_scale
+
+    def _affine(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return soft_clamp(parameters[0], self.bound), parameters[1]
+
+    def _mixture(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means and log-scales `(K, ...)`."""
+        logits, means, log_scales = parameters[2:].tensor_split(3)
+        apart = torch.linspace(-1.5, 1.5, self.components, dtype=means.dtype, device=means.device)
+        means = means + apart.view(-1, *[1] * (means.dim() - 1))
+        return logits.log_softmax(0), means, soft_clamp(log_scales, self.bound)
 
 
-def _bins(logits: Tensor, bound: float) -> Tensor:
-    """Sizes of the bins `(K, ...)`, which fill the interval."""
-    return 2 * bound * (MIN_BIN + (1 - MIN_BIN * len(logits)) * logits.softmax(0))
+def _mixture_logit(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """ln F(x) - ln(1 - F(x)) of a mixture of logistics and ln of its derivative, from parameters `(K, *x.shape)`."""
+    u = (x - means) * torch.exp(-log_scales)
+    below, above = F.logsigmoid(u), F.logsigmoid(-u)
+    log_cdf, log_rest = (log_weights + below).logsumexp(0), (log_weights + above).logsumexp(0)
+    log_density = (log_weights + below + above - log_scales).logsumexp(0)
+    return log_cdf - log_rest, log_density - log_cdf - log_rest
 
 
-def _solve(rise: Tensor, h: Tensor, d0: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
-    """The place t in [0, 1] in its bin where the spline has risen by `rise`: a root, in its stable form."""
-    a = h * (slope - d0) + rise * bend
-    b = h * d0 - rise * bend
-    c = -slope * rise
-    return 2 * c / (-b - (b**2 - 4 * a * c).clamp(min=0).sqrt())
+@dataclass(frozen=True)
+class SumOfSquares:
+    """y = t + exp(s) int_0^x 1 + sum_k (sum_l a_kl u^l)^2 du (Jaini et al., 2019, Eq. 8): polynomials that increase.
+
+    The 1, which keeps them increasing everywhere, makes it the identity at parameters 0. The inverse is Newton's.
+
+    Args:
+        squares: how many are summed.
+        degree: of each polynomial that is squared; the result's is twice that, plus 1.
+        bound: of the log-scale.
+        tolerance: of the inverse.
+    """
+
+    squares: int = 2
+    degree: int = 2
+    bound: float = 5.0
+    tolerance: float = 1e-6
+
+    @property
+    def parameters(self) -> int:
+        return 2 + self.squares * (self.degree + 1)
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = soft_clamp(parameters[0], self.bound), parameters[1]
+        y, log_derivative = _integral(x, self._slope(parameters))
+        return y * log_scale.exp() + shift, log_derivative + log_scale
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = soft_clamp(parameters[0], self.bound), parameters[1]
+        slope, y = self._slope(parameters), (y - shift) * torch.exp(-log_scale)
+        reach = y.abs()  # the slope is at least 1
+        x, log_derivative = invert_increasing(lambda x: _integral(x, slope), y, -reach, reach, self.tolerance)
+        return x, log_derivative - log_scale
+
+    def _slope(self, parameters: Tensor) -> Tensor:
+        """Coefficients of 1 + sum of squares `(2 degree + 1, ...)`, the constant first."""
+        a = parameters[2:].unflatten(0, (self.squares, self.degree + 1))
+        products = [
+            sum(a[:, i] * a[:, n - i] for i in range(max(0, n - self.degree), min(n, self.degree) + 1)).sum(0)
+            for n in range(2 * self.degree + 1)
+        ]
+        return torch.stack([products[0] + 1, *products[1:]])
+
+
+def _integral(x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """int_0^x of a polynomial with coefficients `(P, *x.shape)`, and its logarithm at x; by Horner's rule."""
+    y, value = torch.zeros_like(x), torch.zeros_like(x)
+    for power in reversed(range(len(slope))):
+        y = y * x + slope[power] / (power + 1)
+        value = value * x + slope[power]
+    return y * x, value.clamp(min=1.0).log()  # at least 1, but for rounding
+
+
+def soft_clamp(x: Tensor, bound: float) -> Tensor:
+    """`x`, squashed smoothly to (-bound, bound)."""
+    return bound * torch.tanh(x / bound)

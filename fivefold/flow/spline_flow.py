@@ -9,7 +9,7 @@ from fivefold.bijections.coupling import alternate_channels, alternate_pixels
 from fivefold.bijections.elementwise import NormalQuantile
 from fivefold.bijections.linear import LULinear
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
-from fivefold.bijections.transforms import RationalQuadratic
+from fivefold.bijections.splines import Spline
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.conditioner import Conditioner
 from fivefold.space import Space
@@ -63,7 +63,7 @@ class SplineFlow(FlowSystem):
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         self.layers = layers
         fills_cube = space.kind == "image" and space.levels is not None
-        self.transform = RationalQuadratic(bins, 1.0 if fills_cube else bound, tails=not fills_cube)
+        self.transform = Spline("rational-quadratic", bins, 1.0 if fills_cube else bound, tails=not fills_cube)
         self.make_net = partial(
             Conditioner, hidden=hidden, blocks=blocks, condition=self.embedding.width, dropout=dropout
         )
