@@ -361,3 +361,9 @@ def test_r1_holds_the_critics_gradient_down():
         x = BATCH.x.float().div(8).sub(1).requires_grad_()
         gradients.append(r1_penalty(s.critic(x), x).item())
     assert gradients[1] < gradients[0] / 3
+
+
+def test_the_rate_falls_at_the_end_where_it_is_asked_to():
+    assert [system().learning_rate(progress) for progress in (0, 0.5, 1)] == [1, 1, 1]
+    falling = system(decay=0.4)
+    assert [falling.learning_rate(progress) for progress in (0, 0.6, 0.8, 1)] == pytest.approx([1, 1, 0.505, 0.01])

@@ -33,7 +33,7 @@ class FlowSystem(LatentSystem):
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
 
     flow: Bijection
-    warmup: float = 0.0  # share of the budget over which the learning rate rises from 0
+    warmup: float = 0.0  # share of the budget over which the learning rate rises
 
     def __init__(self, space: Space, condition_width: int, score_samples: int, temperature: float) -> None:
         super().__init__(space)

@@ -37,7 +37,7 @@ class Glow(FlowSystem):
         margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit, as in the paper.
         score_samples: points in each cell when discrete examples are scored.
         temperature: the standard deviation of the noise that samples are made from.
-        warmup: share of the budget over which the learning rate rises from 0; many couplings diverge at once without.
+        warmup: share of the budget over which the learning rate rises; many couplings diverge at once without.
     """
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}

@@ -228,7 +228,7 @@ class StyleGAN2ADA(System):
         }
 
     def learning_rate(self, progress: float) -> float:
-        return warm_cosine(progress, warmup=0.0, level=1 - self.decay) if self.decay else 1.0
+        return warm_cosine(progress, warmup=0.0, level=1 - self.decay)
 
     def networks(self) -> list[nn.Module]:
         """Only those that are not differentiated twice: compiled code has no double backward."""

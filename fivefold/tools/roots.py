@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 MOST_STEPS = 200
-MOST_DOUBLINGS = 120  # of a bracket, up to about 1e36
 Increasing = Callable[[Tensor], tuple[Tensor, Tensor]]  # x to f(x) and ln f'(x), element by element
 
 
@@ -48,19 +47,6 @@ def invert_increasing(
                 RuntimeWarning,
                 stacklevel=2,
             )
-    if torch.is_grad_enabled():
-        value, log_slope = f(x)
-        x = x - (value - y) * torch.exp(-log_slope).detach()
+    value, log_slope = f(x)
+    x = x - (value - y) * torch.exp(-log_slope).detach()  # the last step carries gradients, and NaN
     return x, -f(x)[1]
-
-
-def bracket(f: Increasing, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Points with f(low) <= y <= f(high), found by doubling; f must be unbounded both ways."""
-    low, high = -torch.ones_like(y), torch.ones_like(y)
-    with torch.no_grad():
-        for _ in range(MOST_DOUBLINGS):
-            short, long = f(low)[0] > y, f(high)[0] < y
-            if not bool((short | long).any()):
-                break
-            low, high = torch.where(short, 2 * low, low), torch.where(long, 2 * high, high)
-    return low, high

@@ -13,9 +13,9 @@ def warm_cosine(progress: float, warmup: float = 0.01, level: float = 0.0, floor
     Args:
         progress: share of the budget that is spent.
         warmup: share of it over which the rate rises; 0 for none.
-        level: share of it before the rate falls.
+        level: share of it before the rate falls; 1 for never.
         floor: what it falls to.
     """
     rise = min(1.0, FIRST + (1 - FIRST) * progress / warmup) if warmup else 1.0
-    fall = max(0.0, progress - level) / (1 - level)
+    fall = (progress - level) / (1 - level) if progress > level else 0.0
     return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall)))
