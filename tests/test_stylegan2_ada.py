@@ -164,6 +164,8 @@ def test_the_deviation_is_seen_and_is_zero_for_copies():
     groups = torch.stack([x[[i, i + 2, i + 4, i + 6]].std(0, correction=0).mean() for i in (0, 1)])
     torch.testing.assert_close(found[:, 0, 0], groups.repeat(4))
     assert with_deviation(x[:1].expand(8, -1, -1, -1), 4)[:, 3].max() < 1e-3
+    both = with_deviation(torch.cat([x[:6], 2 * x[2:]]), 4, batches=2)  # neither batch is seen in the other
+    torch.testing.assert_close(both, torch.cat([with_deviation(x[:6], 4), with_deviation(2 * x[2:], 4)]))
     varied, copies = torch.rand(4, 1, 8, 8), torch.rand(1, 1, 8, 8).expand(4, -1, -1, -1)
     for group, differs in ((4, True), (1, False)):
         critic = system(group=group).critic
@@ -230,7 +232,7 @@ def test_all_that_the_critic_sees_is_augmented(monkeypatch):
     monkeypatch.setattr(stylegan2_ada, "augment", lambda x, probability: x + 100 * probability)
     s.critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     step(s, BATCH)
-    assert len(seen) == 3  # data, samples for the critic, samples for the generator
+    assert len(seen) == 2  # data and samples for the critic, samples for the generator
     assert all(x.min() > 20 for x in seen)
 
 

@@ -25,7 +25,7 @@ def setting(name, scale=1.5):
     transform = ALL[name]
     x = 1.5 * torch.randn(POINTS, dtype=torch.float64)
     x = 2 * torch.tanh(x / 2) if name in CUBES else x
-    return transform, x, scale * torch.randn(transform.parameters, POINTS, dtype=torch.float64)
+    return transform, x, scale * torch.randn(transform.size, POINTS, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -78,7 +78,7 @@ def test_far_points_stay_finite_and_come_back(name):
 def test_splines_are_finite_at_every_knot_and_keep_the_interval(name, dtype):
     transform = ALL[name]
     torch.manual_seed(1)
-    parameters = 8 * torch.randn(transform.parameters, 1, dtype=dtype)
+    parameters = 8 * torch.randn(transform.size, 1, dtype=dtype)
     widths = F.softmax(parameters[:5, 0], 0) if "linear spline" not in name else torch.full((5,), 0.2, dtype=dtype)
     knots = torch.cat([torch.zeros(1, dtype=dtype), widths.cumsum(0)]) * 4 - 2
     x = torch.cat([torch.tensor([-2.0, 2.0], dtype=dtype), knots, knots.nextafter(torch.ones_like(knots))]).clamp(-2, 2)
@@ -93,12 +93,12 @@ def test_splines_are_finite_at_every_knot_and_keep_the_interval(name, dtype):
 def test_increases_and_is_the_identity_at_parameters_of_zero(name):
     transform = ALL[name]
     x = torch.linspace(-2, 2, 401, dtype=torch.float64)
-    y, log_derivative = transform.forward(x, x.new_zeros(transform.parameters, 401))
+    y, log_derivative = transform.forward(x, x.new_zeros(transform.size, 401))
     if name != "mixture":  # whose components start apart
         torch.testing.assert_close(y, x)
         torch.testing.assert_close(log_derivative, torch.zeros_like(x), rtol=0, atol=1e-9)
     torch.manual_seed(0)
-    y, _ = transform.forward(x, 3 * torch.randn(transform.parameters, 1, dtype=x.dtype).expand(-1, 401))
+    y, _ = transform.forward(x, 3 * torch.randn(transform.size, 1, dtype=x.dtype).expand(-1, 401))
     assert (y.diff() > 0).all()
 
 
@@ -107,7 +107,7 @@ def test_smooth_splines_have_no_jump_of_slope(name):
     torch.manual_seed(0)
     transform = ALL[name]
     x = torch.linspace(-2.5, 2.5, 40001, dtype=torch.float64)
-    parameters = 0.3 * torch.randn(transform.parameters, 1, dtype=x.dtype)
+    parameters = 0.3 * torch.randn(transform.size, 1, dtype=x.dtype)
     y, log_derivative = transform.forward(x, parameters.expand(-1, len(x)))
     assert log_derivative.diff().abs().max() < 0.02
     outside = x.abs() > 2
@@ -146,7 +146,7 @@ def test_the_mixture_is_the_logit_of_its_distribution_function():
     """Ho et al. (2019), Eq. 15, with a scale and a shift."""
     torch.manual_seed(0)
     transform, x = MixtureCDF(3, bound=5.0), torch.linspace(-3, 3, 7, dtype=torch.float64)
-    p = torch.randn(transform.parameters, 1, dtype=torch.float64)
+    p = torch.randn(transform.size, 1, dtype=torch.float64)
     weights, means = p[2:5].softmax(0), p[5:8] + torch.tensor([[-1.5], [0.0], [1.5]])
     scales = (5 * torch.tanh(p[8:] / 5)).exp()
     cdf = (weights * torch.sigmoid((x - means) / scales)).sum(0)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.bijections.base import Bijection, Chain, sum_dims
+from fivefold.bijections.base import Bijection, Chain, Exactness, sum_dims
 from fivefold.bijections.shape import Permutation
-from fivefold.bijections.transforms import Transform
+from fivefold.bijections.transforms import Transform, inverse_exactness
 from fivefold.nets.coders import zero
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
 from fivefold.nets.pixelcnn import GatedPixelCNN
@@ -39,7 +39,7 @@ class MaskedAutoregressive(Bijection):
         self.register_buffer("degrees", spread_degrees(hidden, dims), persistent=False)
         self.first, self.second = MaskedLinear(dims, hidden), MaskedLinear(hidden, hidden)
         self.context = nn.Linear(condition, hidden) if condition else None
-        self.last = zero(MaskedLinear(hidden, dims * transform.parameters))
+        self.last = zero(MaskedLinear(hidden, dims * transform.size))
 
     def parameters_of(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """`(P, B, D)`, those of a dimension from the dimensions before it alone."""
@@ -49,6 +49,10 @@ class MaskedAutoregressive(Bijection):
         h = h + self.second(F.silu(h), degree_mask(self.degrees, self.degrees))
         params = self.last(F.silu(h), degree_mask(self.degrees, self.position))
         return params.unflatten(1, (self.dims, -1)).movedim(-1, 0)
+
+    @property
+    def exactness(self) -> Exactness:
+        return inverse_exactness(self.transform)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, log_slope = self.transform.forward(x, self.parameters_of(x, condition))
@@ -77,9 +81,13 @@ class AutoregressiveMaps(Bijection):
     def __init__(self, shape: tuple[int, ...], transform: Transform, hidden: int, condition: int = 0) -> None:
         super().__init__()
         self.transform, self.shape = transform, shape
-        maps, width = Space("image", shape, dtype="float32"), transform.parameters
+        maps, width = Space("image", shape, dtype="float32"), transform.size
         self.net = GatedPixelCNN(maps, width, channels=hidden, layers=2, embedding=1, embedded=condition)
         zero(self.net.last)
+
+    @property
+    def exactness(self) -> Exactness:
+        return inverse_exactness(self.transform)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, log_slope = self.transform.forward(x, self.net(x.view(-1, *self.shape), condition).movedim(-1, 0))

@@ -1,38 +1,67 @@
-"""The contract of the parts of a flow, and their composition (survey Eq. 29, 30)."""
+"""The contract of the parts of a flow, and their composition (survey Eq. 29, 30, 39)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+Map = Literal["exact", "iterative"]  # how an image is found: by a formula, or to a tolerance
+LogDet = Literal["exact", "estimated"]  # estimated: at random, its mean the exact one
 
-class Bijection(nn.Module, ABC):
+
+class Exactness(NamedTuple):
+    """What a layer can do: how each direction's image is found, and its log-determinant."""
+
+    forward: Map = "exact"
+    inverse: Map = "exact"
+    log_det: LogDet = "exact"
+
+
+class Layer(nn.Module, ABC):
+    """A part of a flow: a map of examples, possibly given a condition, that says what it adds to ln p.
+
+    ln p(x) = ln p(z) + term, z and the term being what `forward` gives (survey Eq. 39). Layers that lose something,
+    or draw at random, say in what sense the sum of both is a bound.
+    """
+
+    @property
+    def exactness(self) -> Exactness:
+        """How its directions are found."""
+        return Exactness()
+
+    @abstractmethod
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """From data towards noise; the term `(B,)` in nats."""
+
+    @abstractmethod
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """From noise towards data; minus the term `(B,)` that the way back adds."""
+
+
+class Bijection(Layer):
     """An invertible, differentiable map of examples, possibly given a condition.
 
     Both directions return the image and ln |det Jacobian| `(B,)` in nats of that direction, so the
     log-determinant of `inverse` at y is minus that of `forward` at the same pair.
     """
 
-    @abstractmethod
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """From data towards noise."""
-
-    @abstractmethod
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """From noise towards data."""
-
 
 class Chain(Bijection):
-    """One bijection after another; log-determinants add (survey Eq. 30).
+    """One layer after another; their terms add (survey Eq. 30).
 
     Args:
         parts: in the order in which `forward` applies them.
     """
 
-    def __init__(self, *parts: Bijection) -> None:
+    def __init__(self, *parts: Layer) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
+
+    @property
+    def exactness(self) -> Exactness:
+        return weakest(*self.parts)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x))
@@ -47,6 +76,39 @@ class Chain(Bijection):
             y, term = part.inverse(y, condition)  # type: ignore[operator]
             log_det = log_det + term
         return y, log_det
+
+
+class Inverse(Bijection):
+    """A bijection with its directions exchanged: of an autoregressive flow it makes an inverse autoregressive one.
+
+    Args:
+        part: what is exchanged.
+    """
+
+    def __init__(self, part: Bijection) -> None:
+        super().__init__()
+        self.part = part
+
+    @property
+    def exactness(self) -> Exactness:
+        forward, inverse, log_det = self.part.exactness
+        return Exactness(inverse, forward, log_det)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.part.inverse(x, condition)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.part(y, condition)
+
+
+def weakest(*layers: Layer) -> Exactness:
+    """What can be said of several layers one after another."""
+    facts = [layer.exactness for layer in layers]
+    return Exactness(
+        "iterative" if any(fact.forward == "iterative" for fact in facts) else "exact",
+        "iterative" if any(fact.inverse == "iterative" for fact in facts) else "exact",
+        "estimated" if any(fact.log_det == "estimated" for fact in facts) else "exact",
+    )
 
 
 def sum_dims(values: Tensor) -> Tensor:

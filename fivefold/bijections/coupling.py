@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, sum_dims
-from fivefold.bijections.transforms import Transform
+from fivefold.bijections.base import Bijection, Exactness, sum_dims
+from fivefold.bijections.transforms import Transform, inverse_exactness
 
 
 def parity_mask(channels: int, pattern: int) -> Tensor:
@@ -55,6 +55,10 @@ class Coupling(Bijection):
         self.change: Tensor
         self.order: Tensor
 
+    @property
+    def exactness(self) -> Exactness:
+        return inverse_exactness(self.transform)
+
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._couple(x, condition, inverse=False)
 
@@ -63,7 +67,7 @@ class Coupling(Bijection):
 
     def _couple(self, x: Tensor, condition: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         kept, changed = x.index_select(1, self.keep), x.index_select(1, self.change)
-        parameters = self.net(kept, condition).unflatten(1, (self.transform.parameters, -1)).transpose(0, 1)
+        parameters = self.net(kept, condition).unflatten(1, (self.transform.size, -1)).transpose(0, 1)
         changed, log_derivative = (self.transform.inverse if inverse else self.transform.forward)(changed, parameters)
         return torch.cat([kept, changed], 1).index_select(1, self.order), sum_dims(log_derivative)
 
@@ -84,6 +88,10 @@ class MaskedCoupling(Bijection):
         self.register_buffer("mask", mask, persistent=False)
         self.mask: Tensor
 
+    @property
+    def exactness(self) -> Exactness:
+        return inverse_exactness(self.transform)
+
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._couple(x, condition, inverse=False)
 
@@ -92,7 +100,7 @@ class MaskedCoupling(Bijection):
 
     def _couple(self, x: Tensor, condition: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         parameters = self.net(x * ~self.mask, condition)
-        parameters = parameters.unflatten(1, (self.transform.parameters, -1)).transpose(0, 1)
+        parameters = parameters.unflatten(1, (self.transform.size, -1)).transpose(0, 1)
         changed, log_derivative = (self.transform.inverse if inverse else self.transform.forward)(x, parameters)
         return torch.where(self.mask, changed, x), sum_dims(log_derivative * self.mask)
 
@@ -114,7 +122,7 @@ def alternate_channels(layer: int, shape: tuple[int, ...], transform: Transform,
     mask = parity_mask(shape[0], patterns - layer // 2 % patterns)
     mask = ~mask if layer % 2 and shape[0] > 1 else mask
     changed = int(mask.sum())
-    return Coupling(mask, transform, make_net(shape[0] - changed, changed * transform.parameters, shape[1:]))
+    return Coupling(mask, transform, make_net(shape[0] - changed, changed * transform.size, shape[1:]))
 
 
 def alternate_pixels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
@@ -122,4 +130,4 @@ def alternate_pixels(layer: int, shape: tuple[int, ...], transform: Transform, m
     if math.prod(shape[1:]) == 1:
         return alternate_channels(layer, shape, transform, make_net)
     mask = checkerboard_mask(shape[1], shape[2], odd=layer % 2 == 1)
-    return MaskedCoupling(mask, transform, make_net(shape[0], shape[0] * transform.parameters, shape[1:]))
+    return MaskedCoupling(mask, transform, make_net(shape[0], shape[0] * transform.size, shape[1:]))

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection
+from fivefold.bijections.base import Bijection, Exactness
 from fivefold.tools.divergence import rademacher, with_divergence
 from fivefold.tools.ode import integrate, integrate_adjoint
 
@@ -35,6 +35,11 @@ class ContinuousFlow(Bijection):
         super().__init__()
         self.velocity, self.tolerance, self.trace, self.gradients = velocity, tolerance, trace, gradients
         self.evaluations = 0  # of the velocity, by the last solution
+
+    @property
+    def exactness(self) -> Exactness:
+        exact = self.trace == "exact" and not self.training
+        return Exactness("iterative", "iterative", "exact" if exact else "estimated")
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._solve(x, condition, 0.0, 1.0)

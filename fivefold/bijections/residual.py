@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection
+from fivefold.bijections.base import Bijection, Exactness
 from fivefold.nets.norm import frozen
 from fivefold.tools.divergence import rademacher
 from fivefold.tools.roulette import exact_log_det, fixed_point, log_det_series, roulette_weights
@@ -51,6 +51,11 @@ class Residual(Bijection):
         super().__init__()
         self.net, self.options = net, options
         self.error, self.steps = 0.0, 0  # of the last inverse
+
+    @property
+    def exactness(self) -> Exactness:
+        exact = self.options.exact and not self.training
+        return Exactness(inverse="iterative", log_det="exact" if exact else "estimated")
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         keep = torch.is_grad_enabled()

@@ -42,8 +42,12 @@ class Spline:
     tails: bool = True
 
     @property
-    def parameters(self) -> int:
+    def size(self) -> int:
         return _KINDS[self.kind].parameters(self.bins, self.tails)
+
+    @property
+    def iterative(self) -> bool:
+        return self.kind == "cubic"
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return self._apply(x, parameters, inverse=False)

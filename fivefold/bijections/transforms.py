@@ -6,12 +6,13 @@ Parameters come first, `(P, ...)`: each is then an array of its own, which sums 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fivefold.bijections.base import Exactness
 from fivefold.tools.roots import invert_increasing
 
 
@@ -19,8 +20,12 @@ class Transform(Protocol):
     """A monotone function of each element of `x`, the identity (or near it) at parameters 0."""
 
     @property
-    def parameters(self) -> int:
+    def size(self) -> int:
         """How many parameters an element takes."""
+
+    @property
+    def iterative(self) -> bool:
+        """Whether the inverse is found to a tolerance, and not by a formula."""
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """The image and ln |derivative|, both of x's shape; `parameters` `(P, *x.shape)`."""
@@ -37,10 +42,11 @@ class Affine:
         bound: of the log-scale.
     """
 
+    iterative: ClassVar[bool] = False
     bound: float = 3.0
 
     @property
-    def parameters(self) -> int:
+    def size(self) -> int:
         return 2
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,8 +65,10 @@ class Affine:
 class Additive:
     """y = x + t (Dinh et al., 2015; survey 6.1.2): volumes stay as they are."""
 
+    iterative: ClassVar[bool] = False
+
     @property
-    def parameters(self) -> int:
+    def size(self) -> int:
         return 1
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,12 +90,13 @@ class MixtureCDF:
         tolerance: of the inverse.
     """
 
+    iterative: ClassVar[bool] = True
     components: int = 8
     bound: float = 5.0
     tolerance: float = 1e-6
 
     @property
-    def parameters(self) -> int:
+    def size(self) -> int:
         return 3 * self.components + 2
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,13 +148,14 @@ class SumOfSquares:
         tolerance: of the inverse.
     """
 
+    iterative: ClassVar[bool] = True
     squares: int = 2
     degree: int = 2
     bound: float = 5.0
     tolerance: float = 1e-6
 
     @property
-    def parameters(self) -> int:
+    def size(self) -> int:
         return 2 + self.squares * (self.degree + 1)
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,6 +187,11 @@ def _integral(x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         y = y * x + slope[power] / (power + 1)
         value = value * x + slope[power]
     return y * x, value.clamp(min=1.0).log()  # at least 1, but for rounding
+
+
+def inverse_exactness(transform: Transform) -> Exactness:
+    """Of a layer whose network speaks for one direction at once, and whose inverse is the transform's."""
+    return Exactness(inverse="iterative" if transform.iterative else "exact")
 
 
 def soft_clamp(x: Tensor, bound: float) -> Tensor:

@@ -113,7 +113,7 @@ class Glow(FlowSystem):
 
     def _given_first(self, shape: tuple[int, ...], kept: int, make_net: MakeNet) -> Bijection:
         changed = shape[0] - kept
-        net = make_net(kept, changed * self.transform.parameters, shape[1:])
+        net = make_net(kept, changed * self.transform.size, shape[1:])
         return Coupling(torch.arange(shape[0], device="cpu") >= kept, self.transform, net)
 
 

@@ -157,9 +157,10 @@ class StyleGAN2ADA(System):
     def _critic_update(self, real: Tensor, fake: Tensor, condition: Tensor | None, penalise: bool) -> Update:
         """The logistic loss on augmented images, and now and then the gradient there held small (R1)."""
         penalise = penalise and self.r1_weight > 0
-        seen = augment(real, self.probability).requires_grad_(penalise)  # torch cannot differentiate resampling twice
-        real_score = self.critic(seen, condition)
-        fake_score = self.critic(augment(fake, self.probability), condition)
+        seen, seen_fake = augment(torch.cat([real, fake]), self.probability).chunk(2)
+        seen = seen.requires_grad_(penalise)  # not earlier: torch cannot differentiate resampling twice
+        both = None if condition is None else torch.cat([condition, condition])
+        real_score, fake_score = self.critic(torch.cat([seen, seen_fake]), both, batches=2).chunk(2)
         loss = games.logistic_discriminator(real_score, fake_score)
         if penalise:  # worth `r1_every` steps
             loss = loss + self.r1_every * self.r1_weight / 2 * games.r1_penalty(real_score, seen)

@@ -68,16 +68,19 @@ class EqualConv(nn.Module):
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
-def with_deviation(x: Tensor, group: int = 4) -> Tensor:
+def with_deviation(x: Tensor, group: int = 4, batches: int = 1) -> Tensor:
     """`x` `(B, C, H, W)` with one more channel: how much examples differ from others of their batch.
 
     The standard deviation over groups of at most `group` examples, its mean over channels and positions: it lets a
-    critic see a lack of variety. Where `group` does not divide B, the largest number below it that does.
+    critic see a lack of variety. Where `group` does not divide a batch, the largest number below it that does.
+    `x` is of so many `batches`, one after another, and no group has examples of two.
     """
-    size = next(n for n in range(min(group, len(x)), 0, -1) if len(x) % n == 0)
-    groups = x.view(size, -1, *x.shape[1:])
-    spread = ((groups - groups.mean(0)).square().mean(0) + 1e-8).sqrt().flatten(1).mean(1)
-    maps = spread.repeat(size).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+    n = len(x) // batches
+    size = next(size for size in range(min(group, n), 0, -1) if n % size == 0)
+    groups = x.view(batches, size, -1, *x.shape[1:])
+    variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)
+    spread = (variance + 1e-8).sqrt().flatten(2).mean(2)
+    maps = spread.repeat(1, size).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
     return torch.cat([x, maps], 1)
 
 
@@ -101,7 +104,7 @@ class CriticHead(nn.Module):
         self.embed = ConditionEmbedding(space.condition, channels)
         self.out = EqualLinear(channels, max(1, self.embed.width))
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = leaky(self.conv(with_deviation(x, self.group) if self.group > 1 else x))
+    def forward(self, x: Tensor, condition: Tensor | None = None, batches: int = 1) -> Tensor:
+        x = leaky(self.conv(with_deviation(x, self.group, batches) if self.group > 1 else x))
         y, embedded = self.out(leaky(self.dense(x.flatten(1)))), self.embed(condition)
         return y.squeeze(1) if embedded is None else (y * pixel_norm(embedded)).sum(1) / math.sqrt(y.shape[1])

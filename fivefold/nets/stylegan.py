@@ -204,7 +204,7 @@ class ResidualDown(nn.Module):
 class ResidualCritic(nn.Module):
     """From centred images `(B, *shape)` and a condition to one number each, `(B,)`.
 
-    Residual blocks down to about 4x4, and the head that sees variety.
+    Residual blocks down to about 4x4, and the head that sees variety, within each of the `batches` that are passed.
 
     Args:
         space: of images.
@@ -222,8 +222,8 @@ class ResidualCritic(nn.Module):
         self.blocks = nn.ModuleList(ResidualDown(a, b, residual) for a, b in pairs)
         self.head = CriticHead(space, channels[0], (height // 2**depth, across // 2**depth), group)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None, batches: int = 1) -> Tensor:
         x = leaky(self.from_image(x))
         for block in self.blocks:
             x = block(x)
-        return self.head(x, condition)
+        return self.head(x, condition, batches)
