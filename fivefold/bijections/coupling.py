@@ -108,6 +108,9 @@ class MaskedCoupling(Bijection):
 MakeNet = Callable[[int, int, tuple[int, ...]], nn.Module]  # of input channels, output channels and (H, W) or ()
 
 
+Alternate = Callable[[int, tuple[int, ...], Transform, MakeNet], Bijection]  # the functions that follow
+
+
 def alternate_channels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
     """The `layer`-th of a row of couplings of channels: each parity pattern in turn, then its parts exchanged.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fivefold.bijections.base import Bijection
+from fivefold.bijections.base import Bijection, Chain, Exactness, Layer
+
+Shape = tuple[int, ...]
 
 
 class Squeeze(Bijection):
@@ -71,11 +74,15 @@ class FactorOut(Bijection):
     The result is `(B, C H W)`: what `rest` gave, then the finished channels.
     """
 
-    def __init__(self, shape: tuple[int, ...], keep: int, rest: Bijection) -> None:
+    def __init__(self, shape: tuple[int, ...], keep: int, rest: Layer) -> None:
         super().__init__()
         self.finished_shape = (shape[0] - keep, *shape[1:])
         self.keep = keep
         self.rest = rest
+
+    @property
+    def exactness(self) -> Exactness:
+        return self.rest.exactness
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         kept, log_det = self.rest(x[:, : self.keep], condition)
@@ -85,3 +92,33 @@ class FactorOut(Bijection):
         finished = math.prod(self.finished_shape)
         kept, log_det = self.rest.inverse(y[:, :-finished], condition)
         return torch.cat([kept, y[:, -finished:].unflatten(1, self.finished_shape)], 1), log_det
+
+
+def multi_scale(
+    shape: Shape,
+    steps: Callable[[Shape], Layer],
+    law: Callable[[Shape, int], Layer] | None = None,
+    scales: int | None = None,
+    odd: Callable[[Shape], Layer] | None = None,
+) -> Bijection:
+    """Squeeze, steps, and half of the channels factored out, again and again (Kingma and Dhariwal, 2018, Figure 2b).
+
+    From images `(B, *shape)` to `(B, D)`. Where a side is odd, the last steps come without a squeeze.
+
+    Args:
+        shape: (C, H, W) of an image.
+        steps: makes the layers of one scale, of maps of this shape.
+        law: makes a layer that moves the channels from a number on, given those before: the ones that leave.
+        scales: the most resolutions; None for as many as the sides allow.
+        odd: makes the last layers where they come without a squeeze; None for `steps`.
+    """
+    channels, height, width = shape
+    if scales == 0 or height % 2 or width % 2:
+        return Chain((odd or steps)(shape), Flatten(shape))
+    shape, last = (4 * channels, height // 2, width // 2), scales == 1
+    kept = 0 if last else 2 * channels
+    parts = [Squeeze(), steps(shape), *([] if law is None else [law(shape, kept)])]
+    if last:
+        return Chain(*parts, Flatten(shape))
+    rest = multi_scale((kept, *shape[1:]), steps, law, None if scales is None else scales - 1, odd)
+    return Chain(*parts, FactorOut(shape, kept, rest))

@@ -11,7 +11,7 @@ from torch import nn
 from fivefold.bijections.base import Bijection, Chain
 from fivefold.bijections.coupling import Coupling, MakeNet, alternate_pixels
 from fivefold.bijections.linear import ActNorm, LULinear
-from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
+from fivefold.bijections.shape import multi_scale
 from fivefold.bijections.transforms import Affine
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.coders import zero
@@ -81,19 +81,9 @@ class Glow(FlowSystem):
         self.warmup = warmup
         self.layers, self.transform = layers, Affine()
         self.make_net = partial(GlowNet, hidden=hidden, condition=self.embedding.width)
-        flow = self._image_flow(space.shape, scales) if space.kind == "image" else self._steps(space.shape)
+        image = space.kind == "image"
+        flow = multi_scale(space.shape, self._steps, self._law, scales) if image else self._steps(space.shape)
         self.flow = self._onto_line(flow, margin)
-
-    def _image_flow(self, shape: tuple[int, ...], scales: int) -> Bijection:
-        """One scale and, given half of its channels, the next (Kingma and Dhariwal, 2018, Figure 2b)."""
-        channels, height, width = shape
-        if scales == 0 or height % 2 or width % 2:
-            return Chain(self._steps(shape), Flatten(shape))
-        shape, kept = (4 * channels, height // 2, width // 2), 2 * channels
-        if scales == 1:
-            return Chain(Squeeze(), self._steps(shape), self._law(shape, 0), Flatten(shape))
-        rest = self._image_flow((kept, *shape[1:]), scales - 1)
-        return Chain(Squeeze(), self._steps(shape), self._law(shape, kept), FactorOut(shape, kept, rest))
 
     def _steps(self, shape: tuple[int, ...]) -> Bijection:
         parts: list[Bijection] = []

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 from fivefold.bijections.base import Bijection, Chain
-from fivefold.bijections.coupling import MakeNet, alternate_channels, alternate_pixels
+from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
-from fivefold.bijections.transforms import Affine, Transform
+from fivefold.bijections.transforms import Affine
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.conditioner import Conditioner
 from fivefold.space import Space
 from fivefold.system import Density
 
 CONDITION_WIDTH = 32
-Alternate = Callable[[int, tuple[int, ...], Transform, MakeNet], Bijection]
 
 
 class RealNVP(FlowSystem):

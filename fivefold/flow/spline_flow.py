@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from fivefold.bijections.base import Bijection, Chain
-from fivefold.bijections.coupling import alternate_channels, alternate_pixels
+from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
 from fivefold.bijections.elementwise import NormalQuantile
 from fivefold.bijections.linear import LULinear
-from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
+from fivefold.bijections.shape import multi_scale
 from fivefold.bijections.splines import Spline
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.conditioner import Conditioner
@@ -67,7 +67,11 @@ class SplineFlow(FlowSystem):
         self.make_net = partial(
             Conditioner, hidden=hidden, blocks=blocks, condition=self.embedding.width, dropout=dropout
         )
-        flow = self._image_flow(space.shape) if space.kind == "image" else self._table_flow(space.dims)
+        if space.kind == "image":
+            by_pixels = partial(self._couplings, alternate=alternate_pixels)
+            flow = multi_scale(space.shape, self._couplings, odd=by_pixels)
+        else:
+            flow = self._table_flow(space.dims)
         self.flow = Chain(flow, NormalQuantile()) if fills_cube else flow
 
     def _table_flow(self, columns: int) -> Bijection:
@@ -76,13 +80,5 @@ class SplineFlow(FlowSystem):
             parts += [LULinear(columns), alternate_channels(layer, (columns,), self.transform, self.make_net)]
         return Chain(*parts)
 
-    def _image_flow(self, shape: tuple[int, ...]) -> Bijection:
-        """Squeeze, couple, factor out half of the channels and go on, down to an odd size."""
-        channels, height, width = shape
-        if height % 2 or width % 2:
-            couplings = [alternate_pixels(layer, shape, self.transform, self.make_net) for layer in range(self.layers)]
-            return Chain(*couplings, Flatten(shape))
-        shape = (4 * channels, height // 2, width // 2)
-        couplings = [alternate_channels(layer, shape, self.transform, self.make_net) for layer in range(self.layers)]
-        kept = 2 * channels
-        return Chain(Squeeze(), *couplings, FactorOut(shape, kept, self._image_flow((kept, *shape[1:]))))
+    def _couplings(self, shape: tuple[int, ...], alternate: Alternate = alternate_channels) -> Bijection:
+        return Chain(*[alternate(layer, shape, self.transform, self.make_net) for layer in range(self.layers)])
