@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
+from fivefold.bijections.autoregressive import MaskedAutoregressive
+from fivefold.bijections.base import Inverse
 from fivefold.bijections.coupling import alternate_channels, alternate_pixels, checkerboard_mask, parity_mask
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.transforms import Affine
@@ -158,3 +160,46 @@ def test_actnorm_starts_with_the_first_batch_in_training(shape):
     torch.testing.assert_close(y.var(axes), torch.ones(3), atol=1e-2, rtol=0)
     assert log_det[0].item() == pytest.approx(-x[0, 0].numel() * 3 * 1.609, rel=0.05)
     assert actnorm(2 * x)[0].std().item() == pytest.approx(2, rel=0.5)
+
+
+def one_after_another(flow, y, condition):
+    """The inverse of an autoregressive flow as it is defined: a whole pass for every dimension."""
+    x = torch.zeros_like(y)
+    for d in range(y.shape[1]):
+        x[:, d] = flow.transform.inverse(y, flow.parameters_of(x, condition))[0][:, d]
+    return x
+
+
+@pytest.mark.parametrize(("dims", "hidden"), [(1, 4), (7, 5), (6, 40)])
+@pytest.mark.parametrize("transform", [Affine(), TAILS], ids=["affine", "spline"])
+def test_the_incremental_inverse_is_the_sequential_one(dims, hidden, transform):
+    torch.manual_seed(0)
+    flow = MaskedAutoregressive(dims, transform, hidden, CONDITION).double()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    y, condition = torch.randn(5, dims, dtype=torch.float64), torch.randn(5, CONDITION, dtype=torch.float64)
+    with torch.no_grad():
+        for given in (condition, None):
+            x, log_det = flow.inverse(y, given)
+            torch.testing.assert_close(x, one_after_another(flow, y, given))
+            torch.testing.assert_close(log_det, -flow(x, given)[1])
+
+
+@pytest.mark.parametrize("name", ["autoregressive, affine", "autoregressive, spline", "autoregressive maps"])
+def test_the_inverse_of_an_autoregressive_flow_is_differentiated_rightly(name):
+    """In the point, the condition and the parameters: against differences."""
+    bijection, x, condition = setting(name)
+    y = bijection(x, condition)[0].detach()[:2].requires_grad_()
+    condition, names = condition[:2].requires_grad_(), [key for key, _ in bijection.named_parameters()]
+    values = [value.detach().clone().requires_grad_() for value in bijection.parameters()]
+
+    def inverse(y, condition, *values):
+        return torch.func.functional_call(Inverse(bijection), _under("part.", names, values), (y, condition))
+
+    torch.autograd.gradcheck(
+        inverse, (y, condition, *values), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True, check_undefined_grad=False
+    )
+
+
+def _under(prefix, names, values):
+    return {prefix + name: value for name, value in zip(names, values, strict=True)}

@@ -15,12 +15,14 @@ from fivefold.nets.coders import zero
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
 from fivefold.nets.pixelcnn import GatedPixelCNN
 from fivefold.space import Space
+from fivefold.tools.roots import triangular_gradients
 
 
 class MaskedAutoregressive(Bijection):
-    """y_i = h(x_i; parameters(x_<i)) on vectors `(B, D)` (Papamakarios et al., 2017; survey 6.1.3).
+    """y_i = h(x_i; parameters(x_<i)) on vectors `(B, D)` (Papamakarios et al., 2017; survey Eq. 34).
 
-    From data to noise all dimensions at once, by a masked network; back one after another. The identity at first.
+    From data to noise all dimensions at once, by a masked network; back one after another, every unit of the network
+    computed once, when all that it sees is known. The identity at first.
 
     Args:
         dims: D.
@@ -41,29 +43,65 @@ class MaskedAutoregressive(Bijection):
         self.context = nn.Linear(condition, hidden) if condition else None
         self.last = zero(MaskedLinear(hidden, dims * transform.size))
 
-    def parameters_of(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """`(P, B, D)`, those of a dimension from the dimensions before it alone."""
-        h = self.first(x, degree_mask(self.position, self.degrees, strict=True))
-        if self.context is not None and condition is not None:
-            h = h + self.context(condition)
-        h = h + self.second(F.silu(h), degree_mask(self.degrees, self.degrees))
-        params = self.last(F.silu(h), degree_mask(self.degrees, self.position))
-        return params.unflatten(1, (self.dims, -1)).movedim(-1, 0)
-
     @property
     def exactness(self) -> Exactness:
         return inverse_exactness(self.transform)
 
+    def _masks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the three layers: a unit of degree d sees x_<d, and speaks for the dimensions from d on."""
+        return (
+            degree_mask(self.position, self.degrees, strict=True),
+            degree_mask(self.degrees, self.degrees),
+            degree_mask(self.degrees, self.position),
+        )
+
+    def parameters_of(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """`(P, B, D)`, those of a dimension from the dimensions before it alone."""
+        first, second, last = self._masks()
+        h = self.first(x, first)
+        if self.context is not None and condition is not None:
+            h = h + self.context(condition)
+        h = h + self.second(F.silu(h), second)
+        params = self.last(F.silu(h), last)
+        return params.unflatten(1, (self.dims, -1)).movedim(-1, 0)
+
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, log_slope = self.transform.forward(x, self.parameters_of(x, condition))
+        y, log_slope = self._elementwise(x, condition)
         return y, sum_dims(log_slope)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = torch.zeros_like(y)
-        for dim in range(self.dims):
-            known, log_slope = self.transform.inverse(y, self.parameters_of(x, condition))
-            x = torch.cat([x[:, :dim], known[:, dim : dim + 1], x[:, dim + 1 :]], 1)
-        return x, sum_dims(log_slope)
+        x, log_det = self._one_by_one(y, condition)
+        if not torch.is_grad_enabled():
+            return x, log_det
+        x = triangular_gradients(lambda x: self._elementwise(x, condition), x, y)
+        return x, -self.forward(x, condition)[1]
+
+    def _elementwise(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.transform.forward(x, self.parameters_of(x, condition))
+
+    @torch.no_grad()
+    def _one_by_one(self, y: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The inverse in the operations of about one pass. Arrays are `(units, B)`, units in the order of degrees."""
+        layers = zip((self.first, self.second, self.last), self._masks(), strict=True)
+        w1, w2, w3 = (layer.masked_weight(mask) for layer, mask in layers)
+        w3, b3 = w3.view(self.dims, self.transform.size, -1), self.last.bias.view(self.dims, -1, 1)
+        h1 = self.first.bias.unsqueeze(1).repeat(1, len(y))
+        if self.context is not None and condition is not None:
+            h1 += self.context(condition).T
+        b2 = self.second.bias.unsqueeze(1)
+        seen1, seen2 = torch.empty_like(h1), torch.empty_like(h1)  # after the activation
+        y = y.T.contiguous()
+        x, log_slope = torch.empty_like(y), torch.empty_like(y)
+        ends = torch.bincount(self.degrees, minlength=self.dims).cumsum(0).tolist()
+        for d, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            if end > start:  # these units see x_<d, and nothing that sees more has been computed
+                new = slice(start, end)
+                h = torch.addmm(h1[new], w1[new, :d], x[:d])
+                seen1[new] = F.silu(h)
+                seen2[new] = F.silu(h + torch.addmm(b2[new], w2[new, :end], seen1[:end]))
+            parameters = torch.addmm(b3[d], w3[d, :, :end], seen2[:end])
+            x[d], log_slope[d] = self.transform.inverse(y[d], parameters)
+        return x.T.contiguous(), log_slope.sum(0)
 
 
 class AutoregressiveMaps(Bijection):
@@ -90,12 +128,17 @@ class AutoregressiveMaps(Bijection):
         return inverse_exactness(self.transform)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, log_slope = self.transform.forward(x, self.net(x.view(-1, *self.shape), condition).movedim(-1, 0))
+        y, log_slope = self._elementwise(x, condition)
         return y, sum_dims(log_slope)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = self.net.fill(torch.zeros_like(y), condition, lambda d, p: self.transform.inverse(y[:, d], p.T)[0])
+        with torch.no_grad():
+            x = self.net.fill(torch.zeros_like(y), condition, lambda d, p: self.transform.inverse(y[:, d], p.T)[0])
+        x = triangular_gradients(lambda x: self._elementwise(x, condition), x, y) if torch.is_grad_enabled() else x
         return x, -self.forward(x, condition)[1]
+
+    def _elementwise(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.transform.forward(x, self.net(x.view(-1, *self.shape), condition).movedim(-1, 0))
 
 
 def masked_autoregressive_flow(

@@ -25,9 +25,12 @@ class MaskedLinear(nn.Linear):
     Where the layer has more outputs than the mask rows, each row serves equally many consecutive outputs.
     """
 
+    def masked_weight(self, mask: Tensor) -> Tensor:
+        """`(outputs, inputs)`."""
+        return (self.weight.unflatten(0, (len(mask), -1)) * mask.unsqueeze(1)).flatten(0, 1)
+
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        weight = self.weight.unflatten(0, (len(mask), -1)) * mask.unsqueeze(1)
-        return F.linear(x, weight.flatten(0, 1), self.bias)
+        return F.linear(x, self.masked_weight(mask), self.bias)
 
 
 class CausalConv2d(nn.Conv2d):

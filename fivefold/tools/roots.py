@@ -1,4 +1,4 @@
-"""Inverses of increasing functions of one variable that have no closed form."""
+"""Inverses that have no closed form: of increasing functions of one variable, and the gradients of triangular maps'."""
 
 from __future__ import annotations
 
@@ -50,3 +50,36 @@ def invert_increasing(
     value, log_slope = f(x)
     x = x - (value - y) * torch.exp(-log_slope).detach()  # the last step carries gradients, and NaN
     return x, -f(x)[1]
+
+
+def triangular_gradients(f: Increasing, x: Tensor, y: Tensor) -> Tensor:
+    """`x`, where f(x) = y, with the gradients of the implicit function theorem in y and in what f depends on.
+
+    f's Jacobian J is triangular in some order of the dimensions. A gradient v by x becomes J^-T v, by u <- u +
+    (v - J^T u) / diag J: as many products with J as the dimensions depend on one another in a row, at most D, and in
+    practice a few. Cannot be differentiated twice.
+
+    Args:
+        f: x `(B, D)` to f(x) and the logarithm of the diagonal of its Jacobian, both `(B, D)`.
+        x: the solution.
+        y: `(B, D)`.
+    """
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        value, log_diagonal = f(point)
+        diagonal = log_diagonal.detach().exp()
+
+    def solve(v: Tensor) -> Tensor:
+        u, residual = torch.zeros_like(v), v
+        size = v.abs().amax()
+        for _ in range(v.shape[1]):
+            u = u + residual / diagonal
+            residual = v - torch.autograd.grad(value, point, u, retain_graph=True)[0]
+            if residual.abs().amax() <= 4 * torch.finfo(v.dtype).eps * size:
+                break
+        return u * diagonal
+
+    # A gradient step of value 0, up to the error of x: what follows sees x, the backward pass -(df - dy) / diag J.
+    x = point.detach() - (value - y) / diagonal
+    x.register_hook(solve)
+    return x
