@@ -10,10 +10,11 @@ from fivefold.bijections.base import Chain, Inverse, Layer
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.elementwise import Logit, NormalQuantile
 from fivefold.bijections.linear import ActNorm, LULinear
+from fivefold.bijections.monotone import DeepSigmoid, Integral, MixtureCDF, SumOfSquares
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
-from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
+from fivefold.bijections.transforms import Additive, Affine
 from fivefold.nets.conditioner import Conditioner
 from fivefold.nets.velocity import Velocity
 
@@ -78,19 +79,26 @@ TRANSFORMS = {
     "spline": TAILS,
     "mixture": MixtureCDF(3),
     "sum of squares": SumOfSquares(2, 2),
+    "deep sigmoid": DeepSigmoid(3, 2),
+    "integral": lambda: Integral(4, 6, nodes=60),
 }
-LOOSE = {"cubic spline", "mixture", "sum of squares"}  # whose inverses are iterative, to 1e-6
+LOOSE = {"cubic spline", "mixture", "sum of squares", "deep sigmoid", "integral"}  # iterative inverses, to 1e-6
 
 CASES: dict[str, Case] = {
     **{
         f"coupling, {name}": Case(
-            (5,), lambda t=t: coupling((5,), parity_mask(5, 1), t), tolerance=1e-5 if name in LOOSE else 1e-9
+            (5,),
+            lambda t=t: coupling((5,), parity_mask(5, 1), t() if callable(t) else t),
+            tolerance=1e-5 if name in LOOSE else 1e-9,
         )
         for name, t in TRANSFORMS.items()
     },
     **{
         f"autoregressive, {name}": Case(
-            (4,), lambda t=t: autoregressive(t), tolerance=1e-5 if name in LOOSE else 1e-9, jacobian="triangular"
+            (4,),
+            lambda t=t: autoregressive(t() if callable(t) else t),
+            tolerance=1e-5 if name in LOOSE else 1e-9,
+            jacobian="triangular",
         )
         for name, t in TRANSFORMS.items()
     },

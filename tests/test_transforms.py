@@ -6,15 +6,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fivefold.bijections.monotone import DeepSigmoid, Integral, MixtureCDF, SumOfSquares, clenshaw_curtis
 from fivefold.bijections.splines import MIN_BIN, Spline
-from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
+from fivefold.bijections.transforms import Additive, Affine
 from fivefold.tools import roots
 from fivefold.tools.roots import invert_increasing
 
 KINDS = ["linear", "quadratic", "cubic", "rational-quadratic"]
 TAILED = {f"{kind} spline": Spline(kind, 5, 2.0) for kind in KINDS}
 CUBES = {f"{kind} spline of the cube": Spline(kind, 5, 2.0, tails=False) for kind in KINDS}
-LINES = {"additive": Additive(), "affine": Affine(), "mixture": MixtureCDF(4), "squares": SumOfSquares(2, 2)}
+LINES = {
+    "additive": Additive(),
+    "affine": Affine(),
+    "mixture": MixtureCDF(4),
+    "squares": SumOfSquares(2, 2),
+    "deep sigmoid": DeepSigmoid(3, 2),
+    "integral": Integral(3, 6, nodes=80).double(),
+}
+NOT_THE_IDENTITY_AT_0 = {"mixture", "deep sigmoid", "integral"}  # whose units start apart, or whose weights are random
 ALL = {**TAILED, **CUBES, **LINES}
 POINTS = 60
 
@@ -94,7 +103,7 @@ def test_increases_and_is_the_identity_at_parameters_of_zero(name):
     transform = ALL[name]
     x = torch.linspace(-2, 2, 401, dtype=torch.float64)
     y, log_derivative = transform.forward(x, x.new_zeros(transform.size, 401))
-    if name != "mixture":  # whose components start apart
+    if name not in NOT_THE_IDENTITY_AT_0:
         torch.testing.assert_close(y, x)
         torch.testing.assert_close(log_derivative, torch.zeros_like(x), rtol=0, atol=1e-9)
     torch.manual_seed(0)
@@ -162,6 +171,38 @@ def test_the_polynomial_is_the_integral_of_one_and_the_squares():
     slope = 1 + sum((a @ powers).square() for a in p[2:, 0].view(2, 4))
     wanted = (5 * torch.tanh(p[0, 0] / 5)).exp() * torch.trapezoid(slope, u) + p[1, 0]
     torch.testing.assert_close(transform.forward(u[-1:], p)[0][0], wanted, rtol=1e-6, atol=0)
+
+
+def test_the_deep_sigmoid_is_a_network_with_positive_weights():
+    """Huang et al. (2018), Eq. 8, layer by layer: h = logit(W sigmoid(a U h + b))."""
+    torch.manual_seed(0)
+    transform, x = DeepSigmoid(2, 2), torch.linspace(-2, 2, 5, dtype=torch.float64)
+    p = torch.randn(transform.size, 1, dtype=torch.float64)
+    a, b, w, a2, b2, u2, w2, u, last = p[:, 0].split([2, 2, 4, 2, 2, 4, 4, 2, 2])
+    clamp, apart, own = lambda t: (5 * torch.tanh(t / 5)).exp(), torch.tensor([-1.5, 1.5]), 2 * torch.eye(2)
+    h = clamp(a)[:, None] * x + (b + apart)[:, None]
+    h = torch.logit((w.view(2, 2) + own).softmax(1) @ torch.sigmoid(h))
+    h = clamp(a2)[:, None] * ((u2.view(2, 2) + own).softmax(1) @ h) + (b2 + apart)[:, None]
+    h = torch.logit((w2.view(2, 2) + own).softmax(1) @ torch.sigmoid(h))
+    wanted = clamp(last[0]) * (u.softmax(0) @ h) + last[1]
+    torch.testing.assert_close(transform.forward(x, p.expand(-1, 5))[0], wanted)
+
+
+def test_the_integral_is_one_of_its_positive_network_and_the_rule_is_exact_for_polynomials():
+    torch.manual_seed(0)
+    transform, p = Integral(3, 6, nodes=40).double(), torch.randn(4, 1, dtype=torch.float64)
+    u = torch.linspace(0, -1.7, 20001, dtype=torch.float64)
+    context = transform.from_embedding(p[1:].T)
+    with torch.no_grad():
+        wanted = torch.trapezoid(transform._log_g(u[:, None], context).exp(), u) + p[0, 0]
+        torch.testing.assert_close(transform.forward(u[-1:], p)[0][0], wanted, rtol=1e-7, atol=0)
+    nodes, weights = clenshaw_curtis(6)
+    for power in range(8):
+        assert (weights * nodes**power).sum().item() == pytest.approx(
+            2 / (power + 1) if power % 2 == 0 else 0, abs=1e-12
+        )
+    with pytest.raises(ValueError, match="even number"):
+        clenshaw_curtis(5)
 
 
 def test_an_inverse_takes_few_steps_and_says_when_it_did_not_converge(monkeypatch):
