@@ -179,7 +179,7 @@ def test_the_deep_sigmoid_is_a_network_with_positive_weights():
     transform, x = DeepSigmoid(2, 2), torch.linspace(-2, 2, 5, dtype=torch.float64)
     p = torch.randn(transform.size, 1, dtype=torch.float64)
     a, b, w, a2, b2, u2, w2, u, last = p[:, 0].split([2, 2, 4, 2, 2, 4, 4, 2, 2])
-    clamp, apart, own = lambda t: (5 * torch.tanh(t / 5)).exp(), torch.tensor([-1.5, 1.5]), 2 * torch.eye(2)
+    clamp, apart, own = lambda t: (2 * torch.tanh(t / 2)).exp(), torch.tensor([-1.0, 1.0]), 2 * torch.eye(2)
     h = clamp(a)[:, None] * x + (b + apart)[:, None]
     h = torch.logit((w.view(2, 2) + own).softmax(1) @ torch.sigmoid(h))
     h = clamp(a2)[:, None] * ((u2.view(2, 2) + own).softmax(1) @ h) + (b2 + apart)[:, None]

@@ -145,7 +145,7 @@ class DeepSigmoid:
     iterative: ClassVar[bool] = True
     units: int = 4
     layers: int = 2
-    bound: float = 5.0
+    bound: float = 2.0
     tolerance: float = 1e-6
 
     @property
@@ -166,7 +166,7 @@ class DeepSigmoid:
         of the affine map."""
         n, start = self.units, 0
         layers: list[tuple[Tensor, ...]] = []
-        apart = torch.linspace(-1.5, 1.5, n, dtype=parameters.dtype, device=parameters.device)
+        apart = torch.linspace(-1.0, 1.0, n, dtype=parameters.dtype, device=parameters.device)
         own = 2 * torch.eye(n, dtype=parameters.dtype, device=parameters.device)
         view = [1] * (parameters.dim() - 1)
 

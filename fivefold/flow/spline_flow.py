@@ -1,15 +1,17 @@
-"""Rational-quadratic neural spline flow."""
+"""Neural spline flow."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
+from fivefold.bijections.autoregressive import masked_autoregressive_flow
 from fivefold.bijections.base import Bijection, Chain
 from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
 from fivefold.bijections.elementwise import NormalQuantile
 from fivefold.bijections.linear import LULinear
-from fivefold.bijections.shape import multi_scale
-from fivefold.bijections.splines import Spline
+from fivefold.bijections.shape import Flatten, multi_scale
+from fivefold.bijections.splines import Kind, Spline
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.conditioner import Conditioner
 from fivefold.space import Space
@@ -21,17 +23,20 @@ CONDITION_WIDTH = 32
 class SplineFlow(FlowSystem):
     """Spline flow (survey 6.1.2; Durkan et al., 2019).
 
-    Coupling layers of monotone rational-quadratic splines: an exact density on real tables, fast both
-    ways; multi-scale and convolutional on images.
+    Coupling layers of monotone splines, rational-quadratic ones if nothing else is asked for: an exact density on
+    real tables, fast both ways; multi-scale and convolutional on images. Or autoregressive layers, where every
+    dimension is transformed given those before it: images are vectors then, and samples come dimension by dimension.
 
     Discrete images fill the cube [-1, 1]^D once dequantised, and so do the splines, from the cube onto
     itself: no density is lost outside it and its faces can be sharp. Elsewhere splines have linear tails.
 
     Args:
         space: of the examples.
-        layers: coupling layers (at each resolution of an image).
-        hidden: width of the coupling networks.
-        blocks: residual blocks of a coupling network.
+        kind: of spline: linear, quadratic, cubic or rational-quadratic.
+        wrapper: coupling or autoregressive.
+        layers: coupling layers (at each resolution of an image), or autoregressive ones.
+        hidden: width of their networks.
+        blocks: residual blocks of a coupling network; an autoregressive one has two hidden layers.
         bins: bins of a spline.
         bound: where the linear tails begin, in standard deviations.
         dropout: probability in the coupling networks.
@@ -51,6 +56,8 @@ class SplineFlow(FlowSystem):
         self,
         space: Space,
         *,
+        kind: Kind = "rational-quadratic",
+        wrapper: Literal["coupling", "autoregressive"] = "coupling",
         layers: int = 4,
         hidden: int = 64,
         blocks: int = 1,
@@ -63,16 +70,23 @@ class SplineFlow(FlowSystem):
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         self.layers = layers
         fills_cube = space.kind == "image" and space.levels is not None
-        self.transform = Spline("rational-quadratic", bins, 1.0 if fills_cube else bound, tails=not fills_cube)
+        self.transform = Spline(kind, bins, 1.0 if fills_cube else bound, tails=not fills_cube)
         self.make_net = partial(
             Conditioner, hidden=hidden, blocks=blocks, condition=self.embedding.width, dropout=dropout
         )
-        if space.kind == "image":
+        if wrapper == "autoregressive":
+            flow = self._autoregressive_flow(hidden)
+        elif space.kind == "image":
             by_pixels = partial(self._couplings, alternate=alternate_pixels)
             flow = multi_scale(space.shape, self._couplings, odd=by_pixels)
         else:
             flow = self._table_flow(space.dims)
         self.flow = Chain(flow, NormalQuantile()) if fills_cube else flow
+
+    def _autoregressive_flow(self, hidden: int) -> Bijection:
+        dims, width = self.space.dims, self.embedding.width
+        flow = masked_autoregressive_flow(dims, self.layers, self.transform, hidden, width)
+        return Chain(Flatten(self.space.shape), flow)
 
     def _table_flow(self, columns: int) -> Bijection:
         parts: list[Bijection] = []
