@@ -170,13 +170,13 @@ def one_after_another(flow, y, condition):
     return x
 
 
-@pytest.mark.parametrize(("dims", "hidden"), [(1, 4), (7, 5), (6, 40)])
+@pytest.mark.parametrize(("dims", "hidden"), [(1, 4), (7, 5), (6, 40), (70, 50)])
 @pytest.mark.parametrize("transform", [Affine(), TAILS], ids=["affine", "spline"])
 def test_the_incremental_inverse_is_the_sequential_one(dims, hidden, transform):
     torch.manual_seed(0)
     flow = MaskedAutoregressive(dims, transform, hidden, CONDITION).double()
     for parameter in flow.parameters():
-        torch.nn.init.normal_(parameter, std=0.6)
+        torch.nn.init.normal_(parameter, std=0.6 / dims**0.5)
     y, condition = torch.randn(5, dims, dtype=torch.float64), torch.randn(5, CONDITION, dtype=torch.float64)
     with torch.no_grad():
         for given in (condition, None):
