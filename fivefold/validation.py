@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from fivefold.data.splits import Data
+from fivefold.features import Features, fit_features
 from fivefold.system import Batch, System, seeded
-from fivefold.tools.metrics import frechet_distance, principal_features
-from fivefold.tools.scaling import centre
+from fivefold.tools.metrics import frechet_distance
 
 SAMPLES = 250  # scored or drawn at each validation: a fraction of a second for most systems ...
 DIMENSIONS = 200_000  # ... and fewer where examples have many dimensions
@@ -21,8 +20,9 @@ class Validation:
     """Call it with a system: `(value, name, monitor)`; the smaller the value, the better the system.
 
     With a density the value is the mean of -ln p over the validation split, in nats (with its kind in the
-    name); without one, the Fréchet distance between samples and the validation split on at most 64
-    principal components of the training split.
+    name); without one, the Fréchet distance between samples and the validation split in the features that evaluation
+    uses, fitted on the training split when they are first needed. Linear features would not do: on principal
+    components early noise, which has the data's mean and variance, is nearer to the data than early digits are.
     """
 
     def __init__(self, data: Data, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Validation:
             value = -system.score_encoded(self.batch).log_prob.mean().item()
             name = f"nats ({system.density.value})"
         else:
-            value, name = self._distance(system), "fréchet distance on principal components"
+            value, name = self._distance(system), "fréchet distance"
         with seeded(0, self.device), system.evaluating():
             monitor = {key: float(value) for key, value in system.monitor(self.batch).items()}
         return value, name, monitor
@@ -56,13 +56,9 @@ class Validation:
         condition = None if more.condition is None else torch.cat([self.batch.condition, more.condition])  # type: ignore[list-item]
         return Batch(torch.cat([self.batch.x, more.x]), condition)
 
-    def _features(self, x: Tensor) -> Tensor:
-        return self._project(centre(x, self.data.space).flatten(1))
-
     @cached_property
-    def _project(self):  # type: ignore[no-untyped-def]
-        train = _to(self.data.train.spread(5000), self.device)
-        return principal_features(centre(train.x, self.data.space).flatten(1))
+    def _features(self) -> Features:
+        return fit_features(self.data)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

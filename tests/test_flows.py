@@ -241,3 +241,16 @@ def test_learns_digits(name, limit):
     system = fivefold.fit(name, data, budget="200steps")
     nats = system.score_encoded(data.test.batch(slice(None))).log_prob.mean()
     assert -nats / data.space.dims / np.log(2) < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spline-flow", "maf-flow", "realnvp"])
+def test_fits_columns_of_any_scale(name):
+    """A correlated Gaussian whose deviations are 1e4 to 1e-3, to within 0.05 nats of its entropy."""
+    generator = np.random.default_rng(0)
+    scales, mixing = np.logspace(4, -3, 5), np.tril(generator.normal(size=(5, 5)), -1) + np.eye(5)  # determinant 1
+    noise, held_out = generator.normal(size=(2, 20_000, 5))
+    of = lambda z: scales * (z @ mixing.T + 100)  # noqa: E731
+    system = fivefold.fit(name, fivefold.load_data(of(noise)), budget="60s")
+    truth = stats.norm.logpdf(held_out).sum(1) - np.log(scales).sum()
+    assert np.mean(truth - system.log_prob(of(held_out)).numpy()) < 0.05

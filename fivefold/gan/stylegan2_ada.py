@@ -51,9 +51,7 @@ class StyleGAN2ADA(System):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Large steps need the decay at the end, and the last weights are kept: on principal components noise, which
-        # has the data's variance, is nearer to it than early digits are.
-        "default": {"decay": 0.5, "batch_size": 32, "lr": 1.2e-2, "ema": 0.995, "evaluations": 1},
+        "default": {"decay": 0.5, "batch_size": 32, "lr": 1.2e-2, "ema": 0.995},  # large steps need the decay
         "cifar10": {
             "latent": 512,
             "layers": 2,
