@@ -99,7 +99,8 @@ def main() -> None:
     data = load_data(source)
     names = given.systems or [name for name in TABLE_1 if name in catalog.entries()]
     done = compare(names, data, budget=given.budget, out=given.out / "comparison", table1=True, diagnostics=False)
-    rows, samples = measure(done.rows, net, data, given.out)
+    in_order = sorted(done.rows, key=lambda row: list(TABLE_1).index(row["system"]))
+    rows, samples = measure(in_order, net, data, given.out)
     picture(samples, RESULTS / "mnist16.png")
     clear = sum(row.get("sure", 0) >= 0.6 for row in rows[1:])
     headline = f"{clear} of {len(rows) - 1} systems: at least 60 % clear digits"

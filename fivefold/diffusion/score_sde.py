@@ -149,11 +149,13 @@ class ScoreSDE(LatentSystem):
 
     def noise(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The predicted noise in `x` at times `t` `(B,)`."""
-        # of unit variance where x_0 is; and what a standard normal x_0 would make optimal, corrected by the network
+        # Of unit variance where x_0 is; and what a standard normal x_0 would make optimal, corrected by the network as
+        # far as there is a signal: at the last times the least error of the noise would be a large one of x_0.
         deviation = (self.sde.signal(t) ** 2 + self.sde.noise(t) ** 2).sqrt()
         scaled = x / rows(deviation, x)
         time = self.sde.noise(t).log() if self.plus else t
-        return rows(self.sde.noise(t) / deviation, x) * scaled + self.network(scaled, time, condition)
+        found = rows(self.sde.signal(t) / deviation, x) * self.network(scaled, time, condition)
+        return rows(self.sde.noise(t) / deviation, x) * scaled + found
 
     # --- density --------------------------------------------------------------------------------
 
