@@ -24,7 +24,7 @@ SDES = {"vp": {}, "sub-vp": {}, "ve": {"high": 20.0}}
 
 
 class OptimalNoise(torch.nn.Module):
-    """E[noise | x_t] where the data are N(MEAN, COVARIANCE), less the part that the system adds itself."""
+    """E[noise | x_t] where the data are N(MEAN, COVARIANCE), less the part that the system adds itself, in its units."""
 
     def __init__(self, sde) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class OptimalNoise(torch.nn.Module):
         deviation = (a**2 + s**2).sqrt()
         total = rows(a**2, COVARIANCE[None]) * COVARIANCE + rows(s**2, COVARIANCE[None]) * torch.eye(2)
         optimal = rows(s, scaled) * torch.linalg.solve(total, rows(deviation, scaled) * scaled)
-        return self.one * optimal - rows(s / deviation, scaled) * scaled
+        return rows(deviation / a, scaled) * (self.one * optimal - rows(s / deviation, scaled) * scaled)
 
 
 def optimal(sde: str = "vp", **options) -> ScoreSDE:
