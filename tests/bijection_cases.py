@@ -7,9 +7,11 @@ import torch
 
 from fivefold.bijections.autoregressive import AutoregressiveMaps, MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Chain, Inverse, Layer
+from fivefold.bijections.convolution import AutoregressiveConv, ConvExp, PeriodicConv, Turned, emerging
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.elementwise import Logit, NormalQuantile
 from fivefold.bijections.linear import ActNorm, LULinear
+from fivefold.bijections.masked_convolution import MaskedConv, MintLayer, macow_unit, mint_pair
 from fivefold.bijections.monotone import DeepSigmoid, Integral, MixtureCDF, SumOfSquares
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
@@ -30,7 +32,8 @@ class Case(NamedTuple):
         cube: whether inputs lie in [-1, 1].
         spread: standard deviation of its random parameters.
         tolerance: of the inverse, absolute.
-        jacobian: "diagonal" or "triangular" (row by row of the flattened example), where that is claimed.
+        jacobian: "diagonal" or "triangular" (row by row of the flattened example; "pixels", with channels last),
+            where that is claimed.
         far: whether inputs of 1e4 are among what it is made for.
         needs: whether it cannot do without its condition.
         idle: a parameter that nothing can reach in a case this small.
@@ -129,6 +132,21 @@ CASES: dict[str, Case] = {
     "multi-scale": Case((1, 4, 4), multi_scale),
     "ordinary differential equation": Case((3,), equation, tolerance=1e-7, far=False, needs=True),
     # --- convolutions ---
+    "autoregressive convolution": Case((3, 3, 4), lambda: AutoregressiveConv(3, 2), jacobian="pixels", tolerance=1e-8),
+    "autoregressive convolution, wide": Case((2, 3, 4), lambda: AutoregressiveConv(2, 2, right=1), jacobian="pixels"),
+    "turned": Case((2, 3, 2), lambda: Turned(AutoregressiveConv(2, 2, right=1), flip=(1, 3), transpose=True)),
+    "emerging": Case((2, 3, 4), lambda: emerging(2, 5), tolerance=1e-8),
+    "emerging, one row": Case((3, 1, 4), lambda: emerging(3)),
+    "periodic, odd sides": Case((3, 3, 5), lambda: PeriodicConv(3)),
+    "periodic, even sides": Case((2, 4, 2), lambda: PeriodicConv(2, rotation=True)),
+    "periodic, larger than the image": Case((2, 2, 1), lambda: PeriodicConv(2, 5)),
+    "convolution exponential": Case((2, 3, 4), lambda: ConvExp(2)),
+    "convolution exponential, one pixel": Case((3, 1, 1), lambda: ConvExp(3, 5, limit=1.0)),
+    "masked convolution": Case((2, 3, 4), lambda: MaskedConv(2, Affine(), (2, 3), 6, CONDITION), jacobian="pixels"),
+    "masked convolution, mixture": Case((1, 3, 2), lambda: MaskedConv(1, MixtureCDF(2), (1, 1), 4), tolerance=1e-5),
+    "macow": Case((2, 4, 3), lambda: macow_unit(2, Affine(), condition=CONDITION), tolerance=1e-8),
+    "mint": Case((2, 3, 4), lambda: MintLayer((2, 3, 4), 6, CONDITION), tolerance=1e-5, jacobian="pixels"),
+    "mint pair": Case((1, 3, 3), lambda: mint_pair((1, 3, 3), 4), tolerance=1e-5),
     # --- residual ---
     # --- continuous time ---
     # --- surjections and stochastic layers that have an inverse ---

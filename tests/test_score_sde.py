@@ -24,7 +24,7 @@ SDES = {"vp": {}, "sub-vp": {}, "ve": {"high": 20.0}}
 
 
 class OptimalNoise(torch.nn.Module):
-    """E[noise | x_t] where the data are N(MEAN, COVARIANCE), less the part that the system adds itself, in its units."""
+    """E[noise | x_t] of data from N(MEAN, COVARIANCE), less the part that the system adds itself, in its units."""
 
     def __init__(self, sde) -> None:
         super().__init__()

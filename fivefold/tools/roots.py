@@ -1,9 +1,10 @@
-"""Inverses that have no closed form: of increasing functions of one variable, and the gradients of triangular maps'."""
+"""Inverses without a closed form: of increasing functions of one variable, of triangular maps, and their gradients."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,3 +84,62 @@ def triangular_gradients(f: Increasing, x: Tensor, y: Tensor) -> Tensor:
     x = point.detach() - (value - y) / diagonal
     x.register_hook(solve)
     return x
+
+
+PATIENCE = 6
+Triangular = Callable[[Tensor], tuple[Tensor, Tensor]]  # x to f(x) and the diagonal of its Jacobian, above 0
+
+
+class Solution(NamedTuple):
+    """The x of `invert_triangular`, and after how many evaluations it was found."""
+
+    x: Tensor
+    steps: int
+
+
+@torch.no_grad()
+def invert_triangular(f: Triangular, y: Tensor, steepest: Tensor, tolerance: float = 1e-6, most: int = 500) -> Solution:
+    """The x at which f(x) = y, where f's Jacobian is triangular with a positive diagonal, in whatever order.
+
+    Newton's method with the diagonal alone, x - (f(x) - y) / diagonal (Song et al., 2019, Eq. 4, with their step size
+    1): all elements at once. Once those before it are right, an element's steps are Newton's on an increasing function
+    of one variable. Where f is affine, all are right as soon as the longest chain of dependences has links. Elsewhere
+    Newton's method may run in circles: an element whose steps have `PATIENCE` times in a row not halved is kept in a
+    bracket from then on, and the bracket halved where a step would leave it or again not halve. So each is right after
+    finitely many steps. A bracket is wrong where an element before it moved since: that shows by a residual too large
+    for any root in it, by `steepest`, and the bracket is forgotten. Warns where the last step was above `tolerance`.
+
+    Args:
+        f: see above.
+        y: its values `(...)`.
+        steepest: no diagonal is ever above it, `(...)` or broadcastable.
+        tolerance: of the last step, relative to 1 + |x|, beyond what rounding makes of it.
+        most: evaluations of f.
+    """
+    precision = 8 * torch.finfo(y.dtype).eps
+    x, before, high = y, torch.full_like(y, torch.inf), torch.full_like(y, torch.inf)
+    low, slow = -high, torch.zeros_like(y)
+    for steps in range(1, most + 1):
+        value, slope = f(x)
+        excess = value - y
+        newton = x - excess / slope
+        rounding = precision * (y.abs() + steepest * (1 + x.abs()))  # of f, which says nothing of what is below
+        error = ((excess.abs() - rounding) / (slope * (1 + x.abs()))).max()
+        if not error > tolerance:
+            return Solution(newton, steps)
+        kept, halves = slow >= PATIENCE, (newton - x).abs() <= before / 2
+        low, high = torch.where(kept & (excess <= 0), x, low), torch.where(kept & (excess >= 0), x, high)
+        wrong = excess.abs() > steepest * (high - low)
+        low, high = low.masked_fill(wrong, -torch.inf), high.masked_fill(wrong, torch.inf)
+        slow = torch.where(kept & ~wrong, slow, torch.where(halves | wrong, 0, slow + 1))
+        middle = (low + high) / 2
+        good = (newton > low) & (newton < high) & halves
+        new = torch.where(good | ~middle.isfinite() | (newton == x), newton, middle)
+        before, x = (new - x).abs(), new
+    warnings.warn(
+        f"the inverse of a triangular map did not converge: after {most} steps the last was {float(error):.1e}, "
+        f"the tolerance is {tolerance:.1e} relative to 1 + |x|",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return Solution(x, most)
