@@ -7,7 +7,9 @@ import torch
 
 from fivefold.bijections.autoregressive import AutoregressiveMaps, MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Chain, Inverse, Layer
+from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
+from fivefold.bijections.determinant import Planar, Sylvester
 from fivefold.bijections.elementwise import Logit, NormalQuantile
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.ode import ContinuousFlow
@@ -122,6 +124,13 @@ CASES: dict[str, Case] = {
     "ordinary differential equation": Case((3,), equation, tolerance=1e-7, far=False, needs=True),
     # --- convolutions ---
     # --- residual ---
+    # --- by the determinant lemma, and blocks ---
+    "planar": Case((4,), lambda: Planar(4, CONDITION), spread=0.8),
+    "planar of one dimension": Case((1,), lambda: Planar(1, CONDITION), jacobian="diagonal"),
+    "sylvester": Case((4,), lambda: Sylvester(4, 2, "orthogonal", CONDITION), spread=0.8),
+    "sylvester of full rank": Case((4,), lambda: Sylvester(4, 4, "orthogonal", CONDITION), spread=0.8),
+    "sylvester, reflections": Case((4,), lambda: Sylvester(4, 3, "householder", CONDITION), spread=0.8),
+    "block autoregressive": Case((3,), lambda: BlockAutoregressive(3, 4, 2, CONDITION), jacobian="triangular"),
     # --- continuous time ---
     # --- surjections and stochastic layers that have an inverse ---
     # --- others ---
