@@ -11,11 +11,12 @@ from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.determinant import Planar, Sylvester
 from fivefold.bijections.elementwise import Logit, NormalQuantile
-from fivefold.bijections.linear import ActNorm, LULinear
+from fivefold.bijections.linear import ActNorm, LULinear, Scaling
 from fivefold.bijections.ode import ContinuousFlow
-from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
+from fivefold.bijections.shape import Checkerboard, FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
+from fivefold.nets.attentive import AttentiveNet
 from fivefold.nets.conditioner import Conditioner
 from fivefold.nets.velocity import Velocity
 
@@ -55,6 +56,11 @@ def coupling(shape: tuple[int, ...], mask: torch.Tensor, transform: Any, skips: 
     outputs = changed * transform.size
     net = Conditioner(kept, outputs, shape[1:], hidden=8, blocks=1, condition=CONDITION, skips=skips)
     return (MaskedCoupling if by_pixel else Coupling)(mask, transform, net)
+
+
+def attentive() -> Layer:
+    net = AttentiveNet(2, 2 * MixtureCDF(3).size, (2, 2), hidden=4, blocks=2, heads=2, condition=CONDITION)
+    return Coupling(parity_mask(4, 1), MixtureCDF(3), net)
 
 
 def multi_scale() -> Layer:
@@ -124,7 +130,10 @@ CASES: dict[str, Case] = {
     "ordinary differential equation": Case((3,), equation, tolerance=1e-7, far=False, needs=True),
     # --- convolutions ---
     # --- residual ---
-    # --- by the determinant lemma, and blocks ---
+    # --- by the determinant lemma, blocks, NICE's and Flow++'s ---
+    "scaling": Case((5,), lambda: Scaling(5), jacobian="diagonal"),
+    "checkerboard": Case((2, 3, 4), Checkerboard),
+    "attentive coupling": Case((4, 2, 2), attentive, tolerance=1e-5),
     "planar": Case((4,), lambda: Planar(4, CONDITION), spread=0.8),
     "planar of one dimension": Case((1,), lambda: Planar(1, CONDITION), jacobian="diagonal"),
     "sylvester": Case((4,), lambda: Sylvester(4, 2, "orthogonal", CONDITION), spread=0.8),

@@ -29,27 +29,32 @@ class BlockLinear(nn.Module):
         super().__init__()
         self.dims, self.inputs, self.outputs = dims, inputs, outputs
         self.weight = nn.Parameter(torch.randn(dims * outputs, dims * inputs) / (dims * inputs) ** 0.5)
-        self.log_norm = nn.Parameter(0.5 * math.log(inputs) - torch.rand(dims * outputs))
-        self.bias = nn.Parameter(torch.randn(dims * outputs) / 4)
+        # Positive weights do not cancel: with a norm of 1 a group would be steeper at every layer.
+        self.log_norm = nn.Parameter(torch.full((dims * outputs,), -0.5 * math.log(inputs)))
+        self.bias = nn.Parameter(torch.rand(dims * outputs) - 0.5)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """The matrix `(D outputs, D inputs)` and the logarithms of its diagonal blocks `(D, outputs, inputs)`."""
+        """The blocks below the diagonal as a matrix `(D outputs, D inputs)`, those on it `(D, outputs, inputs)`."""
         group = torch.arange(self.dims, device=self.weight.device)
         row, column = group.repeat_interleave(self.outputs)[:, None], group.repeat_interleave(self.inputs)
-        free = torch.where(row == column, self.weight.exp(), self.weight * (row > column))
-        log_scale = (self.log_norm - 0.5 * free.square().sum(1).log()).unsqueeze(1)
+        below = self.weight * (row > column)
         blocks = self.weight.unflatten(0, (self.dims, -1)).unflatten(2, (self.dims, -1))
-        logs = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0)
-        return free * log_scale.exp(), logs + log_scale.unflatten(0, (self.dims, -1))
+        own = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0).exp()
+        squares = below.square().sum(1).unflatten(0, (self.dims, -1)) + own.square().sum(2)
+        scale = self.log_norm.exp().unflatten(0, (self.dims, -1)) * squares.rsqrt()
+        return below * scale.view(-1, 1), own * scale.unsqueeze(2)
 
 
 class BlockAutoregressive(Bijection):
     """y = (1 - g) x + g net(x) of vectors `(B, D)`, in which y_i increases in x_i and sees no later dimension.
 
-    The net is a tanh network of block lower triangular weights whose blocks on the diagonal are positive. The
-    derivative dy_i / dx_i is a product of those blocks and slopes of tanh, here of their logarithms by logsumexp. The
-    gate g in (0, 1) makes every y reachable: tanh alone is bounded. The inverse goes dimension by dimension, each the
-    root of a function of one group of units alone, so that no weight is used twice but those of the diagonal blocks.
+    The net is a tanh network of block lower triangular weights whose blocks on the diagonal are positive; dy_i / dx_i
+    is a product of those blocks and slopes of tanh. The gate g in (0, 1) makes every y reachable, for tanh alone is
+    bounded, and keeps the slope above 1 - g, so that its logarithm is safe.
+
+    The inverse solves all dimensions at once, each an increasing function of its own units, given what those before it
+    said at the last guess. The first k dimensions are right after k sweeps; few are needed where they depend on one
+    another smoothly. It cannot be differentiated.
 
     Args:
         dims: D.
@@ -61,7 +66,7 @@ class BlockAutoregressive(Bijection):
 
     def __init__(self, dims: int, width: int, layers: int = 1, condition: int = 0, tolerance: float = 1e-6) -> None:
         super().__init__()
-        self.dims, self.tolerance = dims, tolerance
+        self.dims, self.tolerance, self.sweeps = dims, tolerance, 0  # of the last inverse
         width = max(1, min(width, math.isqrt(MOST_WEIGHTS) // dims))
         widths = [1, *[width] * layers, 1]
         self.layers = nn.ModuleList(BlockLinear(dims, widths[i], widths[i + 1]) for i in range(layers + 1))
@@ -73,68 +78,57 @@ class BlockAutoregressive(Bijection):
         return Exactness(inverse="iterative")
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        h, log_slope = x, x.new_zeros(len(x), self.dims, 1)
-        for i, (layer, (weight, logs)) in enumerate(self._weights()):
-            h = F.linear(h, weight, layer.bias) + (self._moved(condition) if i == 0 else 0)
-            h, log_slope = self._through(i, h.unflatten(1, (self.dims, -1)), log_slope, logs)
-            h = h.flatten(1)
-        y, log_slope = self._gated(x, h, log_slope.squeeze(2))
+        weights = self._weights()
+        y, log_slope = self._own(x, self._given(x, condition, weights), weights)
         return y, log_slope.sum(1)
 
+    @torch.no_grad()
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        layers, moved = self._weights(), self._moved(condition)
-        known = [y.new_zeros(len(y), 0) for _ in range(len(layers) + 1)]  # the units of the dimensions before
-        log_det = y.new_zeros(len(y))
+        weights, share = self._weights(), torch.sigmoid(self.gate)
+        reach = weights[-1][1].sum((1, 2))  # how far a dimension's own units move the net, where tanh ends
+        x, self.sweeps = y, 0
+        for _ in range(self.dims):
+            self.sweeps += 1
+            given = self._given(x, condition, weights)
+            low, high = ((y - share * (given[-1][:, :, 0] + end)) / (1 - share) for end in (reach, -reach))
+            new, _ = invert_increasing(
+                lambda x, given=given: self._own(x, given, weights),  # type: ignore[misc]
+                y,
+                low,
+                high,
+                self.tolerance,
+            )
+            step, x = (new - x).abs(), new
+            if bool((step <= self.tolerance * (1 + x.abs())).all()):
+                break
+        return x, -self.forward(x, condition)[1]
+
+    def _weights(self) -> list[tuple[Tensor, Tensor]]:
+        return [layer.weights() for layer in self.layers]  # type: ignore[operator]
+
+    def _given(self, x: Tensor, condition: Tensor | None, weights: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """What every unit of a layer is told by the dimensions before its own: `(B, D, n)` of each layer."""
+        given, h = [], x.unsqueeze(2)
+        for layer, (below, own) in zip(self.layers, weights, strict=True):
+            told = F.linear(h.flatten(1), below, layer.bias)  # type: ignore[arg-type]
+            if not given and self.context is not None and condition is not None:
+                told = told + self.context(condition)
+            given.append(told.unflatten(1, (self.dims, -1)))
+            h = torch.tanh(given[-1] + _by_group(own, h))
+        return given
+
+    def _own(self, x: Tensor, given: list[Tensor], weights: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Each y_i and ln of its slope in x_i, `(B, D)`, the dimensions before it having told what is `given`."""
+        h, slope = x.unsqueeze(2), torch.ones_like(x).unsqueeze(2)
+        for i, (told, (_, own)) in enumerate(zip(given, weights, strict=True)):
+            h, slope = told + _by_group(own, h), _by_group(own, slope)
+            if i < len(given) - 1:
+                h = torch.tanh(h)
+                slope = slope * (1 - h.square())
         share = torch.sigmoid(self.gate)
-        for dim in range(self.dims):
-            rows = [slice(dim * layer.outputs, (dim + 1) * layer.outputs) for layer, _ in layers]
-            given = [
-                F.linear(before, weight[row, : before.shape[1]], layer.bias[row])
-                for before, row, (layer, (weight, _)) in zip(known, rows, layers, strict=False)
-            ]
-            given[0] = given[0] + (moved[:, rows[0]] if isinstance(moved, Tensor) else 0)
-            logs = [blocks[dim] for _, (_, blocks) in layers]
+        return torch.lerp(x, h[:, :, 0], share), torch.log(torch.lerp(torch.ones_like(x), slope[:, :, 0], share))
 
-            def increasing(
-                x: Tensor, given: list[Tensor] = given, logs: list[Tensor] = logs
-            ) -> tuple[Tensor, Tensor]:
-                units, log_slope = self._column(x, given, logs)
-                value, log_slope = self._gated(x, units[-1].squeeze(1), log_slope)
-                return value, log_slope
 
-            # Where tanh ends, so does the net: the last layer's offset, and at most the sum of its positive weights.
-            reach = logs[-1].exp().sum()
-            ends = [(y[:, dim] - share * (given[-1][:, 0] + end)) / (1 - share) for end in (reach, -reach)]
-            x, term = invert_increasing(increasing, y[:, dim], *ends, self.tolerance)
-            units, _ = self._column(x, given, logs)
-            new = [x.unsqueeze(1), *units]
-            known = [torch.cat([before, after], 1) for before, after in zip(known, new, strict=True)]
-            log_det = log_det + term
-        return known[0], log_det
-
-    def _column(self, x: Tensor, given: list[Tensor], logs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The units `(B, n)` of one dimension in every layer, those before it being `given`; and ln of its slope."""
-        h, log_slope = x[:, None], x.new_zeros(len(x), 1, 1)
-        units = []
-        for i, (offset, block) in enumerate(zip(given, logs, strict=True)):
-            h, log_slope = self._through(i, (offset + h @ block.exp().T).unsqueeze(1), log_slope, block.unsqueeze(0))
-            h = h.squeeze(1)
-            units.append(h)
-        return units, log_slope[:, 0, 0]
-
-    def _through(self, layer: int, h: Tensor, log_slope: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
-        """Units `(B, D, n)` after the activation of a layer, and ln of their slopes in x."""
-        log_slope = (logs + log_slope.unsqueeze(2)).logsumexp(3)
-        if layer == len(self.layers) - 1:
-            return h, log_slope
-        return torch.tanh(h), log_slope + 2 * (math.log(2) - h - F.softplus(-2 * h))
-
-    def _gated(self, x: Tensor, h: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
-        log_share, log_rest = F.logsigmoid(self.gate), F.logsigmoid(-self.gate)
-        return torch.lerp(x, h, log_share.exp()), torch.logaddexp(log_rest, log_share + log_slope)
-
-    def _weights(self) -> list[tuple[BlockLinear, tuple[Tensor, Tensor]]]:
-        return [(layer, layer.weights()) for layer in self.layers]  # type: ignore[misc, operator]
-
-    def _moved(self, condition: Tensor | None) -> Tensor | float:
-        return 0.0 if self.context is None or condition is None else self.context(condition)
+def _by_group(own: Tensor, h: Tensor) -> Tensor:
+    """`(D, n, m)` of `(B, D, m)` to `(B, D, n)`, every group by its own matrix."""
+    return torch.bmm(h.transpose(0, 1), own.mT).transpose(0, 1)

@@ -71,7 +71,7 @@ class Sylvester(Bijection):
     Q `(D, M)` has orthonormal columns, R and R~ are upper triangular. By Sylvester's identity the determinant is that
     of an M x M triangular matrix, prod_m 1 + tanh'_m R_mm R~_mm, and the map is invertible as R_mm R~_mm > -1: the
     diagonal of R~ is positive, and that of the product softplus - 1. What is orthogonal to Q stays. In Q's coordinates
-    the inverse is a triangular system of increasing functions, solved from the last to the first. The identity at first.
+    the inverse is a triangular system of increasing functions, solved last to first. The identity at first.
 
     Args:
         dims: D.
@@ -87,8 +87,8 @@ class Sylvester(Bijection):
         super().__init__()
         rank = min(rank, dims)
         self.basis, self.tolerance = BASES[basis], tolerance
-        square, lead = (rank, rank), torch.randn(dims, rank)
-        start = torch.cat([lead.flatten(), torch.zeros(2 * rank * rank + rank)])
+        square = (rank, rank)
+        start = torch.cat([torch.randn(dims * rank), torch.zeros(2 * rank * rank + rank)])
         self.parameters_of = Amortised(start, [(dims, rank), square, square, (rank,)], condition)
 
     @property
@@ -103,14 +103,13 @@ class Sylvester(Bijection):
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         basis, outer, inner, bias, slope = self._factors(condition)
         target = _times(basis.mT, y)
-        v, h, log_det = torch.zeros_like(target[:, :0]), torch.zeros_like(target[:, :0]), y.new_zeros(len(y))
-        for m in reversed(range(target.shape[1])):  # v and h hold what comes after m
-            row = (outer[:, m], inner[:, m])
-            rest = target[:, m] - (row[0][:, m + 1 :] * h).sum(1)
-            shift = bias[:, m] + (row[1][:, m + 1 :] * v).sum(1)
-            one, term = invert_tanh(rest, row[0][:, m], row[1][:, m], shift, slope[:, m], self.tolerance)
-            v = torch.cat([one.unsqueeze(1), v], 1)
-            h = torch.cat([torch.tanh(row[1][:, m] * one + shift).unsqueeze(1), h], 1)
+        v, h, log_det = target[:, :0], target[:, :0], y.new_zeros(len(y))  # v and h of what comes after m
+        for m in reversed(range(target.shape[1])):
+            rest = target[:, m] - (outer[:, m, m + 1 :] * h).sum(1)
+            shift = bias[:, m] + (inner[:, m, m + 1 :] * v).sum(1)
+            root, term = invert_tanh(rest, outer[:, m, m], inner[:, m, m], shift, slope[:, m], self.tolerance)
+            v = torch.cat([root.unsqueeze(1), v], 1)
+            h = torch.cat([torch.tanh(inner[:, m, m] * root + shift).unsqueeze(1), h], 1)
             log_det = log_det + term
         return y - _times(basis, _times(outer, h)), log_det
 
