@@ -7,16 +7,19 @@ import torch
 
 from fivefold.bijections.autoregressive import AutoregressiveMaps, MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Chain, Inverse, Layer
+from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.convolution import AutoregressiveConv, ConvExp, PeriodicConv, Turned, emerging
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
+from fivefold.bijections.determinant import Planar, Sylvester
 from fivefold.bijections.elementwise import Logit, NormalQuantile
-from fivefold.bijections.linear import ActNorm, LULinear
+from fivefold.bijections.linear import ActNorm, LULinear, Scaling
 from fivefold.bijections.masked_convolution import MaskedConv, MintLayer, macow_unit, mint_pair
 from fivefold.bijections.monotone import DeepSigmoid, Integral, MixtureCDF, SumOfSquares
 from fivefold.bijections.ode import ContinuousFlow
-from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
+from fivefold.bijections.shape import Checkerboard, FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
-from fivefold.bijections.transforms import Additive, Affine
+from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
+from fivefold.nets.attentive import AttentiveNet
 from fivefold.nets.conditioner import Conditioner
 from fivefold.nets.velocity import Velocity
 
@@ -57,6 +60,11 @@ def coupling(shape: tuple[int, ...], mask: torch.Tensor, transform: Any, skips: 
     outputs = changed * transform.size
     net = Conditioner(kept, outputs, shape[1:], hidden=8, blocks=1, condition=CONDITION, skips=skips)
     return (MaskedCoupling if by_pixel else Coupling)(mask, transform, net)
+
+
+def attentive() -> Layer:
+    net = AttentiveNet(2, 2 * MixtureCDF(3).size, (2, 2), hidden=4, blocks=2, heads=2, condition=CONDITION)
+    return Coupling(parity_mask(4, 1), MixtureCDF(3), net)
 
 
 def multi_scale() -> Layer:
@@ -148,6 +156,16 @@ CASES: dict[str, Case] = {
     "mint": Case((2, 3, 4), lambda: MintLayer((2, 3, 4), 6, CONDITION), tolerance=1e-5, jacobian="pixels"),
     "mint pair": Case((1, 3, 3), lambda: mint_pair((1, 3, 3), 4), tolerance=1e-5),
     # --- residual ---
+    # --- by the determinant lemma, blocks, NICE's and Flow++'s ---
+    "scaling": Case((5,), lambda: Scaling(5), jacobian="diagonal"),
+    "checkerboard": Case((2, 3, 4), Checkerboard),
+    "attentive coupling": Case((4, 2, 2), attentive, tolerance=1e-5),
+    "planar": Case((4,), lambda: Planar(4, CONDITION), spread=0.8),
+    "planar of one dimension": Case((1,), lambda: Planar(1, CONDITION), jacobian="diagonal"),
+    "sylvester": Case((4,), lambda: Sylvester(4, 2, "orthogonal", CONDITION), spread=0.8),
+    "sylvester of full rank": Case((4,), lambda: Sylvester(4, 4, "orthogonal", CONDITION), spread=0.8),
+    "sylvester, reflections": Case((4,), lambda: Sylvester(4, 3, "householder", CONDITION), spread=0.8),
+    "block autoregressive": Case((3,), lambda: BlockAutoregressive(3, 4, 2, CONDITION), jacobian="triangular"),
     # --- continuous time ---
     # --- surjections and stochastic layers that have an inverse ---
     # --- others ---

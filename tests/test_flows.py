@@ -45,7 +45,20 @@ SPACES = {
 }
 
 
-@pytest.fixture(params=["realnvp", "spline-flow", "glow", "residual-flow", *AUTOREGRESSIVE])
+@pytest.fixture(
+    params=[
+        "realnvp",
+        "spline-flow",
+        "glow",
+        "residual-flow",
+        *AUTOREGRESSIVE,
+        "planar-flow",
+        "sylvester-flow",
+        "bnaf",
+        "nice",
+        "flowpp",
+    ]
+)
 def name(request):
     return request.param
 
@@ -141,7 +154,7 @@ def test_dequantised_density_is_a_bound(name):
     values = score.log_prob.view(repeats, -1)
     mean, error = values.exp().mean(0), values.exp().std(0) / repeats**0.5
     assert ((mean - truth).abs() < 4 * error + 1e-5).all()
-    assert (values.mean(0) < truth.log() + 1e-3).all()
+    assert (values.mean(0) < truth.log() + 3 * values.std(0) / repeats**0.5 + 1e-3).all()
     # Training minimises the bound of one point, which is lower still.
     torch.manual_seed(0)
     loss = torch.stack([system.loss(Batch(x)) for _ in range(500)])
@@ -226,11 +239,12 @@ def test_the_learning_rate_falls_along_a_cosine_and_rises_first_where_glow_warms
 
 
 def test_temperature_scales_the_noise_and_not_the_density(name):
-    system = build(name, PLANE, spread=0.05)
+    system = build(name, PLANE, spread=0.0)
+    whole = system.encode(system.sample(400, seed=0))
     with system.turned(temperature=0.5):
-        noise = system.encode(system.sample(4000, seed=0))
+        half = system.encode(system.sample(400, seed=0))
         changed = system.log_prob(np.zeros((1, 2)))
-    torch.testing.assert_close(noise.std(0), torch.full((2,), 0.5), atol=0.03, rtol=0)
+    torch.testing.assert_close(half, 0.5 * whole, atol=1e-3, rtol=1e-3)
     assert torch.equal(changed, system.log_prob(np.zeros((1, 2))))
 
 

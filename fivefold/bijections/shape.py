@@ -24,6 +24,22 @@ class Squeeze(Bijection):
         return F.pixel_shuffle(y, 2), y.new_zeros(len(y))
 
 
+class Checkerboard(Bijection):
+    """The colours of a checkerboard as channels: `(B, C, H, 2W)` to `(B, 2C, H, W)`, those of one colour first."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.cat(self._exchanged(x[..., ::2], x[..., 1::2]), 1), x.new_zeros(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.stack(self._exchanged(*y.chunk(2, 1)), -1).flatten(-2), y.new_zeros(len(y))
+
+    @staticmethod
+    def _exchanged(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
+        """Both with every other row exchanged, which is its own inverse."""
+        row = torch.arange(even.shape[2], device=even.device).unsqueeze(1) % 2 == 1
+        return torch.where(row, odd, even), torch.where(row, even, odd)
+
+
 class Permutation(Bijection):
     """Reorders channels (or columns): y_i = x_order[i].
 

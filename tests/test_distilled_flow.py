@@ -1,0 +1,128 @@
+"""Distillation: the student's divergence from its teacher, and that it learns from its own samples alone."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fivefold import catalog
+from fivefold.space import Batch, Space
+from fivefold.system import Density, Unfit
+from tests.test_flows import MIXED, PLANE, grid_of
+
+PIXELS = Space("image", (1, 2, 2), levels=3)
+
+
+def build(space=PLANE, **options):
+    torch.manual_seed(0)
+    system = catalog.build("distilled-flow", space, **{"steps": 2, "hidden": 16, **options}).eval()
+    with torch.no_grad():
+        for part, spread in ((system.teacher, 0.05), (system.student, 0.3)):
+            for parameter in part.parameters():
+                parameter.add_(spread * torch.randn_like(parameter))
+    return system
+
+
+def step(system, optimizer, n=256):
+    optimizer.zero_grad()
+    (update,) = system.updates(Batch(torch.zeros(n, 2)), 0.9)
+    update.loss.backward(inputs=list(update.player.parameters()))
+    optimizer.step()
+    return update
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A fixed teacher, and its student before and after training."""
+    system = build()
+    before = [p.clone() for p in system.teacher.parameters()]
+    first = system.divergence(4000, None).item()
+    torch.manual_seed(1)
+    optimizer = torch.optim.Adam(system.student.parameters(), 1e-2)
+    for _ in range(150):
+        step(system, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, system.teacher.parameters(), strict=True))
+    return system, first
+
+
+def test_the_students_divergence_falls(learnt):
+    system, first = learnt
+    last = system.divergence(4000, None).item()
+    assert first > 0.5
+    assert -0.01 < last < 0.2 * first
+
+
+def test_the_divergence_is_survey_equation_35(learnt):
+    """Of samples, against the integral of p_S ln(p_S / p_T) over a grid."""
+    system, _ = learnt
+    line = torch.linspace(-12, 12, 400)
+    mesh = torch.cartesian_prod(line, line)
+    with torch.no_grad():
+        log_student = system.student._point_log_prob(mesh, None)
+        log_teacher = system.log_teacher(mesh, None)
+        step = (line[1] - line[0]).item()
+        truth = (log_student.exp() * (log_student - log_teacher)).sum().item() * step**2
+        assert log_student.exp().sum().item() * step**2 == pytest.approx(1, abs=0.01)
+        assert log_teacher.exp().sum().item() * step**2 == pytest.approx(1, abs=0.01)
+        torch.manual_seed(0)
+        draws = torch.stack([system.divergence(500, None) for _ in range(40)])
+    assert abs(draws.mean().item() - truth) < 3 * draws.std().item() / 40**0.5 + 2e-3
+
+
+def test_the_density_is_the_students_and_its_samples_follow_it(learnt):
+    system, _ = learnt
+    samples, edges, mass = grid_of(system, cells=20)
+    assert system.density is Density.EXACT
+    assert mass.sum() == pytest.approx(1, abs=0.01)
+    counts, _, _ = np.histogram2d(*samples.T, bins=edges)
+    often = len(samples) * mass > 5
+    expected, observed = len(samples) * mass[often], counts[often]
+    assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
+
+
+def test_the_student_learns_by_the_teachers_gradient_without_its_own_inverse(monkeypatch):
+    """Nothing runs dimension by dimension, and the slope of ln p_T at the samples reaches the student."""
+    system = build(PIXELS)
+    monkeypatch.setattr(type(system.student.flow), "forward", None)
+    teacher_term = -system.log_teacher(system.student.draw(8, None)[0], None).mean()
+    teacher_term.backward()
+    assert any(p.grad is not None and p.grad.any() for p in system.student.parameters())
+    (update,) = system.train().updates(Batch(torch.randint(3, (8, 1, 2, 2))), 0.9)
+    assert update.player is system.student
+    assert update.loss.isfinite()
+
+
+def test_the_teacher_is_evaluated_as_it_is():
+    """Without dropout, which it has in training."""
+    system = build(PIXELS).train()
+    y = torch.rand(50, 1, 2, 2)
+    assert torch.equal(system.log_teacher(y, None), system.log_teacher(y, None))
+    assert system.teacher.training
+    assert any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in system.teacher.modules())
+
+
+@pytest.mark.parametrize("name", ["made", "gated-pixelcnn", "pixelrnn", "transformer", "sparse-transformer", "bnaf"])
+def test_any_autoregressive_system_can_teach(name):
+    system = build(PIXELS, teacher=name)
+    (first,) = system.updates(Batch(torch.randint(3, (4, 1, 2, 2))), 0.2)
+    assert first.player is system.teacher
+    assert first.loss.isfinite()
+    y = torch.rand(4, 1, 2, 2).requires_grad_()
+    slope = torch.autograd.grad(system.log_teacher(y, None).sum(), y)[0]
+    assert slope.isfinite().all()
+    assert (slope != 0).all()
+
+
+@pytest.mark.parametrize("name", ["glow", "pixeliqn", "vlae"])
+def test_other_teachers_are_refused_with_those_that_fit(name):
+    with pytest.raises(Unfit, match=r"cannot be the teacher.*These fit: .*made.*bnaf"):
+        build(PIXELS, teacher=name)
+
+
+def test_discrete_columns_are_learnt_as_real_ones():
+    system = build(MIXED)
+    assert system.density is Density.LOWER_BOUND
+    assert system.teacher.density is Density.EXACT
+    assert system.teacher.space.dim_levels == (None,) * 3
+    x = torch.tensor([[0.3, 4.0, 2.0], [-1.0, 0.0, 1.0]])
+    assert system.score_encoded(Batch(x)).log_prob.isfinite().all()
