@@ -15,6 +15,8 @@ from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
 from fivefold.nets.conditioner import Conditioner
+from fivefold.nets.planar import PlanarSum
+from fivefold.nets.potential import Potential, PotentialVelocity
 from fivefold.nets.velocity import Velocity
 
 CONDITION = 3  # width of the condition, which all are given and some use
@@ -65,7 +67,20 @@ def autoregressive(transform: Any) -> MaskedAutoregressive:
 
 
 def equation() -> Layer:
-    return ContinuousFlow(Velocity((3,), 8, 1, CONDITION, "concatsquash"), tolerance=1e-10)
+    return ContinuousFlow(moving(), tolerance=1e-10)
+
+
+def moving() -> Velocity:
+    return Velocity((3,), 8, 1, CONDITION, "concatsquash")
+
+
+def planar_equation() -> Layer:
+    return ContinuousFlow(PlanarSum(3, 4, 6, CONDITION), 1e-10, "closed")
+
+
+def gradient_flow(layers: int, **options: Any) -> Layer:
+    phi = Potential(3, 5, layers, activation="softplus", condition=CONDITION, **options)
+    return ContinuousFlow(PotentialVelocity(phi), 1e-10, "closed")
 
 
 TAILS, CUBE = Spline("rational-quadratic", 5, 1.5), Spline("rational-quadratic", 5, 1.0, tails=False)
@@ -123,6 +138,15 @@ CASES: dict[str, Case] = {
     # --- convolutions ---
     # --- residual ---
     # --- continuous time ---
+    "planar dynamics": Case((3,), planar_equation, tolerance=1e-7, far=False, needs=True),
+    "potential, timed": Case((3,), lambda: gradient_flow(3, rank=2), tolerance=1e-7, far=False),
+    "potential, fixed": Case((3,), lambda: gradient_flow(1, timed=False), tolerance=1e-7, far=False),
+    "Runge-Kutta's steps": Case(
+        (3,), lambda: ContinuousFlow(moving(), steps=40), tolerance=1e-6, far=False, needs=True
+    ),
+    "Hutchinson's trace": Case(
+        (3,), lambda: ContinuousFlow(moving(), trace="hutchinson", steps=20), tolerance=1e-5, far=False, needs=True
+    ),
     # --- surjections and stochastic layers that have an inverse ---
     # --- others ---
 }
