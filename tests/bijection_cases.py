@@ -21,6 +21,8 @@ from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
 from fivefold.nets.attentive import AttentiveNet
 from fivefold.nets.conditioner import Conditioner
+from fivefold.nets.planar import PlanarSum
+from fivefold.nets.potential import Potential, PotentialVelocity
 from fivefold.nets.velocity import Velocity
 
 CONDITION = 3  # width of the condition, which all are given and some use
@@ -77,7 +79,20 @@ def autoregressive(transform: Any) -> MaskedAutoregressive:
 
 
 def equation() -> Layer:
-    return ContinuousFlow(Velocity((3,), 8, 1, CONDITION, "concatsquash"), tolerance=1e-10)
+    return ContinuousFlow(moving(), tolerance=1e-10)
+
+
+def moving() -> Velocity:
+    return Velocity((3,), 8, 1, CONDITION, "concatsquash")
+
+
+def planar_equation() -> Layer:
+    return ContinuousFlow(PlanarSum(3, 4, 6, CONDITION), 1e-10, "closed")
+
+
+def gradient_flow(layers: int, **options: Any) -> Layer:
+    phi = Potential(3, 5, layers, activation="softplus", condition=CONDITION, **options)
+    return ContinuousFlow(PotentialVelocity(phi), 1e-10, "closed")
 
 
 TAILS, CUBE = Spline("rational-quadratic", 5, 1.5), Spline("rational-quadratic", 5, 1.0, tails=False)
@@ -167,6 +182,15 @@ CASES: dict[str, Case] = {
     "sylvester, reflections": Case((4,), lambda: Sylvester(4, 3, "householder", CONDITION), spread=0.8),
     "block autoregressive": Case((3,), lambda: BlockAutoregressive(3, 4, 2, CONDITION), jacobian="triangular"),
     # --- continuous time ---
+    "planar dynamics": Case((3,), planar_equation, tolerance=1e-7, far=False, needs=True),
+    "potential, timed": Case((3,), lambda: gradient_flow(3, rank=2), tolerance=1e-7, far=False),
+    "potential, fixed": Case((3,), lambda: gradient_flow(1, timed=False), tolerance=1e-7, far=False),
+    "Runge-Kutta's steps": Case(
+        (3,), lambda: ContinuousFlow(moving(), steps=40), tolerance=1e-6, far=False, needs=True
+    ),
+    "Hutchinson's trace": Case(
+        (3,), lambda: ContinuousFlow(moving(), trace="hutchinson", steps=20), tolerance=1e-5, far=False, needs=True
+    ),
     # --- surjections and stochastic layers that have an inverse ---
     # --- others ---
 }

@@ -58,10 +58,16 @@ def test_list_as_json():
     assert {row["id"] for row in rows} == set(catalog.entries())
     assert set(rows[0]) == {"id", "family", "section", "reference", "density", "spaces", "summary"}
     assert {row["id"] for row in json.loads(run("list", "--family", "flow", "--json"))} == {
+        "anode",
         "ffjord",
         "glow",
+        "monge-ampere",
+        "neural-ode",
+        "ot-flow",
+        "potential-flow",
         "realnvp",
         "residual-flow",
+        "rnode",
         "spline-flow",
     }
     assert "gated-pixelcnn" not in {row["id"] for row in json.loads(run("list", "--data", "wine", "--json"))}

@@ -11,11 +11,12 @@ from torch import nn
 import fivefold
 from fivefold.bijections import ode
 from fivefold.bijections.ode import ContinuousFlow
+from fivefold.flow._continuous import Solver
 from fivefold.flow.ffjord import FFJORD
 from fivefold.nets.velocity import ConcatLayer, SquashLayer, Velocity
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density, seeded
-from fivefold.tools.divergence import with_divergence
+from fivefold.tools.divergence import with_divergence, with_jacobian
 from fivefold.tools.ode import runge_kutta
 
 MATRIX = torch.tensor([[0.3, 1.2, 0.0], [-0.7, -0.5, 0.4], [0.2, 0.0, 0.9]], dtype=torch.float64)
@@ -66,9 +67,9 @@ def probes(monkeypatch):
 
     def watched(f, x, probe=None):
         seen.append(probe)
-        return with_divergence(f, x, probe)
+        return with_jacobian(f, x, probe)
 
-    monkeypatch.setattr(ode, "with_divergence", watched)
+    monkeypatch.setattr(ode, "with_jacobian", watched)
     return seen
 
 
@@ -101,8 +102,8 @@ def test_a_probe_for_each_evaluation_would_cost_the_solver_far_more(monkeypatch)
     flow, x = ContinuousFlow(velocity(), 1e-4, trace="hutchinson"), points()
     flow(x)
     held = flow.evaluations
-    fresh = lambda f, x, probe: with_divergence(f, x, ode.rademacher(x))  # noqa: E731
-    monkeypatch.setattr(ode, "with_divergence", fresh)
+    fresh = lambda f, x, probe: with_jacobian(f, x, ode.rademacher(x))  # noqa: E731
+    monkeypatch.setattr(ode, "with_jacobian", fresh)
     try:
         flow(x)
         assert flow.evaluations > 5 * held
@@ -205,7 +206,7 @@ def test_density_integrates_to_one_and_without_the_trace_does_not():
     part.velocity = Expanding(part.velocity)
     assert system.density is Density.EXACT
     assert total(system) == pytest.approx(1, abs=2e-3)
-    with system._solving(1e-4, "none"):
+    with system._solving(Solver(0, 1e-4), "none"):
         assert total(system) < 0.8
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, Exactness
-from fivefold.tools.divergence import rademacher, with_divergence
-from fivefold.tools.ode import integrate, integrate_adjoint
+from fivefold.bijections.base import Bijection, Exactness, Layer, sum_dims
+from fivefold.nets.velocity import Rates
+from fivefold.tools.distributions import standard_normal_log_prob
+from fivefold.tools.divergence import rademacher, with_jacobian
+from fivefold.tools.ode import Solution, integrate, integrate_adjoint, runge_kutta
 
 Gradients = Literal["direct", "adjoint"]
-Trace = Literal["exact", "hutchinson", "none"]
+Trace = Literal["exact", "hutchinson", "closed", "none"]
+State = tuple[Tensor, ...]
 
 
 class ContinuousFlow(Bijection):
@@ -20,25 +25,34 @@ class ContinuousFlow(Bijection):
 
     ln |det| is the integral of tr(df/dx) on the way (survey Eq. 44), solved beside the state. By Hutchinson's
     estimator an example has one probe for the whole way, so that what the adaptive solver sees is a fixed function.
-    In training the trace is Hutchinson's whatever `trace` says, unless that is none.
+    In training the trace is Hutchinson's where `trace` says exact.
 
     Args:
         velocity: f, called with a time, points `(B, ...)` and a condition.
-        tolerance: of the solver, absolute and relative.
-        trace: exact, hutchinson, or none, which is faster and gives a log-determinant of 0.
+        tolerance: of the adaptive solver, absolute and relative.
+        trace: exact (by autograd), hutchinson, closed (by the velocity's own formula, its method `rates`), or none,
+            which is faster and gives a log-determinant of 0.
         gradients: direct (through the steps that were taken) or adjoint (memory does not grow with the steps).
+        steps: equal ones of Runge-Kutta's fourth-order method in place of the adaptive solver's; 0 for none.
     """
 
     def __init__(
-        self, velocity: nn.Module, tolerance: float = 1e-5, trace: Trace = "exact", gradients: Gradients = "direct"
+        self,
+        velocity: nn.Module,
+        tolerance: float = 1e-5,
+        trace: Trace = "exact",
+        gradients: Gradients = "direct",
+        steps: int = 0,
     ) -> None:
         super().__init__()
         self.velocity, self.tolerance, self.trace, self.gradients = velocity, tolerance, trace, gradients
+        self.steps = steps
         self.evaluations = 0  # of the velocity, by the last solution
+        self.ways: list[Tensor] | None = None  # where `measured` wants the costs
 
     @property
     def exactness(self) -> Exactness:
-        exact = self.trace == "exact" and not self.training
+        exact = self.trace == "closed" or (self.trace == "exact" and not self.training)
         return Exactness("iterative", "iterative", "exact" if exact else "estimated")
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -48,18 +62,80 @@ class ContinuousFlow(Bijection):
         return self._solve(y, condition, 1.0, 0.0)
 
     def _solve(self, x: Tensor, condition: Tensor | None, start: float, end: float) -> tuple[Tensor, Tensor]:
-        probe = None if self.trace == "exact" and not self.training else rademacher(x)
+        probe = rademacher(x) if self.exactness.log_det == "estimated" else None
 
-        def f(t: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if self.trace == "none":
-                return self.velocity(t, state[0], condition), torch.zeros_like(state[1])
-            return with_divergence(lambda point: self.velocity(t, point, condition), state[0], probe)
+        def f(t: float, state: State) -> State:
+            return self._rates(t, state[0], condition, probe)[: len(state)]
 
-        state: tuple[Tensor, ...] = (x, x.new_zeros(len(x)))
-        if self.gradients == "adjoint" and torch.is_grad_enabled():
-            depends_on = [*self.velocity.parameters(), *([] if condition is None else [condition])]
-            solution = integrate_adjoint(f, state, start, end, self.tolerance, self.tolerance, depends_on)
-        else:
-            solution = integrate(f, state, start, end, self.tolerance, self.tolerance)
-        (y, log_det), self.evaluations = solution
+        costs = [] if self.ways is None else [x.new_zeros(len(x), 2)]
+        depends_on = [*self.velocity.parameters(), *([] if condition is None else [condition])]
+        solution = self._integrate(f, (x, x.new_zeros(len(x)), *costs), start, end, depends_on)
+        (y, log_det, *costs), self.evaluations = solution
+        if self.ways is not None:
+            self.ways += [(end - start) * cost for cost in costs]  # positive either way
         return y, log_det
+
+    def _rates(self, time: float, x: Tensor, condition: Tensor | None, probe: Tensor | None) -> Rates:
+        if self.trace == "none":
+            return Rates(self.velocity(time, x, condition), x.new_zeros(len(x)), x.new_zeros(len(x), 2))
+        if self.trace == "closed":
+            return self.velocity.rates(time, x, condition)  # type: ignore[operator]
+        found, divergence, norm = with_jacobian(lambda point: self.velocity(time, point, condition), x, probe)
+        return Rates(found, divergence, torch.stack([sum_dims(found.square()), norm], 1))
+
+    def _integrate(
+        self,
+        f: Callable[[float, State], State],
+        state: State,
+        start: float,
+        end: float,
+        depends_on: list[Tensor],
+    ) -> Solution[State]:
+        if self.gradients == "adjoint" and torch.is_grad_enabled():
+            return integrate_adjoint(f, state, start, end, self.tolerance, self.tolerance, depends_on, steps=self.steps)
+        if self.steps:
+            return runge_kutta(f, state, start, end, self.steps)
+        return integrate(f, state, start, end, self.tolerance, self.tolerance)
+
+
+@contextlib.contextmanager
+def measured(flows: Iterable[ContinuousFlow]) -> Iterator[list[Tensor]]:
+    """While this is open, the costs `(B, 2)` of every way that one of `flows` takes, integrated beside the state.
+
+    The first is the integral of |dx/dt|^2; the second that of what `Rates` says of the velocity (with the trace by
+    autograd, the squared Frobenius norm of the Jacobian: exact, or by the trace's probe).
+    """
+    flows, ways = list(flows), []
+    for flow in flows:
+        flow.ways = ways
+    try:
+        yield ways
+    finally:
+        for flow in flows:
+            flow.ways = None
+
+
+class Augment(Layer):
+    """More channels, of standard normal noise: `(B, C, ...)` to `(B, C + extra, ...)` (survey 6.4, Eq. 39; 6.6).
+
+    The term is -ln q(a) of the noise a, so that ln p(x, a) - ln q(a) is below ln p(x) in expectation. The way back
+    leaves the extra channels out.
+
+    Args:
+        shape: of one example, (C, ...).
+        extra: how many channels.
+    """
+
+    def __init__(self, shape: tuple[int, ...], extra: int) -> None:
+        super().__init__()
+        self.channels, self.extra = shape[0], (extra, *shape[1:])
+        self.still = False  # zeros in place of noise, as in augmented neural ODEs without a density
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        a = x.new_zeros(len(x), *self.extra)
+        a = a if self.still else torch.randn_like(a)
+        return torch.cat([x, a], 1), -standard_normal_log_prob(a)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, a = y[:, : self.channels], y[:, self.channels :]
+        return x, standard_normal_log_prob(a)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,20 @@ from fivefold.nets.coders import zero
 from fivefold.nets.condition import with_maps
 
 TimeLayer = Literal["concat", "concatsquash"]
+
+
+class Rates(NamedTuple):
+    """What changes at one time along a continuous flow, of each example.
+
+    Args:
+        velocity: dx/dt `(B, ...)`.
+        divergence: the trace of its Jacobian, `(B,)`.
+        costs: `(B, 2)`, the squared speed, and what this kind of velocity may be held to.
+    """
+
+    velocity: Tensor
+    divergence: Tensor
+    costs: Tensor
 
 
 class Velocity(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 Flat = Callable[[float, Tensor], Tensor]
+Solve = Callable[[Flat, Tensor, float, float, int], tuple[Tensor, int]]  # the end from a start, and the evaluations
 
 # Dormand and Prince 1980: nodes, stages, and what the fourth-order result has less than the fifth-order one. The last
 # stage is taken at the result, so it is the first of the next step.
@@ -74,16 +75,9 @@ def runge_kutta(
     f: Callable[[float, State], State], y0: State, t0: float, t1: float, steps: int = 20
 ) -> Solution[State]:
     """y(t1) from y(t0) in equal steps of the classical fourth-order method, four evaluations each."""
-    y, form = _flatten(y0)
-    g, h = form.flat(f), (t1 - t0) / steps
-    for i in range(steps):
-        t = t0 + i * h
-        a = g(t, y)
-        b = g(t + h / 2, y + h / 2 * a)
-        c = g(t + h / 2, y + h / 2 * b)
-        d = g(t + h, y + h * c)
-        y = y + h / 6 * (a + 2 * b + 2 * c + d)
-    return Solution(form.state(y), 4 * steps)
+    flat, form = _flatten(y0)
+    end, evaluations = _classical(form.flat(f), flat, t0, t1, steps)
+    return Solution(form.state(end), evaluations)
 
 
 def integrate_adjoint(
@@ -95,12 +89,13 @@ def integrate_adjoint(
     atol: float = 1e-5,
     parameters: Sequence[Tensor] = (),
     max_evaluations: int = 100_000,
+    steps: int = 0,
 ) -> Solution[State]:
-    """As `integrate`, in memory that does not grow with the steps: gradients solve a second equation backwards.
+    """As `integrate` (or `runge_kutta`), in memory that does not grow with the steps.
 
-    With a = dL/dy, da/dt = -a df/dy and dL/dparameters is the integral of a df/dparameters (Chen et al. 2018). The
-    parameters' integral does not steer the steps (Kidger et al. 2021). Gradients are those of the exact solution,
-    so within the tolerance, and cannot be differentiated again.
+    Gradients solve a second equation backwards: with a = dL/dy, da/dt = -a df/dy and dL/dparameters is the integral of
+    a df/dparameters (Chen et al. 2018). The parameters' integral does not steer the steps (Kidger et al. 2021). They
+    are those of the exact solution, so within the tolerance (or the steps' error), and cannot be differentiated again.
 
     Args:
         f: as of `integrate`; evaluated without gradients on the way there, with them on the way back.
@@ -111,11 +106,17 @@ def integrate_adjoint(
         atol: absolute tolerance of a step, there and back.
         parameters: what f depends on beside its arguments and what shall have gradients.
         max_evaluations: of f, before giving up.
+        steps: equal ones of the classical method, there and back; 0 for those that the tolerance asks.
     """
+
+    def solve(f: Flat, y: Tensor, start: float, end: float, measured: int) -> tuple[Tensor, int]:
+        if steps:
+            return _classical(f, y, start, end, steps)
+        return _dormand_prince(f, y, start, end, _Control(rtol, atol, max_evaluations, measured))
+
     flat, form = _flatten(y0)
-    limits = (t0, t1, rtol, atol, max_evaluations)
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    end, evaluations = _Adjoint.apply(form.flat(f), limits, flat, *wanted)
+    end, evaluations = _Adjoint.apply(form.flat(f), solve, (t0, t1), flat, *wanted)
     return Solution(form.state(end), evaluations)
 
 
@@ -130,6 +131,18 @@ class _Control(NamedTuple):
         n = self.measured
         size = torch.stack([state.detach()[:n].abs() for state in states]).amax(0)
         return (error[:n] / (self.atol + self.rtol * size)).square().mean().sqrt().item() if n else 0.0
+
+
+def _classical(f: Flat, y: Tensor, t0: float, t1: float, steps: int) -> tuple[Tensor, int]:
+    h = (t1 - t0) / steps
+    for i in range(steps):
+        t = t0 + i * h
+        a = f(t, y)
+        b = f(t + h / 2, y + h / 2 * a)
+        c = f(t + h / 2, y + h / 2 * b)
+        d = f(t + h, y + h * c)
+        y = y + h / 6 * (a + 2 * b + 2 * c + d)
+    return y, 4 * steps
 
 
 def _dormand_prince(f: Flat, y: Tensor, t0: float, t1: float, control: _Control) -> tuple[Tensor, int]:
@@ -188,19 +201,16 @@ def _first_step(f: Flat, y: Tensor, t0: float, t1: float, slope: Tensor, control
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, f: Flat, limits: tuple[float, float, float, float, int], y: Tensor, *parameters: Tensor
-    ) -> Any:
-        t0, t1, rtol, atol, most = limits
-        end, evaluations = _dormand_prince(f, y, t0, t1, _Control(rtol, atol, most, len(y)))
-        ctx.f, ctx.limits = f, limits
+    def forward(ctx: Any, f: Flat, solve: Solve, limits: tuple[float, float], y: Tensor, *parameters: Tensor) -> Any:
+        end, evaluations = solve(f, y, *limits, len(y))
+        ctx.f, ctx.solve, ctx.limits = f, solve, limits
         ctx.save_for_backward(end.detach(), *parameters)
         return end.detach(), evaluations
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         end, *parameters = ctx.saved_tensors
-        f, (t0, t1, rtol, atol, most), n = ctx.f, ctx.limits, len(end)
+        f, (t0, t1), n = ctx.f, ctx.limits, len(end)
 
         def augmented(t: float, state: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -212,12 +222,10 @@ class _Adjoint(torch.autograd.Function):
             return torch.cat([slope.detach(), *(-g.reshape(-1) for g in found)])
 
         zeros = end.new_zeros(sum(parameter.numel() for parameter in parameters))
-        start, _ = _dormand_prince(
-            augmented, torch.cat([end, gradients[0], zeros]), t1, t0, _Control(rtol, atol, most, 2 * n)
-        )
+        start, _ = ctx.solve(augmented, torch.cat([end, gradients[0], zeros]), t1, t0, 2 * n)
         sizes = [parameter.numel() for parameter in parameters]
         parts = zip(start[2 * n :].split(sizes), parameters, strict=True)
-        return None, None, start[n : 2 * n], *(part.view_as(parameter) for part, parameter in parts)
+        return None, None, None, start[n : 2 * n], *(part.view_as(parameter) for part, parameter in parts)
 
 
 class _Form(NamedTuple):
