@@ -18,7 +18,7 @@ from fivefold.bijections.monotone import DeepSigmoid, Integral, MixtureCDF, SumO
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.shape import Checkerboard, FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
-from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
+from fivefold.bijections.transforms import Additive, Affine
 from fivefold.nets.attentive import AttentiveNet
 from fivefold.nets.conditioner import Conditioner
 from fivefold.nets.planar import PlanarSum

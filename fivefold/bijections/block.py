@@ -108,7 +108,8 @@ class BlockAutoregressive(Bijection):
 
     def _given(self, x: Tensor, condition: Tensor | None, weights: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """What every unit of a layer is told by the dimensions before its own: `(B, D, n)` of each layer."""
-        given, h = [], x.unsqueeze(2)
+        given: list[Tensor] = []
+        h = x.unsqueeze(2)
         for layer, (below, own) in zip(self.layers, weights, strict=True):
             told = F.linear(h.flatten(1), below, layer.bias)  # type: ignore[arg-type]
             if not given and self.context is not None and condition is not None:

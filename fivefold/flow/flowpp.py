@@ -10,8 +10,9 @@ import torch
 from fivefold.bijections.base import Bijection, Chain, Inverse
 from fivefold.bijections.coupling import Alternate, Coupling, MakeNet, alternate_channels, alternate_pixels
 from fivefold.bijections.linear import ActNorm, LULinear
-from fivefold.bijections.monotone import MixtureCDF, Transform
+from fivefold.bijections.monotone import MixtureCDF
 from fivefold.bijections.shape import Checkerboard, Flatten, Squeeze
+from fivefold.bijections.transforms import Transform
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.attentive import AttentiveNet
 from fivefold.space import Space
