@@ -29,7 +29,7 @@ IDS = list(catalog.entries())
 SMALL = {  # options that make a system small, where it has them
     "width": 8, "hidden": 16, "channels": 8, "layers": 2, "heads": 2, "blocks": 1, "latent": 4, "depth": 1, "codes": 8,
     "code_width": 4, "score_samples": 64, "chain_steps": 3, "sample_steps": 5, "sampling_steps": 5, "timesteps": 20,
-    "score_steps": 20, "scoring_steps": 4, "buffer_size": 64, "chains": 32, "ais_steps": 200, "ais_chains": 50,
+    "score_steps": 20, "scoring_steps": 2, "buffer_size": 64, "chains": 32, "ais_steps": 200, "ais_chains": 50,
     "dropout": 0.0, "bins": 4,
 }  # fmt: skip
 TINY = Space("image", (1, 2, 2), levels=3, layout="HW")  # 81 images: a density can be summed

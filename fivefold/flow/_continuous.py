@@ -162,9 +162,10 @@ class ContinuousSystem(FlowSystem):
         y, condition = dequantise(batch.x[:MONITORED], self.space), batch.condition
         condition = None if condition is None else condition[:MONITORED]
         values, evaluations = [], []
-        coarse, trace = self.scoring_solver, "closed" if self.trace == "closed" else "hutchinson"
+        coarse = self.scoring_solver
+        trace: Trace = "closed" if self.trace == "closed" else "hutchinson"
         for solver in (coarse, Solver(4 * coarse.steps, coarse.tolerance / 100)):
-            with self._solving(solver, trace), seeded(0, y.device):  # type: ignore[arg-type]
+            with self._solving(solver, trace), seeded(0, y.device):
                 values.append(self._point_log_prob(y, condition))
                 evaluations.append(self._taken())
         self._sample(MONITORED, condition)

@@ -71,7 +71,7 @@ class ANODE(FreeFormSystem):
         gradients: Gradients = "direct",
         exact_dims: int = 72,
         margin: float = 0.003,
-        score_samples: int = 16,
+        score_samples: int = 4,
         temperature: float = 1.0,
     ) -> None:
         if extra < 1:

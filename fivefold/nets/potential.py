@@ -25,7 +25,7 @@ class Derivatives(NamedTuple):
 
 
 class Potential(nn.Module):
-    """Phi(s) = w N(s) + |A s|^2 / 2 + b s, s = (x, t), N a residual network (Onken et al. 2021, Eq. 12 and 13).
+    """Phi(s) = w N(s) + |A s|^2 / 2 + b s, s = (x, t), N a residual network (Onken et al. 2021).
 
     N has a first layer sigma(K s + k) of `hidden` units and `layers - 1` residual ones, each a step of size
     1 / (layers - 1). (The paper's constant c, which nothing depends on, is left out.) A condition is a further shift
@@ -64,9 +64,9 @@ class Potential(nn.Module):
     def forward(self, time: float, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Phi `(B,)` at a time and points `(B, D)`."""
         s = self._with_time(time, x)
-        h = self.activation[0](self._first(s, condition))
+        h = self.activation(self._first(s, condition))[0]
         for layer in self.residual_layers:
-            h = h + self.step * self.activation[0](layer(h))
+            h = h + self.step * self.activation(layer(h))[0]
         quadratic = 0.0 if self.root is None else 0.5 * F.linear(s, self.root).square().sum(1)
         return h @ self.weight + quadratic + s @ self.linear
 
@@ -74,36 +74,37 @@ class Potential(nn.Module):
         """At a time and points `(B, D)`, by formulas and not by autograd: O(layers hidden^2 D) work an example.
 
         With u the features after each layer and z = d(w N)/du, each layer adds to the Laplacian
-        sum_j sigma''_j z_j |row j of K du/dx|^2 (Onken et al. 2021, Eq. 14 to 16).
+        sum_j sigma''_j z_j |row j of K du/dx|^2 (Onken et al. 2021).
         """
         s = self._with_time(time, x)
-        value, first, second = self.activation
         weights: list[Tensor] = [layer.weight for layer in self.residual_layers]
-        inner = [self._first(s, condition)]  # what each activation is given
-        h = value(inner[0])
+        h, slope, curvature = self.activation(self._first(s, condition))
+        slopes, curvatures = [slope], [curvature]
         for layer in self.residual_layers:
-            inner.append(layer(h))
-            h = h + self.step * value(inner[-1])
+            value, slope, curvature = self.activation(layer(h))
+            h = h + self.step * value
+            slopes, curvatures = [*slopes, slope], [*curvatures, curvature]
 
         z = [self.weight.expand(len(s), -1)]  # from the last layer to the first
-        for weight, given in zip(reversed(weights), reversed(inner[1:]), strict=True):
-            z.append(z[-1] + self.step * (first(given) * z[-1]) @ weight)
+        for weight, slope in zip(reversed(weights), reversed(slopes[1:]), strict=True):
+            z.append(z[-1] + self.step * (slope * z[-1]) @ weight)
         z.reverse()
 
         into = self.layers[0].weight
-        gradient = (first(inner[0]) * z[0]) @ into + self.linear
-        laplacian = (second(inner[0]) * z[0]) @ into[:, : self.dims].square().sum(1)
+        gradient = (slopes[0] * z[0]) @ into + self.linear
+        laplacian = (curvatures[0] * z[0]) @ into[:, : self.dims].square().sum(1)
         if weights:
-            jacobian = first(inner[0])[:, :, None] * into[:, : self.dims]  # du/dx, (B, hidden, D)
-        for weight, given, after in zip(weights, inner[1:], z[1:], strict=True):
+            jacobian = slopes[0][:, :, None] * into[:, : self.dims]  # du/dx, (B, hidden, D)
+        for weight, slope, curvature, after in zip(weights, slopes[1:], curvatures[1:], z[1:], strict=True):
             rows = weight @ jacobian
-            laplacian = laplacian + self.step * (second(given) * after * rows.square().sum(2)).sum(1)
-            jacobian = jacobian + self.step * first(given)[:, :, None] * rows
+            laplacian = laplacian + self.step * (curvature * after * rows.square().sum(2)).sum(1)
+            if after is not z[-1]:  # another layer follows
+                jacobian = jacobian + self.step * slope[:, :, None] * rows
         if self.root is not None:
             gradient = gradient + F.linear(s, self.root) @ self.root
             laplacian = laplacian + self.root[:, : self.dims].square().sum()
-        slope = gradient[:, self.dims] if self.timed else torch.zeros_like(laplacian)
-        return Derivatives(gradient[:, : self.dims], laplacian, slope)
+        in_time = gradient[:, self.dims] if self.timed else torch.zeros_like(laplacian)
+        return Derivatives(gradient[:, : self.dims], laplacian, in_time)
 
     @property
     def residual_layers(self) -> list[nn.Linear]:
@@ -145,26 +146,25 @@ class PotentialVelocity(nn.Module):
         return Rates(self.sign * gradient, self.sign * laplacian, torch.stack([speed, residual], 1))
 
 
-def _log_cosh(x: Tensor) -> Tensor:
-    """ln(e^x + e^-x), which is finite however large x is."""
-    return x.abs() + F.softplus(-2 * x.abs())
+def _log_cosh(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ln(e^x + e^-x), finite however large x is."""
+    slope = torch.tanh(x)
+    return x.abs() + F.softplus(-2 * x.abs()), slope, 1 - slope.square()
 
 
-def _sigmoid_slope(x: Tensor) -> Tensor:
-    return torch.sigmoid(x) * torch.sigmoid(-x)
+def _softplus(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    slope = torch.sigmoid(x)
+    return F.softplus(x), slope, slope * (1 - slope)
 
 
-def _tanh_slope(x: Tensor) -> Tensor:
-    return 1 - torch.tanh(x).square()
+def _tanh(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    value = torch.tanh(x)
+    slope = 1 - value.square()
+    return value, slope, -2 * value * slope
 
 
-def _tanh_curvature(x: Tensor) -> Tensor:
-    return -2 * torch.tanh(x) * _tanh_slope(x)
-
-
-Function = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, tuple[Function, Function, Function]] = {  # with their first and second derivatives
-    "log-cosh": (_log_cosh, torch.tanh, _tanh_slope),
-    "softplus": (F.softplus, torch.sigmoid, _sigmoid_slope),
-    "tanh": (torch.tanh, _tanh_slope, _tanh_curvature),
+ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {  # with first and second derivative
+    "log-cosh": _log_cosh,
+    "softplus": _softplus,
+    "tanh": _tanh,
 }
