@@ -11,13 +11,17 @@ from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_
 from fivefold.bijections.elementwise import Logit, NormalQuantile
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.ode import ContinuousFlow
+from fivefold.bijections.residual import Residual, SeriesOptions, implicit_block
 from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
 from fivefold.nets.conditioner import Conditioner
+from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, Norm
 from fivefold.nets.velocity import Velocity
+from fivefold.tools.roulette import truncation_bound
 
 CONDITION = 3  # width of the condition, which all are given and some use
+NORMS: tuple[Norm, ...] = ("1", "inf", "learned")
 
 
 class Case(NamedTuple):
@@ -33,6 +37,7 @@ class Case(NamedTuple):
         far: whether inputs of 1e4 are among what it is made for.
         needs: whether it cannot do without its condition.
         idle: a parameter that nothing can reach in a case this small.
+        bias: how far the mean of a truncated log-determinant may be off, in nats.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +49,7 @@ class Case(NamedTuple):
     far: bool = True
     needs: bool = False
     idle: str = ""
+    bias: float = 0.0
 
 
 def coupling(shape: tuple[int, ...], mask: torch.Tensor, transform: Any, skips: bool = False) -> Layer:
@@ -66,6 +72,25 @@ def autoregressive(transform: Any) -> MaskedAutoregressive:
 
 def equation() -> Layer:
     return ContinuousFlow(Velocity((3,), 8, 1, CONDITION, "concatsquash"), tolerance=1e-10)
+
+
+def contraction(shape: tuple[int, ...], first: bool = False, norm: Norm = "2") -> ContractiveNet:
+    return ContractiveNet(shape, 8, CONDITION, 0.9, "lipswish", first, norm)
+
+
+def residual(shape: tuple[int, ...], exact: bool = True, stop: float | None = 0.3, norm: Norm = "2") -> Layer:
+    options = SeriesOptions(exact, score_terms=5, score_stop=stop, tolerance=1e-12)
+    return Residual(contraction(shape, norm=norm), options)
+
+
+def attention() -> Layer:
+    net = LipschitzAttention((2, 2, 3), 2, CONDITION, 0.9, "lipswish")
+    return Residual(net, SeriesOptions(exact=True, tolerance=1e-12))
+
+
+def implicit(shape: tuple[int, ...], exact: bool = True) -> Layer:
+    options = SeriesOptions(exact, score_terms=5, tolerance=1e-12)
+    return implicit_block(contraction(shape, first=True), contraction(shape), options)
 
 
 TAILS, CUBE = Spline("rational-quadratic", 5, 1.5), Spline("rational-quadratic", 5, 1.0, tails=False)
@@ -122,6 +147,18 @@ CASES: dict[str, Case] = {
     "ordinary differential equation": Case((3,), equation, tolerance=1e-7, far=False, needs=True),
     # --- convolutions ---
     # --- residual ---
+    "residual": Case((3,), lambda: residual((3,))),
+    "residual on an image": Case((2, 3, 2), lambda: residual((2, 3, 2))),
+    "residual, roulette": Case((3,), lambda: residual((3,), exact=False)),
+    "residual, cut series": Case(
+        (3,), lambda: residual((3,), exact=False, stop=None), bias=truncation_bound(3, 0.9**3, 5)
+    ),
+    **{f"residual, norm {norm}": Case((3,), lambda norm=norm: residual((3,), norm=norm)) for norm in NORMS},
+    "residual on an image, norm inf": Case((2, 3, 2), lambda: residual((2, 3, 2), norm="inf")),
+    "residual attention": Case((2, 2, 3), attention),
+    "implicit": Case((3,), lambda: implicit((3,))),
+    "implicit on an image": Case((2, 3, 2), lambda: implicit((2, 3, 2))),
+    "implicit, roulette": Case((3,), lambda: implicit((3,), exact=False)),
     # --- continuous time ---
     # --- surjections and stochastic layers that have an inverse ---
     # --- others ---
