@@ -17,15 +17,20 @@ from fivefold.bijections.masked_convolution import MaskedConv, MintLayer, macow_
 from fivefold.bijections.monotone import DeepSigmoid, Integral, MixtureCDF, SumOfSquares
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.shape import Checkerboard, FactorOut, Flatten, Permutation, Squeeze
+from fivefold.bijections.residual import Residual, SeriesOptions, implicit_block
+from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Additive, Affine
 from fivefold.nets.attentive import AttentiveNet
 from fivefold.nets.conditioner import Conditioner
 from fivefold.nets.planar import PlanarSum
 from fivefold.nets.potential import Potential, PotentialVelocity
+from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, Norm
 from fivefold.nets.velocity import Velocity
+from fivefold.tools.roulette import truncation_bound
 
 CONDITION = 3  # width of the condition, which all are given and some use
+NORMS: tuple[Norm, ...] = ("1", "inf", "learned")
 
 
 class Case(NamedTuple):
@@ -42,6 +47,7 @@ class Case(NamedTuple):
         far: whether inputs of 1e4 are among what it is made for.
         needs: whether it cannot do without its condition.
         idle: a parameter that nothing can reach in a case this small.
+        bias: how far the mean of a truncated log-determinant may be off, in nats.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +59,7 @@ class Case(NamedTuple):
     far: bool = True
     needs: bool = False
     idle: str = ""
+    bias: float = 0.0
 
 
 def coupling(shape: tuple[int, ...], mask: torch.Tensor, transform: Any, skips: bool = False) -> Layer:
@@ -93,6 +100,25 @@ def planar_equation() -> Layer:
 def gradient_flow(layers: int, **options: Any) -> Layer:
     phi = Potential(3, 5, layers, activation="softplus", condition=CONDITION, **options)
     return ContinuousFlow(PotentialVelocity(phi), 1e-10, "closed")
+
+
+def contraction(shape: tuple[int, ...], first: bool = False, norm: Norm = "2") -> ContractiveNet:
+    return ContractiveNet(shape, 8, CONDITION, 0.9, "lipswish", first, norm)
+
+
+def residual(shape: tuple[int, ...], exact: bool = True, stop: float | None = 0.3, norm: Norm = "2") -> Layer:
+    options = SeriesOptions(exact, score_terms=5, score_stop=stop, tolerance=1e-12)
+    return Residual(contraction(shape, norm=norm), options)
+
+
+def attention() -> Layer:
+    net = LipschitzAttention((2, 2, 3), 2, CONDITION, 0.9, "lipswish")
+    return Residual(net, SeriesOptions(exact=True, tolerance=1e-12))
+
+
+def implicit(shape: tuple[int, ...], exact: bool = True) -> Layer:
+    options = SeriesOptions(exact, score_terms=5, tolerance=1e-12)
+    return implicit_block(contraction(shape, first=True), contraction(shape), options)
 
 
 TAILS, CUBE = Spline("rational-quadratic", 5, 1.5), Spline("rational-quadratic", 5, 1.0, tails=False)
@@ -181,6 +207,18 @@ CASES: dict[str, Case] = {
     "sylvester of full rank": Case((4,), lambda: Sylvester(4, 4, "orthogonal", CONDITION), spread=0.8),
     "sylvester, reflections": Case((4,), lambda: Sylvester(4, 3, "householder", CONDITION), spread=0.8),
     "block autoregressive": Case((3,), lambda: BlockAutoregressive(3, 4, 2, CONDITION), jacobian="triangular"),
+    "residual": Case((3,), lambda: residual((3,))),
+    "residual on an image": Case((2, 3, 2), lambda: residual((2, 3, 2))),
+    "residual, roulette": Case((3,), lambda: residual((3,), exact=False)),
+    "residual, cut series": Case(
+        (3,), lambda: residual((3,), exact=False, stop=None), bias=truncation_bound(3, 0.9**3, 5)
+    ),
+    **{f"residual, norm {norm}": Case((3,), lambda norm=norm: residual((3,), norm=norm)) for norm in NORMS},
+    "residual on an image, norm inf": Case((2, 3, 2), lambda: residual((2, 3, 2), norm="inf")),
+    "residual attention": Case((2, 2, 3), attention),
+    "implicit": Case((3,), lambda: implicit((3,))),
+    "implicit on an image": Case((2, 3, 2), lambda: implicit((2, 3, 2))),
+    "implicit, roulette": Case((3,), lambda: implicit((3,), exact=False)),
     # --- continuous time ---
     "planar dynamics": Case((3,), planar_equation, tolerance=1e-7, far=False, needs=True),
     "potential, timed": Case((3,), lambda: gradient_flow(3, rank=2), tolerance=1e-7, far=False),

@@ -21,7 +21,8 @@ from fivefold.nets.norm import NormBound, bounded
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density
 from fivefold.tools.divergence import rademacher
-from fivefold.tools.roulette import exact_log_det, fixed_point, log_det_series, roulette_weights
+from fivefold.tools.fixed_point import fixed_point
+from fivefold.tools.roulette import exact_log_det, log_det_series, roulette_weights
 
 IMAGE = Space("image", (2, 5, 4), levels=5)
 PLANE = Space("table", (2,), columns=(Column("x"), Column("y", scale=3.0)))

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 Map = Literal["exact", "iterative"]  # how an image is found: by a formula, or to a tolerance
-LogDet = Literal["exact", "estimated"]  # estimated: at random, its mean the exact one
+LogDet = Literal["exact", "estimated", "truncated"]  # estimated: at random, its mean the exact one; truncated: at
+# random too, and its mean is off by no more than the layer's documentation says
 
 
 class Exactness(NamedTuple):
@@ -104,10 +105,11 @@ class Inverse(Bijection):
 def weakest(*layers: Layer) -> Exactness:
     """What can be said of several layers one after another."""
     facts = [layer.exactness for layer in layers]
+    log_dets = {fact.log_det for fact in facts}
     return Exactness(
         "iterative" if any(fact.forward == "iterative" for fact in facts) else "exact",
         "iterative" if any(fact.inverse == "iterative" for fact in facts) else "exact",
-        "estimated" if any(fact.log_det == "estimated" for fact in facts) else "exact",
+        "truncated" if "truncated" in log_dets else "estimated" if "estimated" in log_dets else "exact",
     )
 
 

@@ -1,19 +1,19 @@
-"""Invertible residual blocks (survey 6.3; Behrmann et al., 2019; Chen et al., 2019)."""
+"""Invertible residual blocks (survey 6.3; Behrmann et al., 2019; Chen et al., 2019), and implicit (Lu et al., 2021)."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, Exactness
-from fivefold.nets.norm import frozen
+from fivefold.bijections.base import Bijection, Chain, Exactness, Inverse
+from fivefold.nets.norm import held
 from fivefold.tools.divergence import rademacher
-from fivefold.tools.roulette import exact_log_det, fixed_point, log_det_series, roulette_weights
+from fivefold.tools.fixed_point import anderson, implicit
+from fivefold.tools.roulette import differentiated_now, exact_log_det, log_det_series, roulette_weights
 
-MOST_STEPS = 2000  # to an inverse; a Lipschitz constant of 0.98 needs about 700 for 1e-6
+MOST_STEPS = 2000  # to an inverse; a Lipschitz constant of 0.98 needs about 700 plain ones for 1e-6
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,33 @@ class SeriesOptions:
         exact: in evaluation by the whole Jacobian, in place of the series.
         terms: of the series that always count in training.
         score_terms: the same in evaluation.
-        stop: probability of the roulette's stopping after each further term.
-        tolerance: of a step of the inverse's fixed-point iteration, relative to 1 + |x|.
+        stop: probability of the roulette's stopping after each further term in training; None to cut the series there,
+            as an i-ResNet does (Behrmann et al., 2019), which is off by at most `roulette.truncation_bound`.
+        score_stop: the same in evaluation.
+        tolerance: of the last step of the inverse's search, relative to 1 + |x|; not below what the precision allows.
+        early: the gradient of the log-determinant is taken in the forward pass, which saves the memory of its graph;
+            all examples of a batch must then weigh alike in the loss.
     """
 
     exact: bool = False
     terms: int = 2
     score_terms: int = 10
-    stop: float = 0.5
+    stop: float | None = 0.5
+    score_stop: float | None = 0.5
     tolerance: float = 1e-6
+    early: bool = False
 
 
 class Residual(Bijection):
-    """y = x + g(x), invertible because g, given the condition, is a contraction in x.
+    """y = x + g(x), invertible because g, given the condition, is a contraction in x (survey Eq. 36).
 
-    The log-determinant is a series that a roulette ends, without bias: one end for all of a batch in training, one
-    for each example in evaluation. `inverse` iterates x = y - g(x), warns where that does not converge, and keeps the
-    size of the last step (`error`) and the number of steps (`steps`); it cannot be differentiated.
+    The log-determinant is a series that a roulette ends, without bias, or that is cut: in training with one end for all
+    of a batch, in evaluation with one for each example. `inverse` finds the x at which x = y - g(x) in fewer steps than
+    iteration (`fixed_point.anderson`), warns where that does not converge, and keeps the size of the last step
+    (`error`) and the evaluations of g (`steps`). It is differentiated by the implicit function theorem.
 
     Args:
-        net: g, of `(x, condition)`, with a Lipschitz constant below 1 in x.
+        net: g, of `(x, condition)`, with a Lipschitz constant below 1 in x in some norm.
         options: of the series and the inverse.
     """
 
@@ -54,34 +61,66 @@ class Residual(Bijection):
 
     @property
     def exactness(self) -> Exactness:
-        exact = self.options.exact and not self.training
-        return Exactness(inverse="iterative", log_det="exact" if exact else "estimated")
+        options = self.options
+        if options.exact and not self.training:
+            return Exactness(inverse="iterative")
+        cut = (options.stop if self.training else options.score_stop) is None
+        return Exactness(inverse="iterative", log_det="truncated" if cut else "estimated")
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         keep = torch.is_grad_enabled()
+        if self.options.early and keep:
+            return self._forward_early(x, condition)
         with torch.enable_grad():
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
             g = self.net(x, condition)
         log_det = self._log_det(g, x)
         return (x + g, log_det) if keep else (x.detach() + g.detach(), log_det)
 
+    def _forward_early(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The log-determinant is taken at copies, cut off from what x and the condition were made from."""
+        given = [x] if condition is None else [x, condition]
+        copies = [one.detach().requires_grad_() for one in given]
+        parameters = [one for one in self.net.parameters() if one.requires_grad]
+        with held(self.net):
+            log_det = self._log_det(self.net(*copies), copies[0])
+            log_det = differentiated_now(log_det, [*copies, *parameters], [*given, *parameters])
+            return x + self.net(x, condition), log_det
+
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        with frozen(self.net):
-            x, self.error, self.steps = fixed_point(
-                lambda x: y - self.net(x, condition), y, self.options.tolerance, MOST_STEPS
-            )
-        if not self.error <= self.options.tolerance:
-            warnings.warn(
-                f"the inverse of a residual block did not converge: after {self.steps} steps the last was "
-                f"{self.error:.1e}, the tolerance is {self.options.tolerance:.1e}; raise the tolerance",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return x, -self.forward(x, condition)[1]
+        tolerance = max(self.options.tolerance, 4 * torch.finfo(y.dtype).eps)
+
+        def step(x: Tensor) -> Tensor:
+            return y - self.net(x, condition)
+
+        with held(self.net):
+            found = anderson(step, y.detach(), tolerance, MOST_STEPS)
+            self.error, self.steps = found.error, found.steps
+            found.warn("the inverse of a residual block", tolerance)
+            x = implicit(step, found.x, tolerance, MOST_STEPS) if torch.is_grad_enabled() else found.x
+            return x, -self.forward(x, condition)[1]
 
     def _log_det(self, g: Tensor, x: Tensor) -> Tensor:
         options = self.options
         if not self.training and options.exact:
             return exact_log_det(g, x)
-        terms, draws = (options.terms, 1) if self.training else (options.score_terms, len(x))
-        return log_det_series(g, x, rademacher(x), roulette_weights(terms, options.stop, draws))
+        terms, stop, draws = options.score_terms, options.score_stop, len(x)
+        if self.training:
+            terms, stop, draws = options.terms, options.stop, 1
+        weights = torch.ones(terms, 1) if stop is None else roulette_weights(terms, stop, draws)
+        return log_det_series(g, x, rademacher(x), weights)
+
+
+def implicit_block(net_x: nn.Module, net_z: nn.Module, options: SeriesOptions) -> Chain:
+    """z from x by the roots of x + g_x(x) = z + g_z(z) (survey Eq. 38; Lu et al., 2021), and back.
+
+    Both sides are residual blocks, so this is one and the inverse of another: both ways a fixed point is found, and
+    ln |det| = ln det(I + dg_x/dx) - ln det(I + dg_z/dz). Unlike one residual block it can stretch and shrink without
+    bound, as far as the constants of the contractions come to 1.
+
+    Args:
+        net_x: g_x, as the network of `Residual`.
+        net_z: g_z.
+        options: of the series and the fixed points.
+    """
+    return Chain(Residual(net_x, options), Inverse(Residual(net_z, options)))

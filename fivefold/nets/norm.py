@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as spectral_norm
 
-from fivefold.tools.spectral import Convolution, LinearMap, Matrix, power_iteration
+from fivefold.tools.spectral import Convolution, LinearMap, Matrix, induced_norm, power_iteration
 
 
 class BatchNorm(nn.Module):
@@ -137,12 +138,27 @@ def frozen(net: nn.Module) -> Iterator[None]:
     try:
         with parametrize.cached():
             with torch.no_grad():
-                for module in filter(parametrize.is_parametrized, net.modules()):
-                    for name in dict(module.parametrizations.named_children()):  # type: ignore[union-attr]
-                        getattr(module, name)  # fills the cache
+                _fill_cache(net)
             yield
     finally:
         net.train(was_training)
+
+
+@contextlib.contextmanager
+def held(net: nn.Module) -> Iterator[None]:
+    """`net` in its mode, its parametrised weights computed once, with their graph where gradients are enabled.
+
+    For what is solved for and then differentiated: every evaluation has the same weights, in training too.
+    """
+    with parametrize.cached():
+        _fill_cache(net)
+        yield
+
+
+def _fill_cache(net: nn.Module) -> None:
+    for module in filter(parametrize.is_parametrized, net.modules()):
+        for name in dict(module.parametrizations.named_children()):  # type: ignore[union-attr]
+            getattr(module, name)
 
 
 class NormBound(nn.Module):
@@ -155,39 +171,76 @@ class NormBound(nn.Module):
         linear: the map.
         limit: of its norm.
         steps: of power iteration in training, at most.
+        orders: p and q, for the norm that p- and q-norms induce (`spectral.induced_norm`); None for 2 and 2.
     """
 
     right: Tensor
     EVALUATION = (1000, 1e-4)  # steps at most, tolerance
     TOLERANCE = 1e-3  # in training
     SLACK = 1e-3  # what the norm may still exceed its estimate by, relative
+    STARTS = 8  # of the search for a norm of other orders, which can end at a lesser maximum
 
-    def __init__(self, linear: LinearMap, limit: float, steps: int = 5) -> None:
+    def __init__(
+        self, linear: LinearMap, limit: float, steps: int = 5, orders: tuple[Ordered, Ordered] | None = None
+    ) -> None:
         super().__init__()
-        self.linear, self.limit, self.steps = linear, limit, steps
-        self.register_buffer("right", torch.randn(linear.shape))
+        self.linear, self.limit, self.steps, self.orders = linear, limit, steps, orders
+        self.register_buffer("right", torch.randn(1 if orders is None else self.STARTS, *linear.shape[1:]))
 
     def forward(self, weight: Tensor) -> Tensor:
         steps, tolerance = (self.steps, self.TOLERANCE) if self.training else self.EVALUATION
-        left, right, excess = power_iteration(self.linear, weight.detach(), self.right, steps, tolerance)
+        if self.orders is None:
+            left, right, excess = power_iteration(self.linear, weight.detach(), self.right, steps, tolerance)
+            norm = (excess + self.SLACK) * (left * self.linear.apply(weight, right)).sum()
+        else:
+            p, q = (order() if isinstance(order, LearnedOrder) else order for order in self.orders)
+            norm, right = induced_norm(self.linear, weight, (p, q), self.right, steps, tolerance)
+            norm = (1 + self.SLACK) * norm
         if self.training:
             self.right.copy_(right)
-        norm = (excess + self.SLACK) * (left * self.linear.apply(weight, right)).sum()
         return weight / (norm / self.limit).clamp(min=1)
 
 
-def bounded(layer: nn.Linear | nn.Conv2d, limit: float, spatial: tuple[int, ...] = ()) -> nn.Module:
+@dataclass
+class LearnedOrder:
+    """The order p of a norm, of one entry of a parameter that several layers share: 1 / p in (0.05, 0.95), 2 at 0.
+
+    Not a module: the parameter belongs to whoever made it, and is saved once.
+
+    Args:
+        raw: the parameter `(n,)`.
+        index: of the entry.
+    """
+
+    raw: nn.Parameter
+    index: int
+
+    def __call__(self) -> Tensor:
+        return 1 / (0.05 + 0.9 * torch.sigmoid(self.raw[self.index]))
+
+
+Ordered = float | LearnedOrder
+
+
+def bounded(
+    layer: nn.Linear | nn.Conv2d,
+    limit: float,
+    spatial: tuple[int, ...] = (),
+    orders: tuple[Ordered, Ordered] | None = None,
+) -> nn.Module:
     """`layer` with a norm of at most `limit` as a map of vectors, or of images of one size, by `NormBound`.
 
     Args:
         layer: linear, or a convolution with zero padding.
         limit: of the norm.
         spatial: (H, W) of a convolution's input.
+        orders: of the norms of inputs and outputs; None for 2 and 2.
     """
     linear: LinearMap = Matrix((1, layer.weight.shape[1]))
     if isinstance(layer, nn.Conv2d):
-        pointwise = layer.kernel_size == (1, 1) and layer.padding == (0, 0)
-        shape = (1, layer.in_channels, *((1, 1) if pointwise else spatial))  # every position alike
+        # Every position alike, which the spectral norm does not depend on the number of: others do, from p to q < p.
+        pointwise = layer.kernel_size == (1, 1) and layer.padding == (0, 0) and orders is None
+        shape = (1, layer.in_channels, *((1, 1) if pointwise else spatial))
         linear = Convolution(shape, layer.stride, tuple(int(p) for p in layer.padding))
     # `unsafe` only leaves out a trial run, which cannot run where tensors have no values (the meta device).
-    return parametrize.register_parametrization(layer, "weight", NormBound(linear, limit), unsafe=True)
+    return parametrize.register_parametrization(layer, "weight", NormBound(linear, limit, orders=orders), unsafe=True)

@@ -1,10 +1,10 @@
-"""Infinite series without bias (Chen et al., 2019): ln det(I + J) of contractions, its gradient, and their inverse."""
+"""ln det(I + J) of contractions as a series, ended without bias (Chen et al., 2019) or cut, and its gradient."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +29,30 @@ def roulette_weights(exact: int, stop: float, draws: int = 1) -> Tensor:
     return torch.cat([torch.ones(exact, draws, dtype=j.dtype, device="cpu"), (taken >= j) * (1 - stop) ** (1 - j)])
 
 
+def truncation_bound(dims: int, lipschitz: float, terms: int) -> float:
+    """How far the first `terms` of the series of ln det(I + J) can be from all of it, in nats.
+
+    Every trace of J^k is within dims lipschitz^k, so that what is cut is within dims times the sum of lipschitz^k / k
+    from terms + 1 (Behrmann et al., 2019, Theorem 3).
+
+    Args:
+        dims: rows of J.
+        lipschitz: bound on J's norm (any induced one), below 1.
+        terms: that are kept.
+    """
+    kept = sum(lipschitz**k / k for k in range(1, terms + 1))
+    return max(dims * (-math.log1p(-lipschitz) - kept), 0.0)
+
+
 def log_det_series(g: Tensor, x: Tensor, probe: Tensor, weights: Tensor) -> Tensor:
     """ln det(I + dg/dx) of every row, `(B,)`: sum_k weights_k (-1)^(k+1) / k e J^k e.
 
-    Unbiased with roulette's weights and a probe e with E[e e^T] = I, where the norm of J is below 1.
+    Unbiased with roulette's weights and a probe e with E[e e^T] = I, where the norm of J is below 1. With K weights of
+    1 the series is cut instead (Behrmann et al., 2019), and its mean is off by at most `truncation_bound`.
 
     Where gradients are enabled, the gradient is not the value's but the Neumann series' (Chen et al., 2019, Theorem 2):
-    tr((I + J)^-1 dJ) = sum_k weights_k (-1)^k tr(J^k dJ), from k = 0. It too is unbiased, and however many terms there
-    are, the graph of one product with the Jacobian is kept.
+    tr((I + J)^-1 dJ) = sum_k weights_k (-1)^k tr(J^k dJ), from k = 0. It too is unbiased (or cut one term later than
+    the value), and however many terms there are, the graph of one product with the Jacobian is kept.
 
     Args:
         g: `(B, ...)`, made from `x` with its graph.
@@ -57,6 +73,37 @@ def log_det_series(g: Tensor, x: Tensor, probe: Tensor, weights: Tensor) -> Tens
     return value + (surrogate - surrogate.detach())
 
 
+def differentiated_now(value: Tensor, by: Sequence[Tensor], of: Sequence[Tensor]) -> Tensor:
+    """`value` `(B,)` without its graph: its gradient is taken now, and what comes back later scales it.
+
+    So the graph of a log-determinant is gone before the next block begins (Chen et al., 2019, 3.2). All rows must have
+    the same gradient then, as in a mean over the batch; RuntimeError where they do not.
+
+    Args:
+        value: of every row, with a graph.
+        by: what it was made from, none of them from another.
+        of: the tensors that get the gradients, one for each.
+    """
+    return _Now.apply(value.detach(), torch.autograd.grad(value.sum(), by, retain_graph=True, allow_unused=True), *of)
+
+
+class _Now(torch.autograd.Function):
+    """`value` `(B,)`, the gradient of whose sum is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a log-determinant whose gradient was taken early has no second derivatives")
+        if not bool((gradient == gradient[0]).all()):
+            raise RuntimeError("log-determinants whose gradient was taken early must all weigh alike in the loss")
+        return None, None, *(None if one is None else gradient[0] * one for one in ctx.gradients)
+
+
 def exact_log_det(g: Tensor, x: Tensor) -> Tensor:
     """ln |det(I + dg/dx)| of every row, `(B,)`, by one product with the Jacobian a dimension."""
     keep = torch.is_grad_enabled()
@@ -65,24 +112,3 @@ def exact_log_det(g: Tensor, x: Tensor) -> Tensor:
     rows = [torch.autograd.grad(one, x, create_graph=keep, retain_graph=True)[0] for one in sums]
     jacobian = torch.stack([row.flatten(1) for row in rows], 1)
     return torch.linalg.slogdet(jacobian + torch.eye(jacobian.shape[1]).to(x)).logabsdet
-
-
-class FixedPoint(NamedTuple):
-    """Where a fixed-point iteration ended."""
-
-    x: Tensor
-    error: float  # of the last step, the largest, relative to 1 + |x|
-    steps: int
-
-
-@torch.no_grad()
-def fixed_point(f: Callable[[Tensor], Tensor], x: Tensor, tolerance: float, most: int) -> FixedPoint:
-    """x = f(x) of a contraction f by iteration, until a step is below `tolerance` (1 + |x|) or `most` are taken.
-
-    With a Lipschitz constant L the distance to the fixed point is at most the last step times L / (1 - L) (Banach).
-    """
-    steps, error = 0, math.inf
-    while steps < most and not error <= tolerance:
-        before, x = x, f(x)
-        steps, error = steps + 1, ((x - before).abs() / (1 + x.abs())).max().item()
-    return FixedPoint(x, error, steps)
