@@ -8,7 +8,8 @@ import torch
 from fivefold.bijections.autoregressive import AutoregressiveMaps, MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Chain, Inverse, Layer
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
-from fivefold.bijections.elementwise import Logit, NormalQuantile
+from fivefold.bijections.elementwise import HalfLine, Logit, NormalQuantile
+from fivefold.bijections.laws import conditional_flow
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
@@ -53,6 +54,10 @@ def coupling(shape: tuple[int, ...], mask: torch.Tensor, transform: Any, skips: 
     outputs = changed * transform.size
     net = Conditioner(kept, outputs, shape[1:], hidden=8, blocks=1, condition=CONDITION, skips=skips)
     return (MaskedCoupling if by_pixel else Coupling)(mask, transform, net)
+
+
+def net(inputs: int, outputs: int, spatial: tuple[int, ...]) -> Conditioner:
+    return Conditioner(inputs, outputs, spatial, hidden=8, blocks=1, condition=CONDITION)
 
 
 def multi_scale() -> Layer:
@@ -124,5 +129,8 @@ CASES: dict[str, Case] = {
     # --- residual ---
     # --- continuous time ---
     # --- surjections and stochastic layers that have an inverse ---
+    "half line": Case((6,), lambda: Inverse(HalfLine()), jacobian="diagonal"),
+    "law of a vector": Case((5,), lambda: conditional_flow(2, 3, (), 3, Affine(), net)),
+    "law of maps": Case((3, 2, 2), lambda: conditional_flow(2, 1, (2, 2), 2, Affine(), net)),
     # --- others ---
 }

@@ -10,7 +10,7 @@ from fivefold.bijections.elementwise import NormalQuantile
 from fivefold.bijections.linear import LULinear
 from fivefold.bijections.shape import multi_scale
 from fivefold.bijections.splines import Spline
-from fivefold.flow._system import FlowSystem
+from fivefold.flow._system import Dequantisation, FlowSystem
 from fivefold.nets.conditioner import Conditioner
 from fivefold.space import Space
 from fivefold.system import Density
@@ -37,6 +37,7 @@ class SplineFlow(FlowSystem):
         dropout: probability in the coupling networks.
         score_samples: points in each cell when discrete examples are scored.
         temperature: the standard deviation of the noise that samples are made from.
+        dequantisation: of discrete dimensions, uniform or variational (by a flow given the example).
     """
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -59,8 +60,9 @@ class SplineFlow(FlowSystem):
         dropout: float = 0.0,
         score_samples: int = 16,
         temperature: float = 1.0,
+        dequantisation: Dequantisation = "uniform",
     ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
+        super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
         self.layers = layers
         fills_cube = space.kind == "image" and space.levels is not None
         self.transform = Spline("rational-quadratic", bins, 1.0 if fills_cube else bound, tails=not fills_cube)
