@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -138,7 +139,7 @@ def test_pieces_cover_noise_each_and_meet_without_a_step(pieces):
     assert (below > 1e-4).all()
     torch.testing.assert_close(below, above, rtol=0.02, atol=0)
     edges = torch.cat([torch.tensor([-9.0]), knots, torch.tensor([9.0])]).double()
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         x = low + (high - low) * torch.linspace(1e-4, 1 - 1e-4, 200, dtype=torch.float64)
         z = layer(x[:, None], condition(200))[0].flatten()
         assert z.diff().sign().unique().numel() == 1  # one to one within a piece
@@ -218,13 +219,14 @@ class Step(nn.Module):
 
     def forward(self, x, condition=None):
         moments = torch.cat([math.sqrt(0.7) * x, torch.full_like(x, 0.5 * math.log(0.3))], 1)
-        return moments if self.net is None else moments + self.net(x, condition)
+        # Narrower back than there, so that q has the wider tails.
+        return moments if self.net is None else moments + self.net(x, condition) - torch.tensor([0.0, 0.25])
 
 
 def diffusion(spread=0.2):
     """Two steps, whose q is fixed."""
     steps = [Autoencoder(GaussianLaw(Step(False)), GaussianLaw(Step(True))) for _ in range(2)]
-    layer = random(Chain(*steps), spread)
+    layer = random(Chain(*steps), spread / 4)
     h = GRID[::4]
     (x, z), (y, w) = pairs(h), (h.repeat_interleave(len(h), 0), h.repeat(len(h), 1))
     kernel = steps[1].likelihood.log_prob(y, w, condition(len(y))).exp().view(len(h), -1)

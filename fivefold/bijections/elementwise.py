@@ -53,7 +53,7 @@ class NormalQuantile(Bijection):
 # From here on `half_to_line` is straight: half-normal noise is beyond once in 10^9.
 HALF_END = 6.0
 LINE_END = -NormalDist().inv_cdf(math.erfc(HALF_END / math.sqrt(2)))
-LEAST = 1e-6  # the least number that is told from 0
+LEAST = 1e-12  # the least number that is told from 0
 
 
 def half_to_line(x: Tensor) -> tuple[Tensor, Tensor]:
