@@ -11,21 +11,21 @@ from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.convolution import AutoregressiveConv, ConvExp, PeriodicConv, Turned, emerging
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.determinant import Planar, Sylvester
-from fivefold.bijections.elementwise import Logit, NormalQuantile
+from fivefold.bijections.elementwise import HalfLine, Logit, NormalQuantile
+from fivefold.bijections.laws import conditional_flow
 from fivefold.bijections.linear import ActNorm, LULinear, Scaling
 from fivefold.bijections.masked_convolution import MaskedConv, MintLayer, macow_unit, mint_pair
 from fivefold.bijections.monotone import DeepSigmoid, Integral, MixtureCDF, SumOfSquares
 from fivefold.bijections.ode import ContinuousFlow
-from fivefold.bijections.shape import Checkerboard, FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.residual import Residual, SeriesOptions, implicit_block
-from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
+from fivefold.bijections.shape import Checkerboard, FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Additive, Affine
 from fivefold.nets.attentive import AttentiveNet
 from fivefold.nets.conditioner import Conditioner
+from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, Norm
 from fivefold.nets.planar import PlanarSum
 from fivefold.nets.potential import Potential, PotentialVelocity
-from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, Norm
 from fivefold.nets.velocity import Velocity
 from fivefold.tools.roulette import truncation_bound
 
@@ -74,6 +74,10 @@ def coupling(shape: tuple[int, ...], mask: torch.Tensor, transform: Any, skips: 
 def attentive() -> Layer:
     net = AttentiveNet(2, 2 * MixtureCDF(3).size, (2, 2), hidden=4, blocks=2, heads=2, condition=CONDITION)
     return Coupling(parity_mask(4, 1), MixtureCDF(3), net)
+
+
+def net(inputs: int, outputs: int, spatial: tuple[int, ...]) -> Conditioner:
+    return Conditioner(inputs, outputs, spatial, hidden=8, blocks=1, condition=CONDITION)
 
 
 def multi_scale() -> Layer:
@@ -230,5 +234,8 @@ CASES: dict[str, Case] = {
         (3,), lambda: ContinuousFlow(moving(), trace="hutchinson", steps=20), tolerance=1e-5, far=False, needs=True
     ),
     # --- surjections and stochastic layers that have an inverse ---
+    "half line": Case((6,), lambda: Inverse(HalfLine()), jacobian="diagonal"),
+    "law of a vector": Case((5,), lambda: conditional_flow(2, 3, (), 3, Affine(), net)),
+    "law of maps": Case((3, 2, 2), lambda: conditional_flow(2, 1, (2, 2), 2, Affine(), net)),
     # --- others ---
 }

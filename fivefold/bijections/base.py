@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
-Map = Literal["exact", "iterative"]  # how an image is found: by a formula, or to a tolerance
+Map = Literal["exact", "iterative", "drawn"]  # how an image is found: by a formula, to a tolerance, or at random
 LogDet = Literal["exact", "estimated", "truncated"]  # estimated: at random, its mean the exact one; truncated: at
 # random too, and its mean is off by no more than the layer's documentation says
 
 
 class Exactness(NamedTuple):
-    """What a layer can do: how each direction's image is found, and its log-determinant."""
+    """What a layer can do: how each direction's image is found, and its log-determinant.
+
+    Where `inverse` alone draws (a surjection from data to noise) the term is exact. Where `forward` draws z, what is
+    exact is a mean: E p(z) exp(term) = p(x). So ln p(z) + term is a lower bound in expectation, which the logarithm
+    of a mean over several draws tightens (Nielsen et al., 2020).
+    """
 
     forward: Map = "exact"
     inverse: Map = "exact"
@@ -80,13 +85,15 @@ class Chain(Bijection):
 
 
 class Inverse(Bijection):
-    """A bijection with its directions exchanged: of an autoregressive flow it makes an inverse autoregressive one.
+    """A layer with its directions exchanged: of an autoregressive flow it makes an inverse autoregressive one.
+
+    Of a surjection from data to noise it makes the one from noise to data: what was exact becomes a bound.
 
     Args:
         part: what is exchanged.
     """
 
-    def __init__(self, part: Bijection) -> None:
+    def __init__(self, part: Layer) -> None:
         super().__init__()
         self.part = part
 
@@ -104,12 +111,11 @@ class Inverse(Bijection):
 
 def weakest(*layers: Layer) -> Exactness:
     """What can be said of several layers one after another."""
-    facts = [layer.exactness for layer in layers]
-    log_dets = {fact.log_det for fact in facts}
+    facts = [Exactness(), *[layer.exactness for layer in layers]]
     return Exactness(
-        "iterative" if any(fact.forward == "iterative" for fact in facts) else "exact",
-        "iterative" if any(fact.inverse == "iterative" for fact in facts) else "exact",
-        "truncated" if "truncated" in log_dets else "estimated" if "estimated" in log_dets else "exact",
+        max((fact.forward for fact in facts), key=get_args(Map).index),
+        max((fact.inverse for fact in facts), key=get_args(Map).index),
+        max((fact.log_det for fact in facts), key=get_args(LogDet).index),
     )
 
 

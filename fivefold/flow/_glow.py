@@ -13,7 +13,7 @@ from fivefold.bijections.coupling import Coupling, MakeNet, alternate_pixels
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import multi_scale
 from fivefold.bijections.transforms import Affine, Transform
-from fivefold.flow._system import FlowSystem
+from fivefold.flow._system import Dequantisation, FlowSystem
 from fivefold.nets.coders import zero
 from fivefold.nets.conditioner import ConditionedLayer, GlowNet
 from fivefold.space import Space
@@ -37,6 +37,7 @@ class GlowSystem(FlowSystem):
         margin: float = 0.05,
         score_samples: int = 16,
         temperature: float = 1.0,
+        dequantisation: Dequantisation = "uniform",
         warmup: float = 0.0,
     ) -> None:
         """Options of all of them.
@@ -49,9 +50,10 @@ class GlowSystem(FlowSystem):
             margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit, as in the papers.
             score_samples: points in each cell when discrete examples are scored.
             temperature: the standard deviation of the noise that samples are made from.
+            dequantisation: of discrete dimensions, uniform or variational (by a flow given the example).
             warmup: share of the budget over which the learning rate rises; many couplings diverge at once without.
         """
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
+        super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
         self.warmup = warmup
         self.layers, self.transform = layers, Affine()
         self.make_net = partial(GlowNet, hidden=hidden, condition=self.embedding.width)

@@ -9,7 +9,7 @@ from fivefold.bijections.base import Bijection, Chain
 from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
 from fivefold.bijections.transforms import Affine
-from fivefold.flow._system import FlowSystem
+from fivefold.flow._system import Dequantisation, FlowSystem
 from fivefold.nets.conditioner import Conditioner
 from fivefold.space import Space
 from fivefold.system import Density
@@ -36,6 +36,7 @@ class RealNVP(FlowSystem):
         margin: how far the logit of discrete images keeps from 0 and 1.
         score_samples: points in each cell when discrete examples are scored.
         temperature: the standard deviation of the noise that samples are made from.
+        dequantisation: of discrete dimensions, uniform or variational (by a flow given the example).
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -84,8 +85,9 @@ class RealNVP(FlowSystem):
         margin: float = 0.05,
         score_samples: int = 16,
         temperature: float = 1.0,
+        dequantisation: Dequantisation = "uniform",
     ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
+        super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
         self.layers, self.widen = layers, widen
         self.transform = Affine()
         self.make_net = partial(

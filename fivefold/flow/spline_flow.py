@@ -12,7 +12,7 @@ from fivefold.bijections.elementwise import NormalQuantile
 from fivefold.bijections.linear import LULinear
 from fivefold.bijections.shape import Flatten, multi_scale
 from fivefold.bijections.splines import Kind, Spline
-from fivefold.flow._system import FlowSystem
+from fivefold.flow._system import Dequantisation, FlowSystem
 from fivefold.nets.conditioner import Conditioner
 from fivefold.space import Space
 from fivefold.system import Density
@@ -42,6 +42,7 @@ class SplineFlow(FlowSystem):
         dropout: probability in the coupling networks.
         score_samples: points in each cell when discrete examples are scored.
         temperature: the standard deviation of the noise that samples are made from.
+        dequantisation: of discrete dimensions, uniform or variational (by a flow given the example).
     """
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -66,8 +67,9 @@ class SplineFlow(FlowSystem):
         dropout: float = 0.0,
         score_samples: int = 16,
         temperature: float = 1.0,
+        dequantisation: Dequantisation = "uniform",
     ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
+        super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
         self.layers = layers
         fills_cube = space.kind == "image" and space.levels is not None
         self.transform = Spline(kind, bins, 1.0 if fills_cube else bound, tails=not fills_cube)

@@ -82,10 +82,28 @@ def dequantised_log_prob(
     if all(levels is None for levels in space.dim_levels):
         value = log_prob(x, condition)
         return value, torch.zeros_like(value)
+    return importance_log_prob(
+        lambda x, given: log_prob(dequantise(x, space), given) + dequantise_log_det(space), x, condition, samples
+    )
+
+
+def importance_log_prob(
+    draw: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, condition: Tensor | None, samples: int
+) -> tuple[Tensor, Tensor]:
+    """ln of the mean of `samples` unbiased estimates of p(x): a lower bound in expectation, tighter with each.
+
+    Args:
+        draw: ln of one estimate for each example, nats `(B,)`, given a condition.
+        x: examples `(B, *shape)`.
+        condition: encoded, or None.
+        samples: estimates for each example.
+
+    Returns:
+        Nats `(B,)` and their standard errors (by the delta method).
+    """
     repeated = x.repeat(samples, *[1] * (x.dim() - 1))
     condition = None if condition is None else condition.repeat(samples, *[1] * (condition.dim() - 1))
-    values = log_prob(dequantise(repeated, space), condition).view(samples, -1) + dequantise_log_det(space)
-    return log_mean_exp(values)
+    return log_mean_exp(draw(repeated, condition).view(samples, -1))
 
 
 def averaged_log_prob(

@@ -1,0 +1,99 @@
+"""Conditional laws: what surjective and stochastic layers draw, with the density of what was drawn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.bijections.base import Bijection, Chain, sum_dims
+from fivefold.bijections.coupling import Coupling, MakeNet, parity_mask
+from fivefold.bijections.transforms import Transform, soft_clamp
+from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
+
+
+class Law(nn.Module, ABC):
+    """p(y | given), possibly given a condition too; gradients pass through what is drawn."""
+
+    @abstractmethod
+    def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A draw for each `given` `(B, ...)`, and its ln p in nats `(B,)`."""
+
+    @abstractmethod
+    def log_prob(self, y: Tensor, given: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Nats `(B,)` of `y`."""
+
+
+class GaussianLaw(Law):
+    """Independent Gaussians whose means and log-scales a network gives.
+
+    Args:
+        net: of `(given, condition)`, to the means and then the log-scales along the channels, `(B, 2C, ...)`.
+        bound: of the log-scales.
+    """
+
+    def __init__(self, net: nn.Module, bound: float = 5.0) -> None:
+        super().__init__()
+        self.net, self.bound = net, bound
+
+    def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean, log_scale = self._moments(given, condition)
+        y = mean + log_scale.exp() * torch.randn_like(mean)
+        return y, sum_dims(gaussian_log_prob(y, mean, log_scale))
+
+    def log_prob(self, y: Tensor, given: Tensor, condition: Tensor | None = None) -> Tensor:
+        return sum_dims(gaussian_log_prob(y, *self._moments(given, condition)))
+
+    def _moments(self, given: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, log_scale = self.net(given, condition).chunk(2, 1)
+        return mean, soft_clamp(log_scale, self.bound)
+
+
+class FlowLaw(Law):
+    """A flow from y to standard normal noise, given channels that it leaves as they are.
+
+    Args:
+        channels: of y; the other sizes are those of `given`.
+        flow: of `given` and then y along the channels; it changes y alone (see `conditional_flow`). None: y is noise.
+    """
+
+    def __init__(self, channels: int, flow: Bijection | None = None) -> None:
+        super().__init__()
+        self.channels, self.flow = channels, Chain() if flow is None else flow
+
+    def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(len(given), self.channels, *given.shape[2:], dtype=given.dtype, device=given.device)
+        both, log_det = self.flow.inverse(torch.cat([given, noise], 1), condition)
+        return both[:, given.shape[1] :], standard_normal_log_prob(noise) - log_det
+
+    def log_prob(self, y: Tensor, given: Tensor, condition: Tensor | None = None) -> Tensor:
+        both, log_det = self.flow(torch.cat([given, y], 1), condition)
+        return standard_normal_log_prob(both[:, given.shape[1] :]) + log_det
+
+
+def conditional_flow(
+    given: int, drawn: int, spatial: tuple[int, ...], layers: int, transform: Transform, make_net: MakeNet
+) -> Bijection:
+    """Couplings of the last `drawn` channels: all of them given the first, then parts of them given all others.
+
+    With an affine transform the first coupling alone makes a Gaussian of independent channels.
+
+    Args:
+        given: channels that stay as they are.
+        drawn: channels that are transformed.
+        spatial: (H, W) of images, () of vectors.
+        layers: couplings.
+        transform: the h of each element.
+        make_net: makes the networks.
+    """
+    patterns = (1 << max(1, (drawn - 1).bit_length())) - 1
+    everything, kept = torch.ones(drawn, dtype=torch.bool, device="cpu"), torch.zeros(given, device="cpu").bool()
+    parts: list[Bijection] = []
+    for layer in range(layers):
+        part = parity_mask(drawn, patterns - (layer - 1) // 2 % patterns) if layer and drawn > 1 else everything
+        mask = torch.cat([kept, ~part if layer and layer % 2 == 0 and drawn > 1 else part])
+        changed = int(mask.sum())
+        net = make_net(given + drawn - changed, changed * transform.size, spatial)
+        parts.append(Coupling(mask, transform, net))
+    return Chain(*parts)
