@@ -71,7 +71,7 @@ def causal_pad(x: Tensor, size: int, right: int) -> Tensor:
 class AutoregressiveConv(Bijection):
     """A convolution whose matrix is triangular: each number sees itself and those before it in raster order.
 
-    Pixels come in rows, the channels of each in turn (Hoogeboom et al., 2019, 3.1; survey Table 3). ln |det| is H W
+    Pixels come in rows, the channels of each in turn (Hoogeboom et al., 2019; survey Table 3). ln |det| is H W
     times the sum of the logarithms of the diagonal. The inverse substitutes, all pixels of a front at once: with
     `right` = 0 the anti-diagonals, H + W - 1 of them, otherwise (1 + right) (H - 1) + W skewed ones.
     The identity at first.
@@ -153,7 +153,7 @@ def _seen(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
 
 
 def emerging(channels: int, size: int = 3) -> Bijection:
-    """Two autoregressive convolutions in opposite orders, rows, columns and channels (Hoogeboom et al., 2019, 3.2).
+    """Two autoregressive convolutions in opposite orders, rows, columns and channels (Hoogeboom et al., 2019).
 
     Each sees a corner of (size + 1) / 2 squared, so together as much as a `size` x `size` convolution: all of it.
 
@@ -166,7 +166,7 @@ def emerging(channels: int, size: int = 3) -> Bijection:
 
 
 class PeriodicConv(Bijection):
-    """A convolution on a torus: images go on at the opposite side (Hoogeboom et al., 2019, 3.3; Finzi et al., 2019).
+    """A convolution on a torus: images go on at the opposite side (Hoogeboom et al., 2019; Finzi et al., 2019).
 
     Fourier's transform makes of it one C x C matrix at each frequency. ln |det| is the sum of theirs, the inverse
     solves with each.
@@ -221,7 +221,7 @@ def _from_frequencies(y: Tensor, like: Tensor) -> Tensor:
 
 
 class ConvExp(Bijection):
-    """y = exp(M) x, M a convolution with zeros all round (Hoogeboom et al., 2020, 3.1).
+    """y = exp(M) x, M a convolution with zeros all round (Hoogeboom et al., 2020).
 
     ln |det| is the trace of M, H W times that of the kernel's centre, and the inverse exp(-M): any kernel is
     invertible. The series has as many terms as the precision needs for the norm of M, which is bounded by `limit`.

@@ -20,7 +20,7 @@ from fivefold.tools.roots import invert_triangular
 class MaskedConv(Bijection):
     """Every row is transformed given few rows above it: y_p = h(x_p; net(x near p, in the rows above)).
 
-    MaCow's masked convolution (Ma et al., 2019, 3.1). Pixels of a row do not see one another, so the inverse takes H
+    MaCow's masked convolution (Ma et al., 2019). Pixels of a row do not see one another, so the inverse takes H
     steps of a row each, whatever the width and the channels. The identity at first.
 
     Args:
@@ -67,7 +67,7 @@ class MaskedConv(Bijection):
 def macow_unit(
     channels: int, transform: Transform, kernel: tuple[int, int] = (2, 3), hidden: int = 0, condition: int = 0
 ) -> Bijection:
-    """Masked convolutions that see above, below, left and right, an actnorm before each pair (Ma et al., 2019, 3.2).
+    """Masked convolutions that see above, below, left and right, an actnorm before each pair (Ma et al., 2019).
 
     Args:
         channels: of `(B, C, H, W)`.
@@ -85,7 +85,7 @@ def macow_unit(
 
 
 class MintLayer(Bijection):
-    """y = t x + W3 h(W2 h(W1 x + b1) + b2) + b3, with masked convolutions W (Song et al., 2019, 3.2, Eq. 5).
+    """y = t x + W3 h(W2 h(W1 x + b1) + b2) + b3, with masked convolutions W (Song et al., 2019).
 
     Each number depends on itself and those before it in raster order, the channels of a pixel in turn. There are K
     features for each, and along its own path every weight of W2 has the sign of those of W1 and W3 around it: with
@@ -183,7 +183,7 @@ def _mix(weights: Tensor, slope: Tensor) -> Tensor:
 
 
 def mint_pair(shape: tuple[int, ...], hidden: int, condition: int = 0, tolerance: float = 1e-6) -> Bijection:
-    """Two `MintLayer` in opposite orders, so that every number depends on all near it (Song et al., 2019, 3.3).
+    """Two `MintLayer` in opposite orders, so that every number depends on all near it (Song et al., 2019).
 
     Args:
         shape: (C, H, W) of an image.

@@ -52,6 +52,9 @@ class MaCow(FlowSystem):
             "batch_size": 512, "lr": 1e-3,
         },
     }  # fmt: skip
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
+        "cifar10": (37_197_547, "the authors' program: its weights, counted from their shapes"),
+    }
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class MaCow(FlowSystem):
         return Chain(Squeeze(), self._departure(shape, channels, DEPARTURES, scales - 1))
 
     def _departure(self, shape: Shape, leaving: int, times: int, scales: int) -> Bijection:
-        """Steps, and so many channels leave; as many times as said, then the next resolution (the paper's 3.3)."""
+        """Steps, and so many channels leave; as many times as said, then the next resolution."""
         if times == 0:
             return self._resolution(shape, scales)
         kept = shape[0] - leaving

@@ -101,7 +101,7 @@ class Solution(NamedTuple):
 def invert_triangular(f: Triangular, y: Tensor, steepest: Tensor, tolerance: float = 1e-6, most: int = 500) -> Solution:
     """The x at which f(x) = y, where f's Jacobian is triangular with a positive diagonal, in whatever order.
 
-    Newton's method with the diagonal alone, x - (f(x) - y) / diagonal (Song et al., 2019, Eq. 4, with their step size
+    Newton's method with the diagonal alone, x - (f(x) - y) / diagonal (Song et al., 2019, with their step size
     1): all elements at once. Once those before it are right, an element's steps are Newton's on an increasing function
     of one variable. Where f is affine, all are right as soon as the longest chain of dependences has links. Elsewhere
     Newton's method may run in circles: an element whose steps have `PATIENCE` times in a row not halved is kept in a
