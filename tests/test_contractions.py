@@ -248,6 +248,9 @@ def test_orders_of_norms_are_learnt(monkeypatch):
     assert found.abs().min() > 1e-3
     net = contraction(norm="learned")
     assert net.orders.shape == (3,)
+    copied = copy.deepcopy(net)  # as for an average of weights
+    for layer in copied.layers:
+        assert all(order.raw is copied.orders for order in layer.parametrizations.weight[0].orders)
     assert len(dict(net.named_parameters())) == len(dict(contraction().named_parameters())) + 1
 
 

@@ -15,6 +15,7 @@ from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.residual import Residual, SeriesOptions, implicit_block
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
 from fivefold.flow._system import FlowSystem
+from fivefold.nets.attention import Attending, refuse_dense
 from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, Norm
 from fivefold.space import Batch, Space
 from fivefold.system import Density
@@ -141,6 +142,8 @@ class ContractionSystem(FlowSystem):
 
     def _attention(self, shape: tuple[int, ...]) -> Bijection:
         blocks = self.blocks
+        positions = math.prod(shape[1:])
+        refuse_dense("a residual flow", [Attending(positions, positions, blocks.attention)], "attention 0")
         given = self.embedding.width, blocks.coefficient, blocks.activation
         return Residual(LipschitzAttention(shape, blocks.attention, *given), self.series)
 

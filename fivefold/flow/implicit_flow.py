@@ -74,7 +74,7 @@ class ImplicitFlow(ContractionSystem):
         stop: float = 0.5,
         early_gradients: bool = False,
         exact_dims: int = 16,
-        tolerance: float = 1e-6,
+        tolerance: float = 1e-5,
         squeeze_first: bool = False,
         factor_out: bool = False,
         margin: float = 0.05,

@@ -14,6 +14,7 @@ Map = Callable[[Tensor], Tensor]  # of `(B, ...)` to the same shape, every row o
 
 GAIN = 0.99  # by what an extrapolation has to shrink the residual, or it is undone
 STRIKES = 8  # undone extrapolations of a row until it is iterated plainly to the end
+STALL = 100  # evaluations without a smaller residual after which a row is given up: rounding, or no contraction
 
 
 class FixedPoint(NamedTuple):
@@ -55,6 +56,7 @@ def anderson(f: Map, x: Tensor, tolerance: float, most: int, memory: int = 8) ->
     steps as there are dimensions. A row's extrapolation that does not shrink its residual f(x) - x is undone and
     replaced by a step of the contraction; after STRIKES of those the row is iterated plainly. So it converges wherever
     iteration does, in whatever norm f is a contraction, and Banach's bound on the distance to the fixed point holds.
+    A row whose residual has not shrunk for STALL evaluations is given up, as where rounding stands in the way.
 
     Args:
         f: a contraction of every row.
@@ -69,17 +71,21 @@ def anderson(f: Map, x: Tensor, tolerance: float, most: int, memory: int = 8) ->
     changes = torch.zeros_like(moves)  # of f(x) - x there
     strikes = torch.zeros(len(point), dtype=torch.long, device=x.device)
     plain = strikes == 0  # whether a row's next step is the contraction's own
+    best, since = step.norm(dim=1), torch.zeros_like(strikes)
     steps = 1
     while True:
-        errors = (step.abs() / (1 + point.abs())).amax(1) if step.numel() else step.new_zeros(1)
-        unsettled = errors > tolerance  # NaN is past help
+        errors = (step.abs() / (1 + point.abs())).amax(1)
+        unsettled = (errors > tolerance) & (since < STALL)  # NaN is past help
         if steps >= most or not unsettled.any():
             return FixedPoint((point + step).view(shape), errors.max().item(), steps)
         jump = torch.where(plain[:, None], step, _extrapolated(step, moves, changes))
         jump = torch.where(unsettled[:, None], jump, 0)
         there = point + jump
         there_step = f(there.view(shape)).flatten(1) - there
-        good = plain | (there_step.norm(dim=1) <= GAIN * step.norm(dim=1))
+        size = there_step.norm(dim=1)
+        good = plain | (size <= GAIN * step.norm(dim=1))
+        since = torch.where(size < best, 0, since + 1)
+        best = torch.fmin(size, best)
         moves *= good[:, None, None]  # what misled a row is forgotten
         changes *= good[:, None, None]
         slot = steps % memory
@@ -95,7 +101,7 @@ def _extrapolated(step: Tensor, moves: Tensor, changes: Tensor) -> Tensor:
     sizes = changes.norm(dim=2, keepdim=True)
     units = changes / sizes.clamp(min=torch.finfo(step.dtype).tiny)
     ridge = 10 * torch.finfo(step.dtype).eps * torch.eye(units.shape[1], dtype=step.dtype, device=step.device)
-    mixture = torch.linalg.solve(units @ units.mT + ridge, units @ step[:, :, None])
+    mixture, _ = torch.linalg.solve_ex(units @ units.mT + ridge, units @ step[:, :, None])  # what fails is undone
     weights = mixture / sizes.clamp(min=torch.finfo(step.dtype).tiny)
     return step - ((moves + changes).mT @ weights).squeeze(2)
 
@@ -104,15 +110,16 @@ def implicit(f: Map, x: Tensor, tolerance: float, most: int) -> Tensor:
     """The fixed point `x` of `f`, with gradients by what f depends on (implicit function theorem).
 
     dx = (I - df/dx)^-1 df, so a gradient u becomes (I - df/dx)^-T u: the fixed point v = u + (df/dx)^T v, which
-    `anderson` finds from products with the Jacobian, however x was found. RuntimeError
-    where second derivatives are asked for.
+    `anderson` finds from products with the Jacobian, however x was found. RuntimeError where second derivatives are
+    asked for.
 
     Args:
         f: a contraction of every row.
         x: f(x), `(B, ...)`.
-        tolerance: of the last step to v, relative to the largest of |u| in its row.
+        tolerance: of the last step to v, relative to the largest of |u| in its row; not below what rounding allows.
         most: products with the Jacobian.
     """
+    tolerance = max(tolerance, 40 * torch.finfo(x.dtype).eps)
     at = x.detach().requires_grad_()
     with torch.enable_grad():
         image = f(at)
