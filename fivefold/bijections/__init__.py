@@ -1,1 +1,1 @@
-"""The parts of flows: invertible maps with their log-determinants."""
+"""The parts of flows: invertible, surjective and stochastic maps with what they add to the log-likelihood."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fivefold.space import Space
 
+MOST_NUMBERS = 2**21  # of examples that are scored at once
 
 def _affine(space: Space, device: torch.device, offset: int) -> tuple[Tensor | float, Tensor | float]:
     """Scale and shift that take 0..levels-1+`offset`... of each dimension to [-1, 1]; identity where real."""
@@ -96,14 +97,18 @@ def importance_log_prob(
         draw: ln of one estimate for each example, nats `(B,)`, given a condition.
         x: examples `(B, *shape)`.
         condition: encoded, or None.
-        samples: estimates for each example.
+        samples: estimates for each example; so many at once as `MOST_NUMBERS` of x allow.
 
     Returns:
         Nats `(B,)` and their standard errors (by the delta method).
     """
-    repeated = x.repeat(samples, *[1] * (x.dim() - 1))
-    condition = None if condition is None else condition.repeat(samples, *[1] * (condition.dim() - 1))
-    return log_mean_exp(draw(repeated, condition).view(samples, -1))
+
+    def draws(count: int) -> Tensor:
+        given = None if condition is None else condition.repeat(count, *[1] * (condition.dim() - 1))
+        return draw(x.repeat(count, *[1] * (x.dim() - 1)), given).view(count, -1)
+
+    part = max(min(MOST_NUMBERS // x.numel(), samples), 1)
+    return log_mean_exp(torch.cat([draws(min(part, samples - i)) for i in range(0, samples, part)]))
 
 
 def averaged_log_prob(
