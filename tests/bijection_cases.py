@@ -11,7 +11,7 @@ from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.determinant import Planar, Sylvester
 from fivefold.bijections.elementwise import Logit, NormalQuantile
-from fivefold.bijections.linear import ActNorm, LULinear, Scaling
+from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.shape import Checkerboard, FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
@@ -131,7 +131,6 @@ CASES: dict[str, Case] = {
     # --- convolutions ---
     # --- residual ---
     # --- by the determinant lemma, blocks, NICE's and Flow++'s ---
-    "scaling": Case((5,), lambda: Scaling(5), jacobian="diagonal"),
     "checkerboard": Case((2, 3, 4), Checkerboard),
     "attentive coupling": Case((4, 2, 2), attentive, tolerance=1e-5),
     "planar": Case((4,), lambda: Planar(4, CONDITION), spread=0.8),
