@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from fivefold import catalog
+from fivefold.bijections.autoregressive import MaskedAutoregressive
 from fivefold.space import Batch, Space
 from fivefold.system import Density, Unfit
 from tests.test_flows import MIXED, PLANE, grid_of
@@ -83,13 +84,24 @@ def test_the_density_is_the_students_and_its_samples_follow_it(learnt):
 def test_the_student_learns_by_the_teachers_gradient_without_its_own_inverse(monkeypatch):
     """Nothing runs dimension by dimension, and the slope of ln p_T at the samples reaches the student."""
     system = build(PIXELS)
-    monkeypatch.setattr(type(system.student.flow), "forward", None)
+    monkeypatch.setattr(MaskedAutoregressive, "inverse", None)
     teacher_term = -system.log_teacher(system.student.draw(8, None)[0], None).mean()
     teacher_term.backward()
     assert any(p.grad is not None and p.grad.any() for p in system.student.parameters())
     (update,) = system.train().updates(Batch(torch.randint(3, (8, 1, 2, 2))), 0.9)
     assert update.player is system.student
     assert update.loss.isfinite()
+
+
+def test_the_student_starts_with_the_moments_of_the_data():
+    system = catalog.build("distilled-flow", PLANE).train()
+    x = torch.tensor([5.0, -3.0]) + torch.tensor([0.1, 2.0]) * torch.randn(500, 2)
+    for progress in (0.6, 0.9):
+        list(system.updates(Batch(x), progress))
+        y, _ = system.student.draw(4000, None)
+        torch.testing.assert_close(y.mean(0), torch.tensor([5.0, -3.0]), atol=0.3, rtol=0)
+        torch.testing.assert_close(y.std(0), torch.tensor([0.1, 2.0]), atol=0.0, rtol=0.1)
+        x = x + 10  # and never again
 
 
 def test_the_teacher_is_evaluated_as_it_is():

@@ -8,7 +8,7 @@ from scipy import stats
 from torch.autograd.functional import jacobian
 
 from fivefold.bijections.coupling import Coupling
-from fivefold.bijections.linear import Scaling
+from fivefold.bijections.linear import ActNorm
 from fivefold.catalog import find
 from tests.test_flows import PLANE, SPACES, build
 
@@ -16,10 +16,10 @@ from tests.test_flows import PLANE, SPACES, build
 def test_only_the_scaling_changes_volumes():
     """Its logarithms add up to the log-determinant everywhere; the couplings' Jacobians have determinant 1."""
     system = build("nice", SPACES["real image"], spread=0.5).double()
-    (scaling,) = (part for part in system.flow.modules() if isinstance(part, Scaling))
+    (scaling,) = (part for part in system.flow.modules() if isinstance(part, ActNorm))
     x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
     _, log_det = system.flow(x)
-    torch.testing.assert_close(log_det, scaling.log_scale.sum().expand(5))
+    torch.testing.assert_close(log_det, scaling.norm.log_scale.sum().expand(5))
     matrix = jacobian(lambda p: system.flow(p[None])[0][0], x[0]).view(16, 16)
     torch.testing.assert_close(torch.linalg.slogdet(matrix).logabsdet, log_det[0])
     assert (matrix - matrix.diagonal().diag()).abs().max() > 0.01

@@ -30,24 +30,6 @@ class ActNorm(Bijection):
         return (x[0, 0].numel() * self.norm.log_scale.sum()).expand(len(x))
 
 
-class Scaling(Bijection):
-    """y = exp(s) x for every dimension of `(B, D)` (Dinh et al., 2015, 3.3); the identity at first.
-
-    Args:
-        dims: D.
-    """
-
-    def __init__(self, dims: int) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(dims))
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x * self.log_scale.exp(), self.log_scale.sum().expand(len(x))
-
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return y * torch.exp(-self.log_scale), -self.log_scale.sum().expand(len(y))
-
-
 class LULinear(Bijection):
     """y = P L U x + b across channels: a 1x1 convolution on images (Kingma and Dhariwal, 2018, 3.2).
 

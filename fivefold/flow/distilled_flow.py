@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fivefold import catalog
 from fivefold.bijections.autoregressive import MaskedAutoregressive, in_alternating_order
 from fivefold.bijections.base import Chain, Inverse
+from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.bijections.transforms import Affine
 from fivefold.flow._system import FlowSystem
@@ -30,7 +31,8 @@ class DistilledFlow(LatentSystem):
     First an autoregressive teacher is trained on real values (of discrete data, with uniform noise added). Then it
     stays as it is, and an inverse autoregressive flow, the student, learns to draw what the teacher finds likely: with
     its own samples alone it minimises the divergence D(student || teacher) (survey Eq. 35), so that neither model is
-    ever run dimension by dimension. Samples take one pass; the student's density goes dimension by dimension.
+    ever run dimension by dimension; of the data it takes each dimension's mean and deviation to start with. Samples
+    take one pass; the student's density goes dimension by dimension.
 
     Args:
         space: of the examples.
@@ -86,6 +88,7 @@ class DistilledFlow(LatentSystem):
             real = Batch(dequantise(batch.x, self.space), batch.condition)
             yield from self.teacher.updates(real, progress / self.first_stage)
         else:
+            self.student.start(dequantise(batch.x, self.space))
             yield Update(self.student, self.divergence(len(batch.x), batch.condition))
 
     def divergence(self, n: int, condition: Tensor | None) -> Tensor:
@@ -101,7 +104,7 @@ class DistilledFlow(LatentSystem):
             value = self.teacher._log_prob(y, condition)
         return value[0] if isinstance(value, tuple) else value  # exact: the standard error is 0
 
-    def optimizers(self, lr: float = 2e-3, weight_decay: float = 1e-4) -> dict[nn.Module, torch.optim.Optimizer]:
+    def optimizers(self, lr: float = 5e-3, weight_decay: float = 1e-4) -> dict[nn.Module, torch.optim.Optimizer]:
         """AdamW for the student; the teacher brings its own.
 
         Args:
@@ -153,8 +156,13 @@ class _Student(FlowSystem):
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         width = self.embedding.width
         maps = [Inverse(MaskedAutoregressive(space.dims, Affine(), hidden, width)) for _ in range(steps)]
-        flow = Chain(Flatten(space.shape), in_alternating_order(space.dims, maps))
-        self.flow = self._onto_line(flow, margin)
+        moments = self._onto_line(Chain(Flatten(space.shape), ActNorm(space.dims)), margin)
+        self.flow = Chain(moments, in_alternating_order(space.dims, maps))
+
+    @torch.no_grad()
+    def start(self, y: Tensor) -> None:
+        """In training, the first time: the mean and deviation of samples are those of real-valued examples."""
+        self.flow.parts[0](y)
 
     def draw(self, n: int, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Real-valued samples by reparameterisation and their log-densities: `(n, *shape)`, nats `(n,)`."""

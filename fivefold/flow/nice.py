@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fivefold.bijections.base import Bijection, Chain
 from fivefold.bijections.coupling import Coupling, parity_mask
-from fivefold.bijections.linear import Scaling
+from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.bijections.transforms import Additive
 from fivefold.flow._system import FlowSystem
@@ -31,7 +31,8 @@ class NICE(FlowSystem):
 
     Additive couplings: every other dimension is shifted by a deep ReLU network of those between, then these by those.
     They leave all volumes as they are; a diagonal scaling at the end, whose logarithms are the whole log-determinant,
-    says how much each dimension varies. Noise is logistic or Gaussian. Images are flattened.
+    says how much each dimension varies. It starts by the first batch, together with a shift, as an actnorm does. Noise
+    is logistic or Gaussian. Images are flattened.
 
     Args:
         space: of the examples.
@@ -72,7 +73,7 @@ class NICE(FlowSystem):
         self.prior = PRIORS[prior]
         self.hidden, self.layers, self.dropout = hidden, layers, dropout
         parts = [self._coupling(layer, space.dims) for layer in range(couplings)]
-        self.flow = self._onto_line(Chain(Flatten(space.shape), *parts, Scaling(space.dims)), margin)
+        self.flow = self._onto_line(Chain(Flatten(space.shape), *parts, ActNorm(space.dims)), margin)
 
     def _coupling(self, layer: int, dims: int) -> Bijection:
         """Moves the odd dimensions given the even ones, or the other way round."""
