@@ -8,6 +8,7 @@ import torch
 from fivefold.bijections.autoregressive import AutoregressiveMaps, MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Chain, Inverse, Layer
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
+from fivefold.bijections.discrete import IntegerShift, ModuloAutoregressive, ModuloCoupling, Translation, Wrap
 from fivefold.bijections.elementwise import Logit, NormalQuantile
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.ode import ContinuousFlow
@@ -15,6 +16,7 @@ from fivefold.bijections.shape import FactorOut, Flatten, Permutation, Squeeze
 from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Additive, Affine, MixtureCDF, SumOfSquares
 from fivefold.nets.conditioner import Conditioner
+from fivefold.nets.dense import DenseConditioner
 from fivefold.nets.velocity import Velocity
 
 CONDITION = 3  # width of the condition, which all are given and some use
@@ -66,6 +68,12 @@ def autoregressive(transform: Any) -> MaskedAutoregressive:
 
 def equation() -> Layer:
     return ContinuousFlow(Velocity((3,), 8, 1, CONDITION, "concatsquash"), tolerance=1e-10)
+
+
+def integer_coupling(shape: tuple[int, ...], plus: bool) -> Layer:
+    mask, units = parity_mask(shape[0], 1), torch.arange(2.0, 2 + shape[0])
+    net = DenseConditioner(int((~mask).sum()), int(mask.sum()), shape[1:], 6, 2, CONDITION, plus, not plus)
+    return Coupling(mask, IntegerShift(), Translation(net, units[~mask], units[mask], rezero=plus))
 
 
 TAILS, CUBE = Spline("rational-quadratic", 5, 1.5), Spline("rational-quadratic", 5, 1.0, tails=False)
@@ -124,5 +132,12 @@ CASES: dict[str, Case] = {
     # --- residual ---
     # --- continuous time ---
     # --- surjections and stochastic layers that have an inverse ---
+    # --- discrete ---
+    "integers": Case((5,), lambda: integer_coupling((5,), False)),
+    "integers, an image": Case((4, 3, 2), lambda: integer_coupling((4, 3, 2), True)),
+    "integers round": Case((5,), lambda: Wrap(torch.tensor(-20.0), torch.tensor(41.0)), jacobian="diagonal"),
+    "remainders, autoregressive": Case((3, 5), lambda: ModuloAutoregressive((5, 5, 5), 9, CONDITION)),
+    "remainders, the last first": Case((3, 4), lambda: ModuloAutoregressive((4, 4, 4), 9, CONDITION, reverse=True)),
+    "remainders, bipartite": Case((4, 3), lambda: ModuloCoupling(parity_mask(4, 1), (3, 3, 3, 3), 9, CONDITION)),
     # --- others ---
 }
