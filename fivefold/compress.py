@@ -125,12 +125,12 @@ def decompress_encoded(system: System, data: bytes) -> Batch:
         raise CompressionError("this was compressed by another model: give the run that compressed it")
     condition = _unpack(header["condition"], system) if "condition" in header else None
     decoder, parts = _Decoder(words), []
-    with system.evaluating(), _threads(header["threads"]):
+    with system.evaluating(), _threads(header["threads"]), contextlib.suppress(_Lost):
         for first in range(0, header["count"], header["batch"]):
             n = min(header["batch"], header["count"] - first)
             given = None if condition is None else condition[first : first + n].to(system.device)
             parts.append(coder.generate(n, given, decoder).cpu())
-    x = torch.cat(parts)
+    x = torch.cat(parts) if parts else torch.empty(0)
     if _checksum(x) != header["examples"]:
         raise CompressionError(
             f"this decodes to something else than was compressed: the model's numbers differ between machines, "
@@ -256,12 +256,22 @@ class _Decoder:
         self.coder = self.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
 
     def __call__(self, law: Law) -> Tensor:
-        halving = _Halving(law, int(self.coder.decode(self.stream.model.Uniform(DEEPEST + 1))))
+        halving = _Halving(law, int(self._next(self.stream.model.Uniform(DEEPEST + 1))))
         while not halving.done:
-            symbols = self.coder.decode(self.stream.model.Bernoulli(), halving.probability())
+            symbols = self._next(self.stream.model.Bernoulli(), halving.probability())
             upper = torch.from_numpy(np.asarray(symbols) != 0).view_as(halving.low)
             halving.choose(upper.to(halving.low.device))
         return halving.low + law.centre
+
+    def _next(self, *model: Any) -> Any:
+        try:
+            return self.coder.decode(*model)
+        except AssertionError as error:  # how constriction says that no encoder with these laws wrote the words
+            raise _Lost from error
+
+
+class _Lost(Exception):
+    """The words are not of the laws that they are read with."""
 
 
 class _Halving:

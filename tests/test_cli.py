@@ -58,8 +58,10 @@ def test_list_as_json():
     assert {row["id"] for row in rows} == set(catalog.entries())
     assert set(rows[0]) == {"id", "family", "section", "reference", "density", "spaces", "summary"}
     assert {row["id"] for row in json.loads(run("list", "--family", "flow", "--json"))} == {
+        "discrete-flow",
         "ffjord",
         "glow",
+        "idf",
         "realnvp",
         "residual-flow",
         "spline-flow",

@@ -17,6 +17,7 @@ from fivefold.tools.laws import Draw, Levels
 from fivefold.tools.schedule import warm_cosine
 
 CONDITION_WIDTH = 32
+QUICK = 5.0  # the base's own logits have some units to go, and Adam's steps are of the size of its rate
 MOST_WEIGHTS = 2**28
 
 
@@ -80,7 +81,7 @@ class DiscreteFlow(LatentSystem):
 
     def _law(self, n: int, context: Tensor | None) -> Levels:
         """What comes out: independent values `(n, D)`."""
-        logits = self.base.expand(n, *self.base.shape)
+        logits = QUICK * self.base.expand(n, *self.base.shape)
         if self.base_of is not None and context is not None:
             logits = logits + self.base_of(context).view_as(logits)
         return Levels(logits.masked_fill(~self.remainders.exists, -torch.inf))
@@ -90,7 +91,7 @@ class DiscreteFlow(LatentSystem):
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()
 
-    def optimizers(self, lr: float = 3e-3) -> dict[nn.Module, torch.optim.Optimizer]:
+    def optimizers(self, lr: float = 1e-2) -> dict[nn.Module, torch.optim.Optimizer]:
         """Adam, its rate following a cosine to zero.
 
         Args:

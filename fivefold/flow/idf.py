@@ -22,6 +22,7 @@ from fivefold.tools.laws import Draw, IntegerLogistics, Law
 from fivefold.tools.schedule import warm_cosine
 
 CONDITION_WIDTH = 32
+QUICK = 5.0  # laws' own parameters have some units to go, and Adam's steps are of the size of its rate
 Shape = tuple[int, ...]
 
 
@@ -32,8 +33,9 @@ class Idf(LatentSystem):
     a Jacobian and without dequantisation. Multi-scale on images: squeeze, couplings of a quarter of the channels, and
     half of them factored out, with a discretised logistic law given the other half; mixtures of them at the end.
 
-    On all integers some probability lies outside the data's levels: what is reported is then exact as a code length,
-    and a lower bound of how probable the sample drawn, clamped to the levels, is. With `wrap` it is exact.
+    Sums are modulo the number of levels, so that all probability lies on the data's levels. Without `wrap` they are of
+    all integers, as in the paper: what is reported is then exact as a code length, and a lower bound of how probable
+    samples are, which are clamped to the levels.
 
     Args:
         space: of the examples.
@@ -42,7 +44,7 @@ class Idf(LatentSystem):
         hidden: features that the layers of a coupling network add together.
         depth: of a coupling network.
         mixtures: logistics of each dimension at the end.
-        wrap: whether sums are modulo the number of levels, which keeps all probability on the data's levels.
+        wrap: whether sums are modulo the number of levels; if not, the flow is of all integers.
         restore: whether each coupling's permutation of channels is undone after it (IDF++).
         rezero: whether translations start at 0 by a learned factor in place of a last layer of zeros (IDF++).
         normed: group normalisation and swish in coupling networks in place of ReLU (IDF++).
@@ -52,7 +54,31 @@ class Idf(LatentSystem):
     densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT, "table": Density.EXACT}
     free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "direct"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {"ema": 0.99, "clip": 5.0},
+        # The sizes and rates of the authors' program; learning rates fall as a cosine in place of by epochs.
+        "cifar10": {
+            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "wrap": False, "batch_size": 256, "lr": 1e-3,
+            "warmup": 0.005,
+        },
+        "imagenet32": {
+            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "wrap": False, "batch_size": 256, "lr": 1e-3,
+            "warmup": 0.1,
+        },
+        "imagenet64": {
+            "layers": 8, "scales": 4, "hidden": 512, "depth": 12, "wrap": False, "batch_size": 64, "lr": 1e-3,
+            "warmup": 0.1,
+        },
+        "cifar10-idf++": {
+            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "wrap": False, "restore": True, "rezero": True,
+            "normed": True, "batch_size": 256, "lr": 1e-3, "warmup": 0.005,
+        },
+    }  # fmt: skip
+    published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
+        "cifar10": (58_458_052, "the authors' program: its weights, counted from their shapes"),
+        "imagenet32": (58_458_052, "the authors' program: its weights, counted from their shapes"),
+        "imagenet64": (84_333_916, "the authors' program: its weights, counted from their shapes"),
+    }
 
     def __init__(
         self,
@@ -60,10 +86,10 @@ class Idf(LatentSystem):
         *,
         layers: int = 4,
         scales: int = 3,
-        hidden: int = 96,
-        depth: int = 3,
+        hidden: int = 48,
+        depth: int = 2,
         mixtures: int = 5,
-        wrap: bool = False,
+        wrap: bool = True,
         restore: bool = False,
         rezero: bool = False,
         normed: bool = False,
@@ -140,13 +166,13 @@ class Idf(LatentSystem):
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()
 
-    def optimizers(self, lr: float = 3e-3) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adamax, its rate following a cosine to zero.
+    def optimizers(self, lr: float = 1e-2) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam, its rate following a cosine to zero.
 
         Args:
             lr: largest learning rate.
         """
-        return {self: torch.optim.Adamax(self.parameters(), lr)}
+        return {self: torch.optim.Adam(self.parameters(), lr, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
         return warm_cosine(progress, self.warmup, floor=0.0)
@@ -208,13 +234,13 @@ class _Stage(nn.Module):
 
 
 class _Logistics(nn.Module):
-    """Logistic laws of `(B, *shape)` given maps `(B, kept, ...)`: by a network, or by parameters where nothing is kept.
+    """Logistic laws of `(B, *shape)`: parameters of each dimension, and a network's of maps `(B, kept, ...)` if any.
 
     Args:
         shape: of what leaves.
         levels: of each dimension; they are the unit of means and scales.
         mixtures: logistics of each.
-        net: gives means and log-scales, of mixtures logits before; None for parameters of each dimension.
+        net: adds to means and log-scales, and to mixtures' logits; None where nothing is kept.
         condition: width of the condition, 0 for none.
         wrap: whether the laws are of the levels alone.
     """
@@ -228,32 +254,23 @@ class _Logistics(nn.Module):
         super().__init__()
         self.shape, self.net, self.mixtures, self.wrap = shape, net, mixtures, wrap
         centres = (2 * torch.arange(mixtures) + 1 - mixtures) / (2 * mixtures)
-        width = torch.full((mixtures,), -math.log(2 * mixtures))
-        start = torch.cat([torch.zeros(mixtures), centres, width])[-self._size :] if mixtures > 1 else None
+        spread = torch.full((mixtures,), -1.0 - math.log(mixtures))
+        self.size = 3 * mixtures if mixtures > 1 else 2
         self.register_buffer("levels", levels, persistent=False)
-        self.register_buffer("start", torch.tensor([0.0, -1.5]) if start is None else start, persistent=False)
-        self.own = nn.Parameter(torch.zeros(self._size, *shape)) if net is None else None
+        self.register_buffer("start", torch.cat([0 * centres, centres, spread])[-self.size :], persistent=False)
+        self.own = nn.Parameter(torch.zeros(self.size, *shape))
         by_condition = condition and net is None
-        self.context = zero(nn.Linear(condition, self._size * shape[0], bias=False)) if by_condition else None
-
-    @property
-    def _size(self) -> int:
-        """Parameters of each dimension."""
-        return 2 if self.mixtures == 1 else 3 * self.mixtures
+        self.context = zero(nn.Linear(condition, self.size * shape[0], bias=False)) if by_condition else None
 
     def forward(self, kept: Tensor, condition: Tensor | None) -> IntegerLogistics:
-        over = [1] * (len(self.shape) - 1)
+        own = QUICK * self.own.expand(len(kept), *self.own.shape)
         if self.net is not None:
-            inner = self.net((kept / self.levels).to(self.levels.dtype), condition).unflatten(1, (self._size, -1))
-        else:
-            assert self.own is not None
-            inner = self.own.expand(len(kept), *self.own.shape)
-            if self.context is not None and condition is not None:
-                inner = inner + self.context(condition).view(len(kept), self._size, self.shape[0], *over)
-        inner = inner.movedim(1, -1) + self.start
-        means, log_scales = inner[..., -2 * self.mixtures :].chunk(2, -1)
-        weights = inner[..., : self.mixtures] if self.mixtures > 1 else torch.zeros_like(means)
-        levels = self.levels.unsqueeze(-1)
-        lowest = -(self.levels // 2)
+            own = own + self.net((kept / self.levels).to(own.dtype), condition).view_as(own)
+        elif self.context is not None and condition is not None:
+            own = own + self.context(condition).view(*own.shape[:3], *[1] * (len(self.shape) - 1))
+        own = own.movedim(1, -1) + self.start
+        means, log_scales = own[..., -2 * self.mixtures :].chunk(2, -1)
+        weights = own[..., : self.mixtures] if self.mixtures > 1 else torch.zeros_like(means)
+        levels, lowest = self.levels.unsqueeze(-1), -(self.levels // 2)
         bounds = (lowest.double(), (lowest + self.levels - 1).double()) if self.wrap else None
         return IntegerLogistics(weights, levels * means, levels.log() + log_scales, bounds)
