@@ -247,16 +247,12 @@ def test_arithmetic_modulo_each_dimensions_own_levels():
         x, y = (modulo.encode(c, torch.float64) for c in codes)
         value = lambda t, dim=dim: t[:, dim].argmax(-1)  # noqa: E731
         assert torch.equal(value(modulo.add(x, y)), pairs.sum(1) % size)
-        assert torch.equal(value(modulo.negative(x)), -pairs[:, 0] % size)
         assert modulo.is_unit[dim].tolist() == [a < size and math.gcd(a, size) == 1 for a in range(6)]
         unit = modulo.is_unit[dim, pairs[:, 1]]
         product = modulo.multiply(x, y)
         assert torch.equal(value(product)[unit], pairs.prod(1)[unit] % size)
-        codes[1] = 1 % torch.tensor(levels)
-        codes[1, :, dim] = pairs[:, 1]
-        back = modulo.multiply(modulo.multiply(x, modulo.encode(codes[1], torch.float64)), modulo.inverse(y))
-        assert torch.equal(value(back)[unit], pairs[unit, 0])
-    assert all(torch.equal(t.sum(-1), torch.ones_like(t.sum(-1))) for t in (modulo.add(x, y), modulo.negative(x)))
+        assert torch.equal(product[unit, dim].sum(-1), torch.ones(int(unit.sum())).double())
+        assert torch.equal(modulo.add(x, y).sum(-1), torch.ones(len(pairs), 4).double())
 
 
 @pytest.mark.parametrize("operation", ["add", "multiply"])

@@ -18,6 +18,8 @@ from fivefold.bijections.base import Bijection
 from fivefold.nets.coders import zero
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
 
+ALL = slice(None)
+
 # --- integers -----------------------------------------------------------------------------------------
 
 
@@ -129,7 +131,7 @@ class Remainders(nn.Module):
             row = torch.zeros(max(levels), dtype=torch.long)
             row[units] = torch.tensor([pow(a, -1, size) for a in units])
             inverses[self.levels[:, 0] == size] = row
-        # Those that have an inverse are coprime with the number of levels; of a single level 0 is its own.
+        # Those that have an inverse are coprime with the number of levels; of a single level 0 is one.
         is_unit = (torch.arange(max(levels)).gcd(self.levels) == 1) & (torch.arange(max(levels)) < self.levels)
         self.register_buffer("inverses", inverses, persistent=False)
         self.register_buffer("is_unit", is_unit, persistent=False)
@@ -153,19 +155,11 @@ class Remainders(nn.Module):
         by_x, by_y = (self._at(a, self.values - self._code(b)) for a, b in ((x, y), (y, x)))
         return by_x + (by_y - by_y.detach())
 
-    def negative(self, x: Tensor) -> Tensor:
-        """-x."""
-        return self._at(x, -self.values.expand_as(x))
-
     def multiply(self, x: Tensor, unit: Tensor) -> Tensor:
         """x times what has an inverse."""
         by_x = self._at(x, self.values * self.inverses.expand_as(x).gather(-1, self._code(unit)))
         by_unit = torch.zeros_like(x).scatter_add(-1, (self.values * self._code(x)) % self.levels, unit)
         return by_x + (by_unit - by_unit.detach())
-
-    def inverse(self, unit: Tensor) -> Tensor:
-        """1 / x of what has one."""
-        return self._at(unit, self.inverses.expand_as(unit)) * self.is_unit
 
     @staticmethod
     def _code(x: Tensor) -> Tensor:
@@ -176,7 +170,9 @@ class Remainders(nn.Module):
 
 
 class _Modulo(Bijection):
-    """y = (mu + sigma x) mod K of one-hot vectors `(B, D, K)` (Tran et al., 2019, Eq. 4; survey 6.5).
+    """y = (mu + sigma x) mod K of one-hot vectors `(B, D, K)` (Tran et al., 2019, 4; survey 6.5).
+
+    Coefficients get their gradients through `forward`; through `inverse` gradients reach y alone.
 
     Args:
         levels: K of each dimension.
@@ -194,20 +190,22 @@ class _Modulo(Bijection):
     def logits_of(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Of mu and sigma, `(B, D, choices, K)`."""
 
-    def _coefficients(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        logits, remainders = self.logits_of(x, condition), self.remainders
-        shift = logits[:, :, 0].masked_fill(~remainders.exists, -torch.inf)
-        if self.choices == 1:
-            return one_hot_through(shift, self.softness), None
-        scale = logits[:, :, 1].masked_fill(~remainders.is_unit, -torch.inf)
-        return one_hot_through(shift, self.softness), one_hot_through(scale, self.softness)
+    def _masked(self, logits: Tensor, dims: slice) -> Tensor:
+        """Logits `(B, d, choices, K)` of some dimensions, minus infinity where a coefficient cannot be."""
+        possible = torch.stack([self.remainders.exists, self.remainders.is_unit], 1)[dims, : self.choices]
+        return logits.masked_fill(~possible, -torch.inf)
 
-    def _map(self, x: Tensor, shift: Tensor, scale: Tensor | None) -> Tensor:
-        return self.remainders.add(x if scale is None else self.remainders.multiply(x, scale), shift)
+    def _map(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        coefficients = one_hot_through(self._masked(self.logits_of(x, condition), ALL), self.softness)
+        scaled = x if self.choices == 1 else self.remainders.multiply(x, coefficients[:, :, 1])
+        return self.remainders.add(scaled, coefficients[:, :, 0])
 
-    def _map_back(self, y: Tensor, shift: Tensor, scale: Tensor | None) -> Tensor:
-        x = self.remainders.add(y, self.remainders.negative(shift))
-        return x if scale is None else self.remainders.multiply(x, self.remainders.inverse(scale))
+    def _map_back(self, y: Tensor, logits: Tensor, dims: slice = ALL) -> Tensor:
+        """Of some dimensions, `y` `(B, d, K)`: what is now at mu + sigma k was at k."""
+        codes = self._masked(logits, dims).argmax(-1, keepdim=True)
+        shift, scale = codes[:, :, 0], codes[:, :, 1] if self.choices > 1 else 1
+        index = (shift + scale * self.remainders.values) % self.remainders.levels[dims]
+        return y.gather(-1, index) * self.remainders.exists[dims]
 
 
 class ModuloAutoregressive(_Modulo):
@@ -255,13 +253,15 @@ class ModuloAutoregressive(_Modulo):
         return logits.unflatten(1, (self.dims, self.choices, self.width))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._map(x, *self._coefficients(x, condition)), x.new_zeros(len(x))
+        return self._map(x, condition), x.new_zeros(len(x))
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        # Each time the whole network on a whole batch: sums in another order could tip an argmax the other way.
         x = torch.zeros_like(y)
         for dim in self.position.argsort().tolist():
-            known = self._map_back(y, *self._coefficients(x, condition))
-            x = torch.cat([x[:, :dim], known[:, dim : dim + 1], x[:, dim + 1 :]], 1)
+            dims = slice(dim, dim + 1)
+            known = self._map_back(y[:, dims], self.logits_of(x, condition)[:, dims], dims)
+            x = torch.cat([x[:, :dim], known, x[:, dim + 1 :]], 1)
         return x, y.new_zeros(len(y))
 
 
@@ -302,7 +302,7 @@ class ModuloCoupling(_Modulo):
         return self.last(F.silu(h)).unflatten(1, (self.dims, self.choices, self.width))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return torch.where(self.mask, self._map(x, *self._coefficients(x, condition)), x), x.new_zeros(len(x))
+        return torch.where(self.mask, self._map(x, condition), x), x.new_zeros(len(x))
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return torch.where(self.mask, self._map_back(y, *self._coefficients(y, condition)), y), y.new_zeros(len(y))
+        return torch.where(self.mask, self._map_back(y, self.logits_of(y, condition)), y), y.new_zeros(len(y))
