@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Chain, Inverse, sum_dims
+from fivefold.bijections.base import Chain, Inverse, Layer, sum_dims
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.discrete import IntegerShift, Translation, Wrap
 from fivefold.bijections.shape import Permutation, Squeeze
@@ -117,7 +117,7 @@ class Idf(LatentSystem):
 
     def _stages(self, layers: int, most: int, mixtures: int) -> list[_Stage]:
         """From the full resolution on."""
-        shape, made = self.space.shape, []
+        shape, made = self.space.shape, list[_Stage]()
         while True:
             squeezed = self.space.kind == "image" and len(made) < most and not (shape[1] % 2 or shape[2] % 2)
             shape = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeezed else shape
@@ -129,7 +129,7 @@ class Idf(LatentSystem):
                 return made
             shape = (kept, *shape[1:])
 
-    def _step(self, layer: int, shape: Shape) -> list[nn.Module]:
+    def _step(self, layer: int, shape: Shape) -> list[Layer]:
         """One coupling, with what surrounds it."""
         channels, spatial = shape[0], shape[1:]
         units = self.levels.flatten().float().expand(channels)
@@ -139,7 +139,10 @@ class Idf(LatentSystem):
             back = [Inverse(permutation)] if self.restore else []
             return [permutation, self._coupling(mask, units, spatial), *self._wrap(), *back]
         if math.prod(spatial) > 1:
-            mask, net = checkerboard_mask(*spatial, odd=layer % 2 == 1), self.coupling_net(channels, channels, spatial)
+            mask, net = (
+                checkerboard_mask(spatial[0], spatial[1], odd=layer % 2 == 1),
+                self.coupling_net(channels, channels, spatial),
+            )
             return [MaskedCoupling(mask, IntegerShift(), self.translation(net, units, units)), *self._wrap()]
         patterns = (1 << max(1, (channels - 1).bit_length())) - 1
         mask = parity_mask(channels, patterns - layer // 2 % patterns)
@@ -150,7 +153,7 @@ class Idf(LatentSystem):
         net = self.coupling_net(len(mask) - changed, changed, spatial)
         return Coupling(mask, IntegerShift(), self.translation(net, units[~mask], units[mask]))
 
-    def _wrap(self) -> list[nn.Module]:
+    def _wrap(self) -> list[Layer]:
         return [Wrap(self.lowest, self.levels)] if self.wrap else []
 
     def _law(self, kept: int, shape: Shape, mixtures: int) -> _Logistics:
