@@ -105,7 +105,7 @@ class Idf(LatentSystem):
         self.translation = partial(Translation, rezero=rezero)
         self.net = partial(DenseConditioner, hidden=hidden, depth=depth, condition=self.embedding.width, normed=normed)
         self.coupling_net = partial(self.net, zeroed=not rezero)
-        levels = torch.tensor(space.dim_levels)
+        levels = torch.tensor(space.dim_levels, device="cpu")
         levels = levels if space.columns else levels[0].view(*[1] * len(space.shape))  # alike where they are pixels
         self.register_buffer("levels", levels.double(), persistent=False)
         self.register_buffer("lowest", -(levels // 2).double(), persistent=False)
@@ -139,10 +139,8 @@ class Idf(LatentSystem):
             back = [Inverse(permutation)] if self.restore else []
             return [permutation, self._coupling(mask, units, spatial), *self._wrap(), *back]
         if math.prod(spatial) > 1:
-            mask, net = (
-                checkerboard_mask(spatial[0], spatial[1], odd=layer % 2 == 1),
-                self.coupling_net(channels, channels, spatial),
-            )
+            mask = checkerboard_mask(spatial[0], spatial[1], odd=layer % 2 == 1)
+            net = self.coupling_net(channels, channels, spatial)
             return [MaskedCoupling(mask, IntegerShift(), self.translation(net, units, units)), *self._wrap()]
         patterns = (1 << max(1, (channels - 1).bit_length())) - 1
         mask = parity_mask(channels, patterns - layer // 2 % patterns)
