@@ -20,6 +20,8 @@ _HOME = {
     "load": "fivefold.run",
     "evaluate": "fivefold.evaluate",
     "compare": "fivefold.compare",
+    "compress": "fivefold.compress",
+    "decompress": "fivefold.compress",
     "Estimator": "fivefold.estimator",
     "System": "fivefold.system",
     "LatentSystem": "fivefold.system",
@@ -32,6 +34,8 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from fivefold.compare import compare as compare
+    from fivefold.compress import compress as compress
+    from fivefold.compress import decompress as decompress
     from fivefold.data import Data as Data
     from fivefold.data import load_data as load_data
     from fivefold.estimator import Estimator as Estimator

@@ -399,6 +399,34 @@ def evaluate(directory: str, data: str | None, features: str, as_json: bool, tru
     click.echo(json.dumps(row, indent=1) if as_json else show_row(row))
 
 
+# --- compress, decompress ---------------------------------------------------------------------------
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("data", metavar="DATA")
+@click.option("--out", required=True, help="File to write.")
+@click.option("--batch-size", type=click.IntRange(1), default=100, show_default=True, help="Examples at a time.")
+@_trust
+def compress(directory: str, data: str, out: str, batch_size: int, trust: str | None) -> None:
+    """Compress the examples of DATA losslessly by a run that can (idf, discrete-flow)."""
+    from fivefold.compress import compress_file
+
+    click.echo(compress_file(directory, data, out, batch_size=batch_size, trust=trust))
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("file", metavar="FILE")
+@click.option("--out", required=True, help="FILE.npz, FILE.csv or FILE.parquet by what the data are.")
+@_trust
+def decompress(directory: str, file: str, out: str, trust: str | None) -> None:
+    """Write the examples that FILE was compressed from, by the same run and on the same machine."""
+    from fivefold.compress import decompress_file
+
+    click.echo(decompress_file(directory, file, out, trust=trust))
+
+
 # --- compare, report --------------------------------------------------------------------------------
 
 

@@ -11,13 +11,12 @@ from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.convolution import AutoregressiveConv, ConvExp, PeriodicConv, Turned, emerging
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.determinant import Planar, Sylvester
+from fivefold.bijections.discrete import IntegerShift, ModuloAutoregressive, ModuloCoupling, Translation, Wrap
 from fivefold.bijections.elementwise import HalfLine, Logit, NormalQuantile
 from fivefold.bijections.laws import conditional_flow
-from fivefold.bijections.linear import ActNorm, LULinear, Scaling
+from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.masked_convolution import MaskedConv, MintLayer, macow_unit, mint_pair
 from fivefold.bijections.monotone import DeepSigmoid, Integral, MixtureCDF, SumOfSquares
-from fivefold.bijections.elementwise import Logit, NormalQuantile
-from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.residual import Residual, SeriesOptions, implicit_block
 from fivefold.bijections.shape import Checkerboard, FactorOut, Flatten, Permutation, Squeeze
@@ -25,6 +24,7 @@ from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Additive, Affine
 from fivefold.nets.attentive import AttentiveNet
 from fivefold.nets.conditioner import Conditioner
+from fivefold.nets.dense import DenseConditioner
 from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, Norm
 from fivefold.nets.planar import PlanarSum
 from fivefold.nets.potential import Potential, PotentialVelocity
@@ -127,6 +127,12 @@ def implicit(shape: tuple[int, ...], exact: bool = True) -> Layer:
     return implicit_block(contraction(shape, first=True), contraction(shape), options)
 
 
+def integer_coupling(shape: tuple[int, ...], plus: bool) -> Layer:
+    mask, units = parity_mask(shape[0], 1), torch.arange(2.0, 2 + shape[0])
+    net = DenseConditioner(int((~mask).sum()), int(mask.sum()), shape[1:], 6, 2, CONDITION, plus, not plus)
+    return Coupling(mask, IntegerShift(), Translation(net, units[~mask], units[mask], rezero=plus))
+
+
 TAILS, CUBE = Spline("rational-quadratic", 5, 1.5), Spline("rational-quadratic", 5, 1.0, tails=False)
 TRANSFORMS = {
     "additive": Additive(),
@@ -203,15 +209,6 @@ CASES: dict[str, Case] = {
     "mint": Case((2, 3, 4), lambda: MintLayer((2, 3, 4), 6, CONDITION), tolerance=1e-5, jacobian="pixels"),
     "mint pair": Case((1, 3, 3), lambda: mint_pair((1, 3, 3), 4), tolerance=1e-5),
     # --- residual ---
-    # --- by the determinant lemma, blocks, NICE's and Flow++'s ---
-    "checkerboard": Case((2, 3, 4), Checkerboard),
-    "attentive coupling": Case((4, 2, 2), attentive, tolerance=1e-5),
-    "planar": Case((4,), lambda: Planar(4, CONDITION), spread=0.8),
-    "planar of one dimension": Case((1,), lambda: Planar(1, CONDITION), jacobian="diagonal"),
-    "sylvester": Case((4,), lambda: Sylvester(4, 2, "orthogonal", CONDITION), spread=0.8),
-    "sylvester of full rank": Case((4,), lambda: Sylvester(4, 4, "orthogonal", CONDITION), spread=0.8),
-    "sylvester, reflections": Case((4,), lambda: Sylvester(4, 3, "householder", CONDITION), spread=0.8),
-    "block autoregressive": Case((3,), lambda: BlockAutoregressive(3, 4, 2, CONDITION), jacobian="triangular"),
     "residual": Case((3,), lambda: residual((3,))),
     "residual on an image": Case((2, 3, 2), lambda: residual((2, 3, 2))),
     "residual, roulette": Case((3,), lambda: residual((3,), exact=False)),
@@ -224,6 +221,15 @@ CASES: dict[str, Case] = {
     "implicit": Case((3,), lambda: implicit((3,))),
     "implicit on an image": Case((2, 3, 2), lambda: implicit((2, 3, 2))),
     "implicit, roulette": Case((3,), lambda: implicit((3,), exact=False)),
+    # --- by the determinant lemma, blocks, NICE's and Flow++'s ---
+    "checkerboard": Case((2, 3, 4), Checkerboard),
+    "attentive coupling": Case((4, 2, 2), attentive, tolerance=1e-5),
+    "planar": Case((4,), lambda: Planar(4, CONDITION), spread=0.8),
+    "planar of one dimension": Case((1,), lambda: Planar(1, CONDITION), jacobian="diagonal"),
+    "sylvester": Case((4,), lambda: Sylvester(4, 2, "orthogonal", CONDITION), spread=0.8),
+    "sylvester of full rank": Case((4,), lambda: Sylvester(4, 4, "orthogonal", CONDITION), spread=0.8),
+    "sylvester, reflections": Case((4,), lambda: Sylvester(4, 3, "householder", CONDITION), spread=0.8),
+    "block autoregressive": Case((3,), lambda: BlockAutoregressive(3, 4, 2, CONDITION), jacobian="triangular"),
     # --- continuous time ---
     "planar dynamics": Case((3,), planar_equation, tolerance=1e-7, far=False, needs=True),
     "potential, timed": Case((3,), lambda: gradient_flow(3, rank=2), tolerance=1e-7, far=False),
@@ -238,5 +244,11 @@ CASES: dict[str, Case] = {
     "half line": Case((6,), lambda: Inverse(HalfLine()), jacobian="diagonal"),
     "law of a vector": Case((5,), lambda: conditional_flow(2, 3, (), 3, Affine(), net)),
     "law of maps": Case((3, 2, 2), lambda: conditional_flow(2, 1, (2, 2), 2, Affine(), net)),
-    # --- others ---
+    # --- discrete ---
+    "integers": Case((5,), lambda: integer_coupling((5,), False)),
+    "integers, an image": Case((4, 3, 2), lambda: integer_coupling((4, 3, 2), True)),
+    "integers round": Case((5,), lambda: Wrap(torch.tensor(-20.0), torch.tensor(41.0)), jacobian="diagonal"),
+    "remainders, autoregressive": Case((3, 5), lambda: ModuloAutoregressive((5, 5, 5), 9, CONDITION)),
+    "remainders, the last first": Case((3, 4), lambda: ModuloAutoregressive((4, 4, 4), 9, CONDITION, reverse=True)),
+    "remainders, bipartite": Case((4, 3), lambda: ModuloCoupling(parity_mask(4, 1), (3, 3, 3, 3), 9, CONDITION)),
 }

@@ -68,10 +68,13 @@ def discretised_logistic_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, le
     inverse = torch.exp(-log_scale.clamp(min=narrowest(levels)))
     centred = 2 * half * x.to(mean.dtype) - 1
     upper, lower = (centred - mean + half) * inverse, (centred - mean - half) * inverse
-    # ln(sigmoid(upper) - sigmoid(lower)) = ln sigmoid(upper) + ln sigmoid(-lower) + ln(1 - e^(lower - upper)),
-    # where the difference is known without subtracting (which would cost its digits when there are many levels).
-    interior = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * half * inverse))
+    interior = log_between(lower, upper, 2 * half * inverse)
     return torch.where(x == 0, F.logsigmoid(upper), torch.where(x == levels - 1, F.logsigmoid(-lower), interior))
+
+
+def log_between(lower: Tensor, upper: Tensor, gap: Tensor) -> Tensor:
+    """ln(sigmoid(upper) - sigmoid(lower)), given `gap` = upper - lower without the digits that subtracting costs."""
+    return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-gap))
 
 
 def logistic_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

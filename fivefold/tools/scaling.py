@@ -12,6 +12,7 @@ from fivefold.space import Space
 
 MOST_NUMBERS = 2**21  # of examples that are scored at once
 
+
 def _affine(space: Space, device: torch.device, offset: int) -> tuple[Tensor | float, Tensor | float]:
     """Scale and shift that take 0..levels-1+`offset`... of each dimension to [-1, 1]; identity where real."""
     if space.levels is not None:
