@@ -67,7 +67,7 @@ class ContinuousSystem(FlowSystem):
     ) -> None:
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         self.trace, self.training_solver, self.scoring_solver, self.weights = trace, training, scoring, weights
-        self.code_dims, self.evaluations = space.dims, 1
+        self.evaluations = 1
         how = f"Hutchinson's trace, {score_samples} draws" if trace == "hutchinson" else "exact trace"
         self.density_note = f"{how}, {scoring.note}"
         if trace == "hutchinson" and self.density is Density.EXACT:
@@ -141,7 +141,7 @@ class ContinuousSystem(FlowSystem):
         return self.evaluations
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        z = self.temperature * torch.randn(n, self.code_dims, device=self.device)
+        z = self.temperature * torch.randn(n, self.noise_dims, device=self.device)
         return self._back(z, condition, self.sampling_solver)
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -221,11 +221,11 @@ class FreeFormSystem(ContinuousSystem):
         is_dense = space.kind != "image" or space.dims <= dense_dims
         shape = (space.dims,) if is_dense else space.shape
         whole = (shape[0] + extra, *shape[1:])
-        code_dims = torch.Size(whole).numel()
-        trace: Trace = "exact" if code_dims <= exact_dims else "hutchinson"
+        noise_dims = torch.Size(whole).numel()
+        trace: Trace = "exact" if noise_dims <= exact_dims else "hutchinson"
         solvers = Solver(steps, tolerance), Solver(0, tolerance)
         super().__init__(space, trace, *solvers, score_samples, temperature, weights)
-        self.code_dims, self.sampling_tolerance = code_dims, sampling_tolerance
+        self.noise_dims, self.sampling_tolerance = noise_dims, sampling_tolerance
 
         def row(shape: Shape) -> list[Bijection]:
             width = hidden if is_dense else channels
@@ -234,7 +234,7 @@ class FreeFormSystem(ContinuousSystem):
 
         wider = [] if augment is None else [augment(shape, extra)]
         flat = [Flatten(space.shape)] if is_dense else []
-        inner = [ActNorm(code_dims), *row(whole)] if is_dense else [image_flow(whole, row)]
+        inner = [ActNorm(noise_dims), *row(whole)] if is_dense else [image_flow(whole, row)]
         self.flow = self._onto_line(Chain(*flat, *wider, *inner), margin)
 
     @property

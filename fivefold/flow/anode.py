@@ -97,7 +97,7 @@ class ANODE(FreeFormSystem):
         )
         self.density = Density.LOWER_BOUND
         self.density_note += f", {score_samples} draws of {extra} extra " + (
-            "dimensions" if self.code_dims == space.dims + extra else "channels"
+            "dimensions" if self.noise_dims == space.dims + extra else "channels"
         )
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:

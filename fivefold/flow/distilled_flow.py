@@ -162,7 +162,7 @@ class _Student(FlowSystem):
     @torch.no_grad()
     def start(self, y: Tensor) -> None:
         """In training, the first time: the mean and deviation of samples are those of real-valued examples."""
-        self.flow.parts[0](y)
+        self.flow.parts[0](y)  # type: ignore[index, operator]
 
     def draw(self, n: int, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Real-valued samples by reparameterisation and their log-densities: `(n, *shape)`, nats `(n,)`."""
