@@ -41,7 +41,7 @@ class Coupling(Bijection):
         mask: channels `(C,)` that are transformed.
         transform: the h of each element.
         net: the kept channels `(B, C - n, ...)` and the condition to the parameters `(B, P n, ...)` of
-            the n transformed ones.
+            the n transformed ones; of vectors best as `ByOutput` gives them.
     """
 
     def __init__(self, mask: Tensor, transform: Transform, net: nn.Module) -> None:
@@ -66,10 +66,20 @@ class Coupling(Bijection):
         return self._couple(y, condition, inverse=True)
 
     def _couple(self, x: Tensor, condition: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        kept, changed = x.index_select(1, self.keep), x.index_select(1, self.change)
-        parameters = self.net(kept, condition).unflatten(1, (self.transform.size, -1)).transpose(0, 1)
+        # Of vectors each column is taken as an array of its own `(B,)`: so are then the parameters.
+        axis = 0 if x.dim() == 2 else 1
+        x = _turn(x)
+        kept, changed = x.index_select(axis, self.keep), x.index_select(axis, self.change)
+        parameters = _turn(self.net(_turn(kept), condition)).contiguous()
+        parameters = parameters.unflatten(axis, (self.transform.size, -1)).movedim(axis, 0)
         changed, log_derivative = (self.transform.inverse if inverse else self.transform.forward)(changed, parameters)
-        return torch.cat([kept, changed], 1).index_select(1, self.order), sum_dims(log_derivative)
+        y = torch.cat([kept, changed], axis).index_select(axis, self.order)
+        return _turn(y), sum_dims(_turn(log_derivative))
+
+
+def _turn(x: Tensor) -> Tensor:
+    """Vectors `(B, n)` as `(n, B)` and back; maps `(B, n, H, W)` as they are."""
+    return x.T if x.dim() == 2 else x
 
 
 class MaskedCoupling(Bijection):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -57,6 +58,7 @@ class Spline:
 
     def _apply(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         clamped = x.clamp(-self.bound, self.bound)
+        parameters = parameters.to(x.dtype)
         y, log_derivative = _KINDS[self.kind].function(clamped, parameters, self, inverse)
         y = y.clamp(-self.bound, self.bound)  # rounding in a steep bin can pass the ends
         if not self.tails:
@@ -68,23 +70,30 @@ class Spline:
 class _Place:
     """The bin of every x among bins of these sizes `(K, ...)`, which fill [-bound, bound] from the left.
 
-    By comparison: `right` marks the inner knots at or below x, their differences the bin of x. The sums that follow
-    read each array once, where gathering would scatter in the backward pass.
+    By comparison: `right` marks the knots below x, both ends among them; their differences the bin of x. The
+    sums that follow read each array once, where gathering would scatter in the backward pass.
     """
 
     def __init__(self, x: Tensor, sizes: Tensor, bound: float) -> None:
-        self.right = (x >= sizes.detach().cumsum(0)[:-1] - bound).to(x.dtype)
-        first, last = torch.ones_like(self.right[:1]), torch.zeros_like(self.right[:1])
-        self.bin = -torch.diff(self.right, dim=0, prepend=first, append=last)
+        infinite = torch.full_like(x, math.inf)
+        # Running sums row by row: `cumsum` is no faster, and compiled code fuses these.
+        knots = torch.stack([-infinite, *accumulate(sizes.detach()[:-1].unbind()), infinite])
+        self.right = (x.detach() + bound - knots).sign_().clamp_(min=0)  # faster than by way of truth values
+        self.bin = self.right[:-1] - self.right[1:]
         self.bound = bound
 
     def of(self, values: Tensor) -> Tensor:
-        """Its value, of one for each bin `(K, ...)`."""
-        return (self.bin * values).sum(0)
+        """Its value, of one for each bin `(..., K, *x.shape)`."""
+        return (self.bin * values).sum(-self.bin.dim())
 
     def start(self, sizes: Tensor) -> Tensor:
-        """Where it starts, of bins of these sizes `(K, ...)`."""
-        return (self.right * sizes[:-1]).sum(0) - self.bound
+        """Where it starts, of bins of these sizes `(..., K, *x.shape)`."""
+        axis = -self.bin.dim()
+        return (self.right[1:-1] * sizes.narrow(axis, 0, len(self.bin) - 1)).sum(axis) - self.bound
+
+    def slopes(self, inner: Tensor) -> tuple[Tensor, Tensor]:
+        """Values at both of its ends, of one for each inner knot `(K - 1, *x.shape)`; 0 at the ends of all bins."""
+        return (self.bin[1:] * inner).sum(0), (self.bin[:-1] * inner).sum(0)
 
 
 def linear_spline(x: Tensor, parameters: Tensor, options: Spline, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -154,25 +163,23 @@ def cubic_spline(x: Tensor, parameters: Tensor, options: Spline, inverse: bool) 
 
 def rational_quadratic_spline(x: Tensor, parameters: Tensor, options: Spline, inverse: bool) -> tuple[Tensor, Tensor]:
     """Ratios of quadratics (Durkan et al., 2019, Eq. 4, 5, 6-8); parameters: widths, heights, slopes at the knots."""
-    widths, heights, derivatives = parameters.tensor_split([options.bins, 2 * options.bins])
-    width, height = _bins(widths, options.bound), _bins(heights, options.bound)
-    # Offset so that parameters 0 give the identity.
-    slopes = MIN_DERIVATIVE + F.softplus(derivatives + math.log(math.expm1(1 - MIN_DERIVATIVE)))
-    if options.tails:
-        ends = torch.ones_like(slopes[:1])
-        slopes = torch.cat([ends, slopes, ends])
-    place = _Place(x, height if inverse else width, options.bound)
-    left, bottom, w, h = place.start(width), place.start(height), place.of(width), place.of(height)
-    d0, d1 = place.of(slopes[:-1]), place.of(slopes[1:])
+    logits, derivatives = parameters.tensor_split([2 * options.bins])
+    sizes = _bins(logits.unflatten(0, (2, -1)), options.bound, axis=1)  # of widths and heights
+    place = _Place(x, sizes[1 if inverse else 0], options.bound)
+    (w, h), (left, bottom) = place.of(sizes), place.start(sizes)
+    ends = place.slopes(derivatives) if options.tails else (place.of(derivatives[:-1]), place.of(derivatives[1:]))
+    # Offset so that parameters 0 give the identity, and so does the slope at the tails.
+    offset = math.log(math.expm1(1 - MIN_DERIVATIVE))
+    d0, d1 = MIN_DERIVATIVE + F.softplus(torch.stack(ends) + offset)
     slope = h / w
-    bend = d0 + d1 - 2 * slope
-    t = _solve(x - bottom, h, d0, slope, bend) if inverse else (x - left) / w
-    mixed = t * (1 - t)
-    denominator = slope + bend * mixed
-    log_derivative = 2 * slope.log() + (d1 * t**2 + 2 * slope * mixed + d0 * (1 - t) ** 2).log() - 2 * denominator.log()
+    t = _solve(x - bottom, h, d0, slope, d0 + d1 - 2 * slope) if inverse else (x - left) / w
+    # All that is quadratic in t, by de Casteljau: positive terms alone.
+    early, late = torch.lerp(d0, slope, t), torch.lerp(slope, d1, t)
+    denominator = torch.lerp(late, early, t)
+    log_derivative = (torch.lerp(early, late, t) * (slope / denominator) ** 2).log()
     if inverse:
         return left + w * t, -log_derivative
-    return bottom + h * (slope * t**2 + d0 * mixed) / denominator, log_derivative
+    return bottom + h * (t * early / denominator), log_derivative
 
 
 def _solve(rise: Tensor, h: Tensor, d0: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
@@ -183,9 +190,10 @@ def _solve(rise: Tensor, h: Tensor, d0: Tensor, slope: Tensor, bend: Tensor) -> 
     return 2 * c / (-b - (b**2 - 4 * a * c).clamp(min=0).sqrt())
 
 
-def _bins(logits: Tensor, bound: float) -> Tensor:
-    """Sizes of the bins `(K, ...)`, which fill the interval."""
-    return 2 * bound * (MIN_BIN + (1 - MIN_BIN * len(logits)) * logits.softmax(0))
+def _bins(logits: Tensor, bound: float, axis: int = 0) -> Tensor:
+    """Sizes of the bins, which lie along an axis and fill the interval."""
+    share = 1 - MIN_BIN * logits.shape[axis]
+    return logits.softmax(axis).mul(2 * bound * share).add_(2 * bound * MIN_BIN)
 
 
 class _Kind(NamedTuple):

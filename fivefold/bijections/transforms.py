@@ -49,14 +49,15 @@ class Affine:
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._split(parameters)
-        return x * log_scale.exp() + shift, log_scale
+        return torch.addcmul(shift, x, log_scale.exp()), log_scale
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._split(parameters)
         return (y - shift) * torch.exp(-log_scale), -log_scale
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return soft_clamp(parameters[0], self.bound), parameters[1]
+        log_scale, shift = parameters.unbind()
+        return soft_clamp(log_scale, self.bound), shift
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Conditioner(nn.Module):
         )
         self.skips = nn.ModuleList(narrow(hidden, hidden) for _ in range(blocks + 1)) if skips else None
         self.activation = nn.ReLU()
-        self.last = zero(narrow(hidden, outputs))
+        self.last = zero((narrow if spatial else ByOutput)(hidden, outputs))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.position.expand(len(x), len(self.position), *x.shape[2:])
@@ -68,6 +68,16 @@ class Conditioner(nn.Module):
         if self.skips is None:
             return self.last(self.activation(stages[-1]))
         return self.last(self.activation(sum(skip(h) for skip, h in zip(self.skips, stages, strict=True))))
+
+
+class ByOutput(nn.Linear):
+    """A linear layer whose result `(B, outputs)` lies in memory output by output, as `(outputs, B)`.
+
+    A function with many parameters for each column then finds every one of them as an array of its own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias.unsqueeze(1), self.weight, x.T).T
 
 
 class ConditionedLayer(nn.Module):
