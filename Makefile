@@ -12,7 +12,7 @@ compare: setup
 	$(BIN)/fivefold compare $(SYSTEMS) --data digits --budget 30s --out compare-digits
 
 test: setup-dev
-	$(BIN)/python -m pytest -m "not slow" --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --durations 10  # a process for each core
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow --durations 10
