@@ -18,7 +18,6 @@ from fivefold.space import Space
 from fivefold.system import Density
 
 KERNEL = (2, 3)  # rows above, columns
-UNITS = 2  # before each of Glow's steps
 DEPARTURES = 2  # at each resolution, of a quarter of its channels each
 
 
@@ -33,6 +32,7 @@ class MaCow(FlowSystem):
         space: of the examples.
         bottom: steps before the first squeeze.
         narrow: width of their coupling networks.
+        blocks: units of four masked convolutions before each of Glow's steps.
         layers: steps before channels leave, which they do twice at each resolution, and at the end.
         scales: the most resolutions after squeezes; fewer where a side becomes odd.
         hidden: width of the other coupling networks.
@@ -62,6 +62,7 @@ class MaCow(FlowSystem):
         *,
         bottom: int = 0,
         narrow: int = 24,
+        blocks: int = 2,
         layers: int = 2,
         scales: int = 2,
         hidden: int = 64,
@@ -72,7 +73,7 @@ class MaCow(FlowSystem):
     ) -> None:
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         self.warmup = warmup
-        self.layers, self.hidden, self.transform = layers, hidden, Affine()
+        self.layers, self.blocks, self.hidden, self.transform = layers, blocks, hidden, Affine()
         start = [self._step(layer, space.shape, narrow) for layer in range(bottom)]
         self.flow = self._onto_line(Chain(*start, self._resolution(space.shape, scales)), margin)
 
@@ -101,7 +102,7 @@ class MaCow(FlowSystem):
     def _step(self, layer: int, shape: Shape, hidden: int) -> Bijection:
         units = [
             macow_unit(shape[0], self.transform, KERNEL, _features(shape[0]), self.embedding.width)
-            for _ in range(UNITS)
+            for _ in range(self.blocks)
         ]
         return Chain(*units, *_mixed(shape), couple_halves(layer, shape, self.transform, self._net(hidden)))
 
