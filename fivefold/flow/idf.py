@@ -22,7 +22,7 @@ from fivefold.tools.laws import Draw, IntegerLogistics, Law
 from fivefold.tools.schedule import warm_cosine
 
 CONDITION_WIDTH = 32
-QUICK = 5.0  # laws' own parameters have some units to go, and Adam's steps are of the size of its rate
+QUICK = 20.0  # laws' own parameters have some units to go, and Adam's steps are of the size of its rate
 Shape = tuple[int, ...]
 
 
@@ -44,6 +44,7 @@ class Idf(LatentSystem):
         hidden: features that the layers of a coupling network add together.
         depth: of a coupling network.
         mixtures: logistics of each dimension at the end.
+        factored: logistics of each dimension that is factored out; 1 in the paper.
         wrap: whether sums are modulo the number of levels; if not, the flow is of all integers.
         restore: whether each coupling's permutation of channels is undone after it (IDF++).
         rezero: whether translations start at 0 by a learned factor in place of a last layer of zeros (IDF++).
@@ -58,20 +59,20 @@ class Idf(LatentSystem):
         "default": {"ema": 0.99, "clip": 5.0},
         # The sizes and rates of the authors' program; learning rates fall as a cosine in place of by epochs.
         "cifar10": {
-            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "wrap": False, "batch_size": 256, "lr": 1e-3,
-            "warmup": 0.005,
+            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "factored": 1, "wrap": False,
+            "batch_size": 256, "lr": 1e-3, "warmup": 0.005,
         },
         "imagenet32": {
-            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "wrap": False, "batch_size": 256, "lr": 1e-3,
-            "warmup": 0.1,
+            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "factored": 1, "wrap": False,
+            "batch_size": 256, "lr": 1e-3, "warmup": 0.1,
         },
         "imagenet64": {
-            "layers": 8, "scales": 4, "hidden": 512, "depth": 12, "wrap": False, "batch_size": 64, "lr": 1e-3,
-            "warmup": 0.1,
+            "layers": 8, "scales": 4, "hidden": 512, "depth": 12, "factored": 1, "wrap": False,
+            "batch_size": 64, "lr": 1e-3, "warmup": 0.1,
         },
         "cifar10-idf++": {
-            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "wrap": False, "restore": True, "rezero": True,
-            "normed": True, "batch_size": 256, "lr": 1e-3, "warmup": 0.005,
+            "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "factored": 1, "wrap": False, "restore": True,
+            "rezero": True, "normed": True, "batch_size": 256, "lr": 1e-3, "warmup": 0.005,
         },
     }  # fmt: skip
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
@@ -84,11 +85,12 @@ class Idf(LatentSystem):
         self,
         space: Space,
         *,
-        layers: int = 4,
+        layers: int = 2,
         scales: int = 3,
         hidden: int = 48,
         depth: int = 2,
         mixtures: int = 5,
+        factored: int = 5,
         wrap: bool = True,
         restore: bool = False,
         rezero: bool = False,
@@ -111,11 +113,11 @@ class Idf(LatentSystem):
         self.register_buffer("lowest", -(levels // 2).double(), persistent=False)
         self.levels: Tensor
         self.lowest: Tensor
-        self.stages = nn.ModuleList(self._stages(layers, scales, mixtures))
+        self.stages = nn.ModuleList(self._stages(layers, scales, mixtures, factored))
 
     # --- the flow -------------------------------------------------------------------------------
 
-    def _stages(self, layers: int, most: int, mixtures: int) -> list[_Stage]:
+    def _stages(self, layers: int, most: int, mixtures: int, factored: int) -> list[_Stage]:
         """From the full resolution on."""
         shape, made = self.space.shape, list[_Stage]()
         while True:
@@ -123,7 +125,7 @@ class Idf(LatentSystem):
             shape = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeezed else shape
             steps = [step for layer in range(layers) for step in self._step(layer, shape)]
             kept = shape[0] // 2 if squeezed and len(made) + 1 < most else 0
-            law = self._law(kept, (shape[0] - kept, *shape[1:]), 1 if kept else mixtures)
+            law = self._law(kept, (shape[0] - kept, *shape[1:]), factored if kept else mixtures)
             made.append(_Stage(Chain(*[Squeeze()] * squeezed, *self._wrap(), *steps), law, kept))
             if not kept:
                 return made
@@ -155,7 +157,7 @@ class Idf(LatentSystem):
         return [Wrap(self.lowest, self.levels)] if self.wrap else []
 
     def _law(self, kept: int, shape: Shape, mixtures: int) -> _Logistics:
-        net = self.net(kept, 2 * shape[0], shape[1:]) if kept else None
+        net = self.net(kept, _size_of(mixtures) * shape[0], shape[1:]) if kept else None
         return _Logistics(shape, self.levels.float(), mixtures, net, self.embedding.width, self.wrap)
 
     @property
@@ -167,7 +169,7 @@ class Idf(LatentSystem):
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()
 
-    def optimizers(self, lr: float = 1e-2) -> dict[nn.Module, torch.optim.Optimizer]:
+    def optimizers(self, lr: float = 3e-3) -> dict[nn.Module, torch.optim.Optimizer]:
         """Adam, its rate following a cosine to zero.
 
         Args:
@@ -234,6 +236,11 @@ class _Stage(nn.Module):
         return self.steps.inverse(torch.cat([kept, z], 1), condition)[0]
 
 
+def _size_of(mixtures: int) -> int:
+    """Parameters of a mixture of logistics: of a single one a mean and a log-scale."""
+    return 3 * mixtures if mixtures > 1 else 2
+
+
 class _Logistics(nn.Module):
     """Logistic laws of `(B, *shape)`: parameters of each dimension, and a network's of maps `(B, kept, ...)` if any.
 
@@ -256,7 +263,7 @@ class _Logistics(nn.Module):
         self.shape, self.net, self.mixtures, self.wrap = shape, net, mixtures, wrap
         centres = (2 * torch.arange(mixtures) + 1 - mixtures) / (2 * mixtures)
         spread = torch.full((mixtures,), -1.0 - math.log(mixtures))
-        self.size = 3 * mixtures if mixtures > 1 else 2
+        self.size = _size_of(mixtures)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("start", torch.cat([0 * centres, centres, spread])[-self.size :], persistent=False)
         self.own = nn.Parameter(torch.zeros(self.size, *shape))
