@@ -105,7 +105,8 @@ def measured(flows: Iterable[ContinuousFlow]) -> Iterator[list[Tensor]]:
     The first is the integral of |dx/dt|^2; the second that of what `Rates` says of the velocity (with the trace by
     autograd, the squared Frobenius norm of the Jacobian: exact, or by the trace's probe).
     """
-    flows, ways = list(flows), []
+    flows = list(flows)
+    ways: list[Tensor] = []
     for flow in flows:
         flow.ways = ways
     try:

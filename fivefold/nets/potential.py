@@ -90,7 +90,7 @@ class Potential(nn.Module):
             z.append(z[-1] + self.step * (slope * z[-1]) @ weight)
         z.reverse()
 
-        into = self.layers[0].weight
+        into: Tensor = self.layers[0].weight  # type: ignore[assignment]
         gradient = (slopes[0] * z[0]) @ into + self.linear
         laplacian = (curvatures[0] * z[0]) @ into[:, : self.dims].square().sum(1)
         if weights:
@@ -108,7 +108,7 @@ class Potential(nn.Module):
 
     @property
     def residual_layers(self) -> list[nn.Linear]:
-        return list(self.layers)[1:]  # type: ignore[arg-type]
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)][1:]
 
     def _with_time(self, time: float, x: Tensor) -> Tensor:
         return torch.cat([x, x.new_full((len(x), 1), time)], 1) if self.timed else x
