@@ -219,7 +219,9 @@ def test_images_of_any_size(name, shape):
 
 
 SIDES = [(channels, side) for side in (8, 16, 28, 32) for channels in (1, 3, 4)] + [(3, 64), (3, 128)]
-NOT_CONVOLUTIONAL = {"made", "rbm", "spline-flow", "transformer"}
+NOT_CONVOLUTIONAL = {
+    "bnaf", "distilled-flow", "made", "nice", "planar-flow", "rbm", "spline-flow", "sylvester-flow", "transformer",
+}  # fmt: skip
 
 
 @pytest.mark.slow

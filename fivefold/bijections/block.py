@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fivefold.bijections.base import Bijection, Exactness
 from fivefold.tools.roots import invert_increasing
 
-MOST_WEIGHTS = 2**26
+MOST_WEIGHTS = 2**24
 
 
 class BlockLinear(nn.Module):
@@ -58,7 +58,7 @@ class BlockAutoregressive(Bijection):
 
     Args:
         dims: D.
-        width: units of each dimension in a hidden layer; fewer where a layer would pass 2^26 weights.
+        width: units of each dimension in a hidden layer; fewer where a layer would pass 2^24 weights.
         layers: hidden layers.
         condition: width of a condition that moves the first hidden layer, 0 for none.
         tolerance: of the inverse.
@@ -108,7 +108,8 @@ class BlockAutoregressive(Bijection):
 
     def _given(self, x: Tensor, condition: Tensor | None, weights: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """What every unit of a layer is told by the dimensions before its own: `(B, D, n)` of each layer."""
-        given, h = [], x.unsqueeze(2)
+        given: list[Tensor] = []
+        h = x.unsqueeze(2)
         for layer, (below, own) in zip(self.layers, weights, strict=True):
             told = F.linear(h.flatten(1), below, layer.bias)  # type: ignore[arg-type]
             if not given and self.context is not None and condition is not None:
