@@ -130,7 +130,7 @@ def test_the_gate_makes_every_number_an_image():
 def test_wide_layers_are_narrowed_before_they_cost_too_much():
     with torch.device("meta"):
         flow = BlockAutoregressive(4096, 8)
-    assert flow.layers[0].outputs == 2
+    assert flow.layers[0].outputs == 1
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_the_students_divergence_falls(learnt):
     system, first = learnt
     last = system.divergence(4000, None).item()
     assert first > 0.5
-    assert -0.01 < last < 0.2 * first
+    assert -0.01 < last < 0.5 * first  # its conditionals are Gaussian, the teacher's are mixtures
 
 
 def test_the_divergence_is_survey_equation_35(learnt):

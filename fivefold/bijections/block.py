@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fivefold.bijections.base import Bijection, Exactness
 from fivefold.tools.roots import invert_increasing
 
-MOST_WEIGHTS = 2**26
+MOST_WEIGHTS = 2**24
 
 
 class BlockLinear(nn.Module):
@@ -58,7 +58,7 @@ class BlockAutoregressive(Bijection):
 
     Args:
         dims: D.
-        width: units of each dimension in a hidden layer; fewer where a layer would pass 2^26 weights.
+        width: units of each dimension in a hidden layer; fewer where a layer would pass 2^24 weights.
         layers: hidden layers.
         condition: width of a condition that moves the first hidden layer, 0 for none.
         tolerance: of the inverse.

@@ -28,7 +28,7 @@ class BNAF(FlowSystem):
         space: of the examples.
         flows: networks in a row.
         layers: hidden layers of each.
-        width: units of each dimension in a hidden layer; fewer where a layer would pass 2^26 weights.
+        width: units of each dimension in a hidden layer; fewer where a layer would pass 2^24 weights.
         margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
         score_samples: points in each cell when discrete examples are scored.
         temperature: the standard deviation of the noise that samples are made from.

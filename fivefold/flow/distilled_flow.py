@@ -156,13 +156,16 @@ class _Student(FlowSystem):
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         width = self.embedding.width
         maps = [Inverse(MaskedAutoregressive(space.dims, Affine(), hidden, width)) for _ in range(steps)]
-        moments = self._onto_line(Chain(Flatten(space.shape), ActNorm(space.dims)), margin)
-        self.flow = Chain(moments, in_alternating_order(space.dims, maps))
+        self.flow = Chain(
+            self._onto_line(Chain(Flatten(space.shape), ActNorm(space.dims)), margin),
+            in_alternating_order(space.dims, maps),
+        )
 
     @torch.no_grad()
     def start(self, y: Tensor) -> None:
         """In training, the first time: the mean and deviation of samples are those of real-valued examples."""
-        self.flow.parts[0](y)  # type: ignore[index, operator]
+        assert isinstance(self.flow, Chain)
+        self.flow.parts[0](y)
 
     def draw(self, n: int, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Real-valued samples by reparameterisation and their log-densities: `(n, *shape)`, nats `(n,)`."""

@@ -31,7 +31,8 @@ class FlowPP(FlowSystem):
 
     Args:
         space: of the examples.
-        layers: couplings before the squeeze of an image; half as many by channels and one fewer by pixels after it.
+        layers: couplings before the squeeze of an image; half as many by channels and one fewer by pixels after it. On
+            tables: in all.
         hidden: channels of the coupling networks.
         blocks: of a coupling network, each a gated convolution and an attention.
         heads: of the attention; must divide `hidden`.
@@ -83,11 +84,12 @@ class FlowPP(FlowSystem):
         self.make_net = partial(
             AttentiveNet, hidden=hidden, blocks=blocks, heads=heads, condition=self.embedding.width, dropout=dropout
         )
-        flow = self._image_flow(space.shape, layers) if space.kind == "image" else self._table_flow(space.shape, layers)
+        flow = (
+            self._image_flow(space.shape, layers)
+            if space.kind == "image"
+            else Chain(*self._row(alternate_channels, space.shape, layers))
+        )
         self.flow = self._onto_line(flow, margin)
-
-    def _table_flow(self, shape: tuple[int, ...], layers: int) -> Bijection:
-        return Chain(*self._row(alternate_channels, shape, 2 * layers))
 
     def _image_flow(self, shape: tuple[int, ...], layers: int) -> Bijection:
         """The paper's order; without the squeeze and what follows it where a side is odd."""
