@@ -27,7 +27,7 @@ class IResNet(ContractionSystem):
         blocks: residual blocks of convolutions at each resolution.
         scales: the most resolutions; fewer where a side becomes odd.
         hidden: channels within a block of convolutions.
-        layers: fully connected blocks at the end (on tables: those that an image would have in all).
+        layers: fully connected blocks at the end, 0 in the paper (on tables: those that an image would have in all).
         width: of the fully connected blocks.
         coefficient: the bound on every layer's norm, below 1.
         activation: elu or lipswish.
@@ -53,7 +53,7 @@ class IResNet(ContractionSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99, "clip": 5.0, "evaluations": 1},
         "cifar10": {
-            "blocks": 16, "scales": 3, "hidden": 512, "factor_out": True, "lr": 3e-3, "weight_decay": 0.0,
+            "blocks": 16, "scales": 3, "hidden": 512, "layers": 0, "factor_out": True, "lr": 3e-3, "weight_decay": 0.0,
             "batch_size": 128,
         },
     }  # fmt: skip
@@ -62,10 +62,10 @@ class IResNet(ContractionSystem):
         self,
         space: Space,
         *,
-        blocks: int = 5,
+        blocks: int = 4,
         scales: int = 2,
         hidden: int = 32,
-        layers: int = 0,
+        layers: int = 2,
         width: int = 128,
         coefficient: float = 0.9,
         activation: Activation = "elu",
