@@ -270,7 +270,7 @@ def glow(batch: int = 16, layers: int = 8, scales: int = 3) -> Race:
         merges += [normflows.flows.Merge()] if level else []
         laws.append(normflows.distributions.DiagGaussian((channels // (2 if level else 1), side, side)))
     theirs = normflows.MultiscaleFlow(laws, flows, merges, class_cond=False)
-    models = {HERE: ours(system.flow), "normflows": Model(theirs, theirs.log_prob)}
+    models = {HERE: ours(system.flow), "normflows": Model(theirs, lambda x: theirs.log_prob(x, None))}
     x = torch.randn(batch, 3, 32, 32)
     for model in models.values():  # actnorm starts by the data
         model.log_prob(x)
