@@ -45,6 +45,7 @@ from fivefold.system import seeded
 from fivefold.tools.distributions import standard_normal_log_prob
 
 BATCH, LAYERS, HIDDEN, BINS, BOUND = 256, 5, 128, 8, 3.0
+EXACT, TOLERANCES = 1e-9, [10 ** (-step / 2) for step in range(4, 15)]  # of solvers, the latter from 1e-2 to 1e-7
 SECONDS = 0.15  # how long a contestant runs in a round, about
 HERE, COMPILED = "here", "here, compiled"
 
@@ -269,7 +270,7 @@ def glow(batch: int = 16, layers: int = 8, scales: int = 3) -> Race:
         merges += [normflows.flows.Merge()] if level else []
         laws.append(normflows.distributions.DiagGaussian((channels // (2 if level else 1), side, side)))
     theirs = normflows.MultiscaleFlow(laws, flows, merges, class_cond=False)
-    models = {HERE: ours(system.flow), "normflows": Model(theirs, theirs.log_prob)}
+    models = {HERE: ours(system.flow), "normflows": Model(theirs, lambda x: theirs.log_prob(x, None))}
     x = torch.randn(batch, 3, 32, 32)
     for model in models.values():  # actnorm starts by the data
         model.log_prob(x)
@@ -295,16 +296,21 @@ def ffjord(dims: int = 64) -> Race:
         for parameter in peer.parameters():
             parameter.mul_(2)  # as after some training: at first hardly anything moves
     x = torch.randn(BATCH, dims)
-    theirs = _solver_error(of_zuko(peer), x, partial(_set_zuko, peer.transform))
-    _set_zuko(peer.transform, 1.0)
     flow = ContinuousFlow(OfTransform(copy.deepcopy(peer.transform)), trace="hutchinson")
-    grid = [10 ** (-step / 4) for step in range(4, 29)]  # from 0.1 to 1e-7
-    for tolerance in grid:
-        error = _solver_error(ours(flow), x, partial(_set_ours, flow, tolerance))
+    some = x[:32].double()  # errors are measured on a few, in double precision
+    atol, rtol = peer.transform.atol, peer.transform.rtol
+    found = _log_prob_of(of_zuko(peer), some)
+    peer.transform.atol = peer.transform.rtol = EXACT
+    theirs = _error(found, _log_prob_of(of_zuko(peer), some))
+    peer.transform.atol, peer.transform.rtol = atol, rtol
+    flow.tolerance = EXACT
+    truth = _log_prob_of(ours(flow), some)
+    for tolerance in TOLERANCES:
+        flow.tolerance = tolerance
+        error = _error(_log_prob_of(ours(flow), some), truth)
         if error <= theirs:
             break
-    _set_ours(flow, tolerance, 1.0)
-    facts = {"solver_error": {HERE: error, "zuko": theirs}, "tolerance": tolerance}
+    facts = {"solver_error": {HERE: error, "zuko": theirs}, "tolerance": flow.tolerance}
     return Race(
         f"training step, continuous flow, D = {dims}, the same velocity, probes and achieved error",
         {HERE: training_step(ours(flow), x)},
@@ -314,24 +320,18 @@ def ffjord(dims: int = 64) -> Race:
     )
 
 
-def _set_zuko(transform: Any, share: float) -> None:
-    transform.atol, transform.rtol = 1e-6 * share, 1e-5 * share
+def _log_prob_of(model: Model, x: Tensor) -> Tensor:
+    """ln p in double precision, always with the same probes."""
+    model.net.double()
+    with seeded(0, x.device), torch.no_grad():
+        values = model.log_prob(x)
+    model.net.float()
+    return values
 
 
-def _set_ours(flow: ContinuousFlow, tolerance: float, share: float) -> None:
-    flow.tolerance = tolerance * share
-
-
-def _solver_error(model: Model, x: Tensor, tighten: Callable[[float], None]) -> float:
-    """Root mean square of what the tolerance does to ln p, in nats, the probes being the same; in double precision."""
-    values = []
-    net = model.net.double()
-    for share in (1.0, 1e-4):
-        tighten(share)
-        with seeded(0, x.device), torch.no_grad():
-            values.append(model.log_prob(x.double()))
-    net.float()
-    return (values[0] - values[1]).square().mean().sqrt().item()
+def _error(values: Tensor, truth: Tensor) -> float:
+    """Root mean square difference, in nats."""
+    return (values - truth).square().mean().sqrt().item()
 
 
 def sampling(dims: int, layers: int, hidden: int, batch: int, times: float) -> Race:
