@@ -86,9 +86,7 @@ def table(rows: list[dict[str, Any]], budget: str) -> str:
         f"Lossless compression of test images, in bits per dimension, header included, after {budget} of training",
         f"idf on each data set, on {machine()}. All files came back exactly. A model's weights are not counted.",
         "",
-        "| data | images | idf, −log2 p | "
-        + " | ".join(codecs)
-        + " | above −log2 p, but for the header | compress, decompress |",
+        "| data | images | idf, −log2 p | " + " | ".join(codecs) + " | above, without header | compress, decompress |",
         "|---" * (len(codecs) + 5) + "|",
     ]
     for row in rows:
