@@ -240,7 +240,7 @@ class _Encoder:
         while not halving.done:
             upper = offset >= halving.middle
             symbols = upper.flatten().cpu().numpy().astype(np.int32)
-            self.coder.encode(symbols, self.stream.model.Bernoulli(), halving.probability())
+            self.coder.encode(symbols, self.stream.model.Bernoulli(perfect=False), halving.probability())
             halving.choose(upper)
         return z
 
@@ -258,7 +258,7 @@ class _Decoder:
     def __call__(self, law: Law) -> Tensor:
         halving = _Halving(law, int(self._next(self.stream.model.Uniform(DEEPEST + 1))))
         while not halving.done:
-            symbols = self._next(self.stream.model.Bernoulli(), halving.probability())
+            symbols = self._next(self.stream.model.Bernoulli(perfect=False), halving.probability())
             upper = torch.from_numpy(np.asarray(symbols) != 0).view_as(halving.low)
             halving.choose(upper.to(halving.low.device))
         return halving.low + law.centre
