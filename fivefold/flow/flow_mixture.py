@@ -72,7 +72,7 @@ class FlowMixture(FlowSystem):
         self.noise_dims = space.dims + 1  # which flow, and its noise
 
     def _one_flow(self, space: Space) -> Bijection:
-        """Its rotations and shifts are at random at first, so that no two flows learn the same."""
+        """Its rotations (of columns, shifts too) are at random at first, so that no two flows learn the same."""
         by_pixels = partial(self._couplings, alternate=alternate_pixels)
         image = space.kind == "image"
         return multi_scale(space.shape, self._couplings, odd=by_pixels) if image else self._couplings(space.shape)
@@ -81,7 +81,8 @@ class FlowMixture(FlowSystem):
         parts: list[Bijection] = []
         for layer in range(self.layers):
             linear = LULinear(shape[0], rotation=True)
-            nn.init.normal_(linear.bias, std=0.5)
+            if len(shape) == 1:  # in many dimensions shifts at random would let one flow take all examples at once
+                nn.init.normal_(linear.bias, std=0.5)
             parts += [linear, alternate(layer, shape, self.transform, self.make_net)]
         return Chain(*parts)
 
