@@ -34,39 +34,42 @@ class MaskedAutoregressive(Bijection):
         condition: width of the condition, 0 for none.
     """
 
-    position: Tensor
     degrees: Tensor
+    first_mask: Tensor
+    second_mask: Tensor
+    last_mask: Tensor
 
     def __init__(self, dims: int, transform: Transform, hidden: int, condition: int = 0) -> None:
         super().__init__()
         self.transform, self.dims = transform, dims
-        self.register_buffer("position", torch.arange(dims), persistent=False)
-        self.register_buffer("degrees", spread_degrees(hidden, dims), persistent=False)
+        position, degrees = torch.arange(dims), spread_degrees(hidden, dims)
+        masks = {  # a unit of degree d sees x_<d, and speaks for the dimensions from d on
+            "first_mask": degree_mask(position, degrees, strict=True),
+            "second_mask": degree_mask(degrees, degrees),
+            "last_mask": degree_mask(degrees, position),
+        }
+        for name, buffer in {"degrees": degrees, **masks}.items():
+            self.register_buffer(name, buffer, persistent=False)
         self.first, self.second = MaskedLinear(dims, hidden), MaskedLinear(hidden, hidden)
         self.context = nn.Linear(condition, hidden) if condition else None
-        self.last = zero(MaskedLinear(hidden, dims * transform.size))
+        self.last = zero(nn.Linear(hidden, transform.size * dims))  # the first parameter of all dimensions, then others
 
     @property
     def exactness(self) -> Exactness:
         return inverse_exactness(self.transform)
 
-    def _masks(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the three layers: a unit of degree d sees x_<d, and speaks for the dimensions from d on."""
-        return (
-            degree_mask(self.position, self.degrees, strict=True),
-            degree_mask(self.degrees, self.degrees),
-            degree_mask(self.degrees, self.position),
-        )
+    def _last_weight(self) -> Tensor:
+        """`(P, D, hidden)`."""
+        return torch.where(self.last_mask, self.last.weight.unflatten(0, (-1, self.dims)), 0.0)
 
     def parameters_of(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """`(P, B, D)`, those of a dimension from the dimensions before it alone."""
-        first, second, last = self._masks()
-        h = self.first(x, first)
+        h = self.first(x, self.first_mask)
         if self.context is not None and condition is not None:
             h = h + self.context(condition)
-        h = h + self.second(F.silu(h), second)
-        params = self.last(F.silu(h), last)
-        return params.unflatten(1, (self.dims, -1)).movedim(-1, 0)
+        h = h + self.second(F.silu(h), self.second_mask)
+        params = F.linear(F.silu(h), self._last_weight().flatten(0, 1), self.last.bias)
+        return params.unflatten(1, (-1, self.dims)).transpose(0, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, log_slope = self._elementwise(x, condition)
@@ -89,9 +92,8 @@ class MaskedAutoregressive(Bijection):
         What a block sees of the earlier ones is computed once. Within it x = h^-1(y; parameters(x)) is iterated: the
         i-th dimension is right after i rounds whatever the map is, and most often all are after a few.
         """
-        layers = zip((self.first, self.second, self.last), self._masks(), strict=True)
-        w1, w2, w3 = (layer.masked_weight(mask) for layer, mask in layers)
-        w3, b3 = w3.view(self.dims, self.transform.size, -1).transpose(0, 1), self.last.bias.view(self.dims, -1).T
+        w1, w2 = self.first.masked_weight(self.first_mask), self.second.masked_weight(self.second_mask)
+        w3, b3 = self._last_weight(), self.last.bias.view(-1, self.dims)
         h1 = self.first.bias.unsqueeze(1)
         if self.context is not None and condition is not None:
             h1 = h1 + self.context(condition).T

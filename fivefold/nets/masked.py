@@ -27,7 +27,7 @@ class MaskedLinear(nn.Linear):
 
     def masked_weight(self, mask: Tensor) -> Tensor:
         """`(outputs, inputs)`."""
-        return (self.weight.unflatten(0, (len(mask), -1)) * mask.unsqueeze(1)).flatten(0, 1)
+        return torch.where(mask.unsqueeze(1), self.weight.unflatten(0, (len(mask), -1)), 0.0).flatten(0, 1)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         return F.linear(x, self.masked_weight(mask), self.bias)

@@ -6,11 +6,14 @@ in plain convolutions that can be differentiated twice.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
+DENSE = 100  # pixels up to which a filter is one product with its matrix, several times faster than a convolution
 
 
 def _filter(x: Tensor, gain: float) -> Tensor:
@@ -20,19 +23,41 @@ def _filter(x: Tensor, gain: float) -> Tensor:
     return kernel.expand(x.shape[1], 1, len(TAPS), len(TAPS))
 
 
+def _filtered(x: Tensor, gain: float, padding: int, stride: int = 1, up: bool = False) -> Tensor:
+    """The filter and a stride, or (`up`) zeros between pixels and the filter."""
+    if x.shape[2] * x.shape[3] > DENSE:
+        return _convolved(x, gain, padding, stride, up)
+    matrix = _matrix(x.shape[2:], gain, padding, stride, up, x.device, x.dtype)
+    return (x.flatten(2) @ matrix.flatten(1)).unflatten(2, matrix.shape[1:])
+
+
+def _convolved(x: Tensor, gain: float, padding: int, stride: int, up: bool) -> Tensor:
+    convolve = F.conv_transpose2d if up else F.conv2d
+    return convolve(x, _filter(x, gain), stride=stride, padding=padding, groups=x.shape[1])
+
+
+@lru_cache(maxsize=64)
+def _matrix(
+    sides: torch.Size, gain: float, padding: int, stride: int, up: bool, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """What becomes of every pixel alone: `(H W, H', W')`."""
+    pixels = torch.eye(sides.numel(), device=device, dtype=dtype).view(-1, 1, *sides)
+    return _convolved(pixels, gain, padding, stride, up)[:, 0]
+
+
 def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
     """Filtered, with zeros around: `(B, C, H + 2 padding - 3, W + 2 padding - 3)`."""
-    return F.conv2d(x, _filter(x, gain), padding=padding, groups=x.shape[1])
+    return _filtered(x, gain, padding)
 
 
 def upsample(x: Tensor) -> Tensor:
     """Twice the sides: zeros between the pixels, then the filter with gain 4, which keeps the mean."""
-    return F.conv_transpose2d(x, _filter(x, 4.0), stride=2, padding=1, groups=x.shape[1])
+    return _filtered(x, 4.0, padding=1, stride=2, up=True)
 
 
 def downsample(x: Tensor) -> Tensor:
     """Half the sides, rounded down: the filter, then every second pixel."""
-    return F.conv2d(x, _filter(x, 1.0), stride=2, padding=1, groups=x.shape[1])
+    return _filtered(x, 1.0, padding=1, stride=2)
 
 
 def conv_up(x: Tensor, weight: Tensor) -> Tensor:
