@@ -12,7 +12,9 @@ from scipy import stats
 from torch import nn
 
 import fivefold
-from fivefold.bijections.ode import Augment, ContinuousFlow, measured
+from fivefold.bijections.laws import FlowLaw
+from fivefold.bijections.ode import ContinuousFlow, measured
+from fivefold.bijections.surjections import augment
 from fivefold.catalog import find
 from fivefold.nets.planar import PlanarSum
 from fivefold.nets.potential import ACTIVATIONS, Potential, PotentialVelocity
@@ -312,8 +314,7 @@ def test_the_augmented_density_is_a_bound_that_tightens_and_samples_follow_the_m
     assert system.density is Density.LOWER_BOUND
     line = torch.linspace(-9, 9, 121)
     grid = torch.cartesian_prod(line, line)
-    _, augment, *rest = system.flow.parts
-    assert isinstance(augment, Augment)
+    rest = list(system.flow.parts)[2:]  # after what flattens and what augments
     with torch.no_grad():
         z, log_det = grid, torch.zeros(len(grid))
         for part in rest:
@@ -353,24 +354,24 @@ def test_with_a_further_dimension_points_pass_one_another_and_without_they_canno
     flow = ContinuousFlow(Turning(), 1e-8)
     alone, _ = flow(x)
     assert (alone.diff(dim=0) > 0).all()
-    augment = Augment((1,), 1)
-    augment.still = True
-    turned, _ = flow(augment(x)[0])
+    noise = FlowLaw(1)
+    noise.still = True
+    turned, _ = flow(augment(1, noise)(x)[0])
     torch.testing.assert_close(turned[:, :1], -x, rtol=0, atol=1e-6)
 
 
 def test_the_extra_dimensions_are_standard_noise_whose_density_is_taken_off():
-    augment, x = Augment((2, 3, 3), 2), torch.randn(500, 2, 3, 3)
-    y, term = augment(x)
+    layer, x = augment(2, FlowLaw(2)), torch.randn(500, 2, 3, 3)
+    y, term = layer(x)
     assert y.shape == (500, 4, 3, 3)
     a = y[:, 2:]
     truth = torch.distributions.Normal(0.0, 1.0).log_prob(a).flatten(1).sum(1)
     torch.testing.assert_close(term, -truth)
-    back, minus = augment.inverse(y)
+    back, minus = layer.inverse(y)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(minus, truth)
     assert stats.kstest(a.flatten().numpy(), "norm").pvalue > 1e-3
-    other, _ = augment(x)
+    other, _ = layer(x)
     assert not torch.equal(other[:, 2:], a)
 
 

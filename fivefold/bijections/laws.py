@@ -56,14 +56,17 @@ class FlowLaw(Law):
     Args:
         channels: of y; the other sizes are those of `given`.
         flow: of `given` and then y along the channels; it changes y alone (see `conditional_flow`). None: y is noise.
+
+    While `still`, draws are made from zeros in place of noise.
     """
 
     def __init__(self, channels: int, flow: Bijection | None = None) -> None:
         super().__init__()
-        self.channels, self.flow = channels, Chain() if flow is None else flow
+        self.channels, self.flow, self.still = channels, Chain() if flow is None else flow, False
 
     def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        noise = torch.randn(len(given), self.channels, *given.shape[2:], dtype=given.dtype, device=given.device)
+        noise = given.new_zeros(len(given), self.channels, *given.shape[2:])
+        noise = noise if self.still else torch.randn_like(noise)
         both, log_det = self.flow.inverse(torch.cat([given, noise], 1), condition)
         return both[:, given.shape[1] :], standard_normal_log_prob(noise) - log_det
 

@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, Exactness, Layer, sum_dims
+from fivefold.bijections.base import Bijection, Exactness, sum_dims
 from fivefold.nets.velocity import Rates
-from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.divergence import rademacher, with_jacobian
 from fivefold.tools.ode import Solution, integrate, integrate_adjoint, runge_kutta
 
@@ -114,29 +113,3 @@ def measured(flows: Iterable[ContinuousFlow]) -> Iterator[list[Tensor]]:
     finally:
         for flow in flows:
             flow.ways = None
-
-
-class Augment(Layer):
-    """More channels, of standard normal noise: `(B, C, ...)` to `(B, C + extra, ...)` (survey 6.4, Eq. 39; 6.6).
-
-    The term is -ln q(a) of the noise a, so that ln p(x, a) - ln q(a) is below ln p(x) in expectation. The way back
-    leaves the extra channels out.
-
-    Args:
-        shape: of one example, (C, ...).
-        extra: how many channels.
-    """
-
-    def __init__(self, shape: tuple[int, ...], extra: int) -> None:
-        super().__init__()
-        self.channels, self.extra = shape[0], (extra, *shape[1:])
-        self.still = False  # zeros in place of noise, as in augmented neural ODEs without a density
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        a = x.new_zeros(len(x), *self.extra)
-        a = a if self.still else torch.randn_like(a)
-        return torch.cat([x, a], 1), -standard_normal_log_prob(a)
-
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, a = y[:, : self.channels], y[:, self.channels :]
-        return x, standard_normal_log_prob(a)

@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fivefold.bijections.ode import Augment, Gradients
+from fivefold.bijections.laws import FlowLaw
+from fivefold.bijections.ode import Gradients
+from fivefold.bijections.surjections import augment
 from fivefold.flow._continuous import CHUNK, FreeFormSystem
 from fivefold.nets.velocity import TimeLayer
 from fivefold.space import Space
@@ -93,7 +95,7 @@ class ANODE(FreeFormSystem):
             score_samples=score_samples,
             temperature=temperature,
             extra=extra,
-            augment=Augment,
+            augment=lambda shape, extra: augment(shape[0], FlowLaw(extra)),
         )
         self.density = Density.LOWER_BOUND
         self.density_note += f", {score_samples} draws of {extra} extra " + (
@@ -109,11 +111,9 @@ class ANODE(FreeFormSystem):
         return log_mean_exp(values + dequantise_log_det(self.space))
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        layers = [part for part in self.flow.modules() if isinstance(part, Augment)]
-        for layer in layers:
-            layer.still = True
+        (noise,) = (part for part in self.flow.modules() if isinstance(part, FlowLaw))
+        noise.still = True
         try:
             return super()._encode(x, condition)
         finally:
-            for layer in layers:
-                layer.still = False
+            noise.still = False
