@@ -15,7 +15,16 @@ from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density
 from fivefold.tools.scaling import dequantise_log_det
 
-SMALL = {"layers": 2, "hidden": 8, "blocks": 1, "width": 8, "units": 3, "integrand": 6, "nodes": 12}
+SMALL = {
+    "dequantisation": "uniform",
+    "layers": 2,
+    "hidden": 8,
+    "blocks": 1,
+    "width": 8,
+    "units": 3,
+    "integrand": 6,
+    "nodes": 12,
+}
 AUTOREGRESSIVE = ["maf-flow", "iaf-flow", "naf", "umnn", "sos-flow"]
 PLANE = Space(
     "table", (2,), columns=(Column("metres", location=3.0, scale=0.5), Column("tons", location=-1.0, scale=20.0))
