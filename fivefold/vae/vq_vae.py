@@ -125,15 +125,16 @@ class VQVAE(LatentSystem):
         if total is not None:
             book.move(total)
 
-    def optimizers(self, lr: float = 1e-3) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam for the autoencoder; the prior brings its own.
+    def optimizers(self, lr: float = 1e-3, prior_lr: float = 1e-3) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam for the autoencoder; the prior brings its own optimizer.
 
         Args:
             lr: learning rate of the autoencoder.
+            prior_lr: that of the prior.
         """
         return {
             self.autoencoder: torch.optim.Adam(self.autoencoder.parameters(), lr, fused=True),
-            **self.prior.optimizers(),
+            **self.prior.optimizers(prior_lr),
         }
 
     def learning_rate(self, progress: float) -> float:

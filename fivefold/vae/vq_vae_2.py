@@ -53,7 +53,7 @@ class VQVAE2(LatentSystem):
     density_note = "one code of each level"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99},
+        "default": {"ema": 0.99, "prior_lr": 5e-3},
         "imagenet256": {
             "codes": 512, "code_width": 64, "halvings": 2, "width": 32, "depth": 2, "batch_size": 128, "lr": 3e-4,
             "ema": 0.0,
@@ -134,14 +134,15 @@ class VQVAE2(LatentSystem):
                 start = f"{name}."
                 model.book(name).move({key[len(start) :]: v for key, v in total.items() if key.startswith(start)})
 
-    def optimizers(self, lr: float = 1e-3) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam for the autoencoder; the priors bring their own.
+    def optimizers(self, lr: float = 1e-3, prior_lr: float = 1e-3) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam for the autoencoder; the priors bring their own optimizers.
 
         Args:
             lr: learning rate of the autoencoder.
+            prior_lr: that of the priors.
         """
         adam = torch.optim.Adam(self.autoencoder.parameters(), lr, fused=True)
-        return {self.autoencoder: adam, **self.upper.optimizers(), **self.lower.optimizers()}
+        return {self.autoencoder: adam, **self.upper.optimizers(prior_lr), **self.lower.optimizers(prior_lr)}
 
     def learning_rate(self, progress: float) -> float:
         if progress < self.first_stage:
