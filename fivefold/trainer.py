@@ -22,6 +22,7 @@ from fivefold.data.splits import Data
 from fivefold.log import Event, Log
 from fivefold.run import Run
 from fivefold.system import System, Update
+from fivefold.threads import Threads
 from fivefold.validation import Validation
 
 Precision = Literal["auto", "32", "bf16", "fp16"]
@@ -123,13 +124,16 @@ class Trainer:
         self._save()
         self.log.start(self)
         self.saved = time.monotonic()
-        with _interruptible() as interrupted:
+        threads = Threads(choose=self.on_cpu and self.budget.unit == "seconds" and ranks.world() == 1)
+        with _interruptible() as interrupted, threads.chosen():
             while self._go_on(interrupted.is_set()):
                 started = time.perf_counter()
                 with self._guarded():
                     self._iterate()
                     self._check(everything=self.on_cpu)
-                self.seconds += time.perf_counter() - started
+                took = time.perf_counter() - started
+                self.seconds += took
+                threads.took(took)
         if interrupted.is_set() and self.progress < 1:
             self._save(status="stopped")
             where = f"fivefold resume {self.run.directory}" if self.run else "nothing was saved: no folder was named"

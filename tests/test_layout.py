@@ -19,7 +19,19 @@ ALLOWED = {
     "nets": {"space", "system", "tools"},
     "bijections": {"space", "system", "tools", "nets"},
     **dict.fromkeys(FAMILIES, MODELS),
-    "trainer": {"space", "system", "data", "tools", "batches", "budget", "log", "ranks", "run", "validation"},
+    "trainer": {
+        "space",
+        "system",
+        "data",
+        "tools",
+        "batches",
+        "budget",
+        "log",
+        "ranks",
+        "run",
+        "threads",
+        "validation",
+    },
     "evaluate": {"space", "system", "catalog", "data", "tools", "features", "run"},
 }
 
