@@ -1,6 +1,7 @@
 """Draws what flows do in the plane, on the two moons: `python docs/planes.py [SYSTEM ...] [--budget 60s]`.
 
-A picture for each system, `pictures/plane-SYSTEM.png`: its density, and where it takes circles and rays of noise.
+A picture for each system, `pictures/plane-SYSTEM.png`: its density, and where it takes circles and rays of noise (or
+samples, where noise has more dimensions than the plane).
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def draw(system: System, examples: np.ndarray, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(6, 2.2))
     axes[0].imshow(density(system), origin="lower", extent=(LOW[0], HIGH[0], LOW[1], HIGH[1]), cmap="magma")
     axes[1].scatter(*system.space.decode(torch.from_numpy(examples)).T, s=1, color="0.8")
-    if isinstance(system, LatentSystem):
+    if isinstance(system, LatentSystem) and getattr(system, "noise_dims", 2) == len(LOW):
         for line, colour in rings_and_rays():
             axes[1].plot(*warped(system, line).T, color=colour, linewidth=0.7)
-    else:
+    else:  # noise of more dimensions has no rings
         axes[1].scatter(*system.sample(1000, seed=0).T, s=1, color="tab:purple")
     for axis in axes:
         axis.set(xlim=(LOW[0], HIGH[0]), ylim=(LOW[1], HIGH[1]), aspect="equal", xticks=[], yticks=[])
