@@ -1,7 +1,7 @@
 """Draws what flows do in the plane, on the two moons: `python docs/planes.py [SYSTEM ...] [--budget 60s]`.
 
 A picture for each system, `pictures/plane-SYSTEM.png`: its density, and where it takes circles and rays of noise (or
-samples, where noise has more dimensions than the plane).
+samples, where a noise has no one place or more dimensions than the plane).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fivefold import LatentSystem, System, catalog, fit, load_data
+from fivefold.flow._system import FlowSystem
 
 PICTURES = Path(__file__).parent / "pictures"
 LOW, HIGH = (-1.7, -1.3), (2.7, 1.8)  # what is shown of the plane
@@ -39,16 +40,22 @@ def draw(system: System, examples: np.ndarray, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(6, 2.2))
     axes[0].imshow(density(system), origin="lower", extent=(LOW[0], HIGH[0], LOW[1], HIGH[1]), cmap="magma")
     axes[1].scatter(*system.space.decode(torch.from_numpy(examples)).T, s=1, color="0.8")
-    if isinstance(system, LatentSystem) and getattr(system, "noise_dims", 2) == len(LOW):
+    if has_rings(system):
         for line, colour in rings_and_rays():
             axes[1].plot(*warped(system, line).T, color=colour, linewidth=0.7)
-    else:  # noise of more dimensions has no rings
+    else:
         axes[1].scatter(*system.sample(1000, seed=0).T, s=1, color="tab:purple")
     for axis in axes:
         axis.set(xlim=(LOW[0], HIGH[0]), ylim=(LOW[1], HIGH[1]), aspect="equal", xticks=[], yticks=[])
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def has_rings(system: System) -> bool:
+    """Whether every noise has its one place, and noise as many dimensions as the plane."""
+    drawn = isinstance(system, FlowSystem) and system.flow.exactness.inverse == "drawn"
+    return isinstance(system, LatentSystem) and not drawn and getattr(system, "noise_dims", 2) == len(LOW)
 
 
 def density(system: System) -> np.ndarray:
