@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fivefold import LatentSystem, System, catalog, fit, load_data
-from fivefold.flow._system import FlowSystem
+from fivefold.bijections.base import Layer
 
 PICTURES = Path(__file__).parent / "pictures"
 LOW, HIGH = (-1.7, -1.3), (2.7, 1.8)  # what is shown of the plane
@@ -54,7 +54,7 @@ def draw(system: System, examples: np.ndarray, path: Path) -> None:
 
 def has_rings(system: System) -> bool:
     """Whether every noise has its one place, and noise as many dimensions as the plane."""
-    drawn = isinstance(system, FlowSystem) and system.flow.exactness.inverse == "drawn"
+    drawn = isinstance(getattr(system, "flow", None), Layer) and system.flow.exactness.inverse == "drawn"
     return isinstance(system, LatentSystem) and not drawn and getattr(system, "noise_dims", 2) == len(LOW)
 
 
