@@ -200,7 +200,7 @@ def test_the_inverse_of_an_autoregressive_flow_is_differentiated_rightly(name):
     def inverse(y, condition, *values):
         return torch.func.functional_call(Inverse(bijection), _under("part.", names, values), (y, condition))
 
-    torch.autograd.gradcheck(
+    assert torch.autograd.gradcheck(
         inverse, (y, condition, *values), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True, check_undefined_grad=False
     )
 
