@@ -13,6 +13,7 @@ from fivefold.gan.stylegan2_ada import ADJUST_EVERY, PATH_RATE, StyleGAN2ADA
 from fivefold.nets.equalised import EqualConv, EqualLinear, with_deviation
 from fivefold.nets.stylegan import ModulatedConv, ResidualDown, StyledLayer, ToImage
 from fivefold.space import Batch, Space, label_space
+from fivefold.tools import resample
 from fivefold.tools.augment import augment, colours, move, positions
 from fivefold.tools.games import path_lengths, r1_penalty
 from fivefold.tools.resample import blur, conv_down, conv_up, downsample, upsample
@@ -369,3 +370,16 @@ def test_the_rate_falls_at_the_end_where_it_is_asked_to():
     assert [system().learning_rate(progress) for progress in (0, 0.5, 1)] == [1, 1, 1]
     falling = system(decay=0.4)
     assert [falling.learning_rate(progress) for progress in (0, 0.6, 0.8, 1)] == pytest.approx([1, 1, 0.505, 0.01])
+
+
+def test_a_filter_that_was_first_used_in_another_precision_or_without_gradients_serves_later():
+    resample._matrix.cache_clear()
+    x = torch.randn(2, 3, 5, 7)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        blur(x, padding=1)
+    x.requires_grad_()
+    y = blur(x, padding=1)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, resample._convolved(x, 1.0, padding=1, stride=1, up=False))
+    y.square().sum().backward()
+    assert x.grad.abs().sum() > 0

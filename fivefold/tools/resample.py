@@ -41,8 +41,10 @@ def _matrix(
     sides: torch.Size, gain: float, padding: int, stride: int, up: bool, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """What becomes of every pixel alone: `(H W, H', W')`."""
-    pixels = torch.eye(sides.numel(), device=device, dtype=dtype).view(-1, 1, *sides)
-    return _convolved(pixels, gain, padding, stride, up)[:, 0]
+    # It is kept, so it must be good for every later call: neither of a lower precision nor closed to gradients.
+    with torch.autocast(device.type, enabled=False), torch.inference_mode(False):
+        pixels = torch.eye(sides.numel(), device=device, dtype=dtype).view(-1, 1, *sides)
+        return _convolved(pixels, gain, padding, stride, up)[:, 0]
 
 
 def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
