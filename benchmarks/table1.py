@@ -66,8 +66,9 @@ def training(system: System, data: Data, steps: int, **options: Any) -> Timed:
             evaluations=1,
             **options,
         )
+        trainer.validation = lambda system: (0.0, "none", {})  # type: ignore[assignment]  # the peers have none either
         trainer.train()
-        return trainer.seconds / steps  # its clock leaves the final validation out: the peers have none
+        return trainer.seconds / steps
 
     return timed
 
