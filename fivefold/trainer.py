@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold import ranks
+from fivefold.allocator import keep_freed_memory
 from fivefold.batches import Batches, mix
 from fivefold.budget import Budget
 from fivefold.data.splits import Data
@@ -119,6 +120,8 @@ class Trainer:
     def train(self) -> System:
         """Until the budget is spent; returns the best system by validation, in eval mode."""
         self._announce()
+        if self.on_cpu:
+            keep_freed_memory()
         self.system.train()
         self.good = self.state()
         self._save()

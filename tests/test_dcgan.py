@@ -82,10 +82,11 @@ def test_layouts_are_mirrored_and_reach_the_pixels(layout):
     convs = [m for m in system.generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     assert [(conv.out_channels, conv.stride[0]) for conv in convs] == expected[1:]
     assert system.generator.start == (expected[0][0], 4, 4)
-    mirror = [m for m in system.critic.modules() if isinstance(m, nn.Conv2d)]
+    *mirror, whole = [m for m in system.critic.modules() if isinstance(m, nn.Conv2d)]
+    assert whole.out_channels == 1
     assert [(conv.in_channels, conv.stride[0]) for conv in reversed(mirror)] == expected[1:]
     odd = DCGAN(Space("image", (3, 9, 17), 256), layout=layout, width=4, latent=8)
-    assert odd.critic.layers[-1].in_features == odd.generator.start[0] * last[0] * last[1]
+    assert odd.critic.layers[-1].weight.shape == (1, odd.generator.start[0], *last)
     assert odd.critic(odd.generator(torch.randn(2, 8))).shape == (2,)
     with pytest.raises(ValueError, match="fine, strided"):
         DCGAN(DIGITS, layout="round")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.nets.adversarial import halvings
-from fivefold.nets.attention import Attending, refuse_dense
+from fivefold.nets.attention import Attending, attend, refuse_dense
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.norm import BatchNorm, spectral_norm
 from fivefold.nets.stylegan import widths
@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
 
         pool = _pool(x.shape[2:])
         key, value = F.max_pool2d(self.key(x), pool), F.max_pool2d(self.value(x), pool)
-        found = F.scaled_dot_product_attention(rows(self.query(x)), rows(key), rows(value), scale=1.0)
+        found = attend(rows(self.query(x)), rows(key), rows(value), scale=1.0)
         return x + self.weight * self.out(found.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
 
 

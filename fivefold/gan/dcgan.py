@@ -91,13 +91,13 @@ class DCGAN(System):
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
         real, condition = centre(batch.x, self.space), batch.condition
-        for _ in range(self.critics):
-            with torch.no_grad():
+        for turn in range(self.critics):
+            with torch.set_grad_enabled(turn == self.critics - 1):  # the last fakes are the generator's own turn's too
                 fake = self._generate(len(real), condition)
-            yield self._critic_update(real, fake, condition)
+            yield self._critic_update(real, fake.detach(), condition)
             if self.game.clipped:
                 games.clip_weights(self.critic, self.weight_clip)
-        yield self._generator_update(real, condition)
+        yield self._generator_update(real, fake, condition)
 
     def _critic_update(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> Update:
         real_score, fake_score = self.critic(real, condition), self.critic(fake, condition)
@@ -106,8 +106,8 @@ class DCGAN(System):
             loss = loss + self.penalty * games.gradient_penalty(lambda x: self.critic(x, condition), real, fake)
         return Update(self.critic, loss, {"real": real_score.mean(), "fake": fake_score.mean()})
 
-    def _generator_update(self, real: Tensor, condition: Tensor | None) -> Update:
-        fake_score = self.critic(self._generate(len(real), condition), condition)
+    def _generator_update(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> Update:
+        fake_score = self.critic(fake, condition)
         with torch.no_grad():  # the generator does not enter the critic's value of the data
             real_score = self.critic(real, condition) if self.game.relative else fake_score.detach()
         loss = self.game.generator(real_score, fake_score)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.nets.attention import attend
 from fivefold.nets.coders import zero
 from fivefold.nets.conditioner import ConditionedLayer
 
@@ -90,8 +91,7 @@ class _GatedAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         qkv = self.qkv(x + position).flatten(2).unflatten(1, (3, self.heads, -1))
-        q, k, v = qkv.transpose(3, 4).contiguous().unbind(1)  # else no fused kernel: all scores would be held
-        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        h = attend(*qkv.transpose(3, 4).contiguous().unbind(1)).transpose(2, 3).reshape(x.shape)
         return x + F.glu(self.narrow(self.dropout(h)), 1)
 
 

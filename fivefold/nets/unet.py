@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.nets.attention import attend
 from fivefold.nets.coders import zero
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.space import Space
@@ -88,8 +89,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = qkv.transpose(3, 4).contiguous().unbind(1)  # else no fused kernel: all scores would be held
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(*qkv.transpose(3, 4).contiguous().unbind(1))
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
 
