@@ -55,7 +55,7 @@ def images(n: int, shape: tuple[int, int, int], levels: int) -> Data:
 
 
 def training(system: System, data: Data, seconds: float, **options: Any) -> Timed:
-    """Seconds a step in the trainer's own loop, by the clock: as usual, also when it chooses how many threads to take."""
+    """Seconds a step in the trainer's own loop, by the clock, so that it chooses how many threads to take."""
 
     def timed() -> float:
         trainer = Trainer(

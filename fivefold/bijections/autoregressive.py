@@ -60,15 +60,15 @@ class MaskedAutoregressive(Bijection):
 
     def _last_weight(self) -> Tensor:
         """`(P, D, hidden)`."""
-        return torch.where(self.last_mask, self.last.weight.unflatten(0, (-1, self.dims)), 0.0)
+        return self.last.weight.unflatten(0, (-1, self.dims)) * self.last_mask
 
     def parameters_of(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """`(P, B, D)`, those of a dimension from the dimensions before it alone."""
         h = self.first(x, self.first_mask)
         if self.context is not None and condition is not None:
             h = h + self.context(condition)
-        h = h + self.second(F.silu(h), self.second_mask)
-        params = F.linear(F.silu(h), self._last_weight().flatten(0, 1), self.last.bias)
+        h = self.second(F.relu(h), self.second_mask)
+        params = F.linear(F.relu(h), self._last_weight().flatten(0, 1), self.last.bias)
         return params.unflatten(1, (-1, self.dims)).transpose(0, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -104,13 +104,12 @@ class MaskedAutoregressive(Bijection):
         for i, (u, v) in enumerate(itertools.pairwise([0, *units])):
             d, e = i * BLOCK, min((i + 1) * BLOCK, self.dims)
             h1_before = h1[u:v] + w1[u:v, :d] @ x[:d]
-            h2_before = h1_before + self.second.bias[u:v, None] + w2[u:v, :u] @ seen1[:u]
+            h2_before = self.second.bias[u:v, None] + w2[u:v, :u] @ seen1[:u]
             before = b3[:, d:e, None] + w3[:, d:e, :u] @ seen2[:u]
             w1_own, w2_own, w3_own = w1[u:v, d:e], w2[u:v, u:v], w3[:, d:e, u:v]
             for _ in range(e - d):
-                from_x = w1_own @ x[d:e]
-                seen1[u:v] = F.silu(h1_before + from_x)
-                seen2[u:v] = F.silu(h2_before + from_x + w2_own @ seen1[u:v])
+                seen1[u:v] = F.relu(h1_before + w1_own @ x[d:e])
+                seen2[u:v] = F.relu(h2_before + w2_own @ seen1[u:v])
                 new, log_slope[d:e] = self.transform.inverse(y[d:e], before + w3_own @ seen2[u:v])
                 change, x[d:e] = (new - x[d:e]).abs(), new
                 if bool((change <= 4 * torch.finfo(x.dtype).eps * (1 + new.abs())).all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +49,22 @@ class Coupling(Bijection):
         super().__init__()
         self.transform = transform
         self.net = net
-        self.register_buffer("keep", (~mask).nonzero().flatten(), persistent=False)
-        self.register_buffer("change", mask.nonzero().flatten(), persistent=False)
-        self.register_buffer("order", torch.cat([self.keep, self.change]).argsort(), persistent=False)
-        self.keep: Tensor
-        self.change: Tensor
+        parted = torch.argsort(mask.byte(), stable=True)  # what is kept comes first
+        self.parts = [int((~mask).sum()), int(mask.sum())]
+        self.register_buffer("parted", parted, persistent=False)
+        self.register_buffer("order", parted.argsort(), persistent=False)
+        self.parted: Tensor
         self.order: Tensor
+
+    @property
+    def keep(self) -> Tensor:
+        """The channels that stay as they are."""
+        return self.parted[: self.parts[0]]
+
+    @property
+    def change(self) -> Tensor:
+        """The channels that are transformed."""
+        return self.parted[self.parts[0] :]
 
     @property
     def exactness(self) -> Exactness:
@@ -69,17 +80,43 @@ class Coupling(Bijection):
         # Of vectors each column is taken as an array of its own `(B,)`: so are then the parameters.
         axis = 0 if x.dim() == 2 else 1
         x = _turn(x)
-        kept, changed = x.index_select(axis, self.keep), x.index_select(axis, self.change)
+        kept, changed = _permute(x, axis, self.parted, self.order).split(self.parts, axis)
         parameters = _turn(self.net(_turn(kept), condition)).contiguous()
         parameters = parameters.unflatten(axis, (self.transform.size, -1)).movedim(axis, 0)
         changed, log_derivative = (self.transform.inverse if inverse else self.transform.forward)(changed, parameters)
-        y = torch.cat([kept, changed], axis).index_select(axis, self.order)
-        return _turn(y), sum_dims(_turn(log_derivative))
+        y = _permute(torch.cat([kept, changed], axis), axis, self.order, self.parted)
+        return _turn(y), log_derivative.sum(0) if axis == 0 else sum_dims(log_derivative)
 
 
 def _turn(x: Tensor) -> Tensor:
     """Vectors `(B, n)` as `(n, B)` and back; maps `(B, n, H, W)` as they are."""
     return x.T if x.dim() == 2 else x
+
+
+class _Permute(torch.autograd.Function):
+    """`index_select` by a permutation, whose gradient is that of the inverse one; torch's own adds entry by entry."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, axis: int, order: Tensor, inverse: Tensor) -> Tensor:
+        return x.index_select(axis, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, Tensor], output: Tensor) -> None:
+        _, ctx.axis, order, inverse = inputs
+        ctx.save_for_backward(order, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _permute(gradient, ctx.axis, inverse, order), None, None, None
+
+
+def _permute(x: Tensor, axis: int, order: Tensor, inverse: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return x.index_select(axis, order)
+    return _Permute.apply(x, axis, order, inverse)
 
 
 class MaskedCoupling(Bijection):
