@@ -47,6 +47,7 @@ from fivefold.tools.distributions import standard_normal_log_prob
 BATCH, LAYERS, HIDDEN, BINS, BOUND = 256, 5, 128, 8, 3.0
 EXACT, TOLERANCES = 1e-9, [10 ** (-step / 2) for step in range(4, 15)]  # of solvers, the latter from 1e-2 to 1e-7
 SECONDS = 0.15  # how long a contestant runs in a round, about
+MOST_SECONDS = 90  # that all rounds of a race take, about; there are three at least
 HERE, COMPILED = "here", "here, compiled"
 
 Run = Callable[[], object]  # what is timed, once
@@ -400,9 +401,11 @@ CASES: dict[str, Callable[[], Race]] = {
 
 
 def measure(race: Race, rounds: int) -> list[dict[str, Any]]:
-    """A row for each of ours; in each round all run in turn, as often as fits about the same time."""
+    """A row for each of ours; in each round all run in turn, each as often as fits into about `SECONDS`."""
     runs = {**race.ours, **race.peers}
-    repeats = {name: max(1, round(SECONDS / _seconds(run, 2))) for name, run in runs.items()}
+    once = {name: _seconds(run, 1) for name, run in runs.items()}
+    repeats = {name: max(1, round(SECONDS / seconds)) for name, seconds in once.items()}
+    rounds = min(rounds, max(3, round(MOST_SECONDS / sum(once[name] * repeats[name] for name in runs))))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -422,9 +425,12 @@ def measure(race: Race, rounds: int) -> list[dict[str, Any]]:
 
 
 def _seconds(run: Run, repeats: int) -> float:
-    """Of one run, after one that is not counted where there are few."""
+    """Of one run, after one that is not counted where it is short."""
+    before = time.perf_counter()
     if repeats < 3:
         run()
+    if repeats == 1 and time.perf_counter() - before > 1:
+        return time.perf_counter() - before
     started = time.perf_counter()
     for _ in range(repeats):
         run()
@@ -472,11 +478,15 @@ def main() -> None:
         rows[name], machines[name] = measure(CASES[name](), given.rounds), machine()
         for row in rows[name]:
             print(f"{row['what']}: {row['ratio']:.3g} of {row['fastest']}'s time, asked {row['asked']:.3g}", flush=True)
-    order = {name: rows[name] for name in CASES if name in rows}
-    everything = [row for found in order.values() for row in found]
+        keep({name: rows[name] for name in CASES if name in rows}, machines)
+
+
+def keep(rows: dict[str, list[dict[str, Any]]], machines: dict[str, str]) -> None:
+    """Write what is measured so far."""
+    everything = [row for found in rows.values() for row in found]
     met = sum(row["ratio"] <= row["asked"] for row in everything)
-    write_result("flows", f"{met} of {len(everything)} ratios as asked", {"machines": machines, "rows": order})
-    (RESULTS / "flows.md").write_text(page(order, machines))
+    write_result("flows", f"{met} of {len(everything)} ratios as asked", {"machines": machines, "rows": rows})
+    (RESULTS / "flows.md").write_text(page(rows, machines))
 
 
 if __name__ == "__main__":

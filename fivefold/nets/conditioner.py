@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fivefold.nets.coders import zero
 from fivefold.nets.norm import ActNorm
@@ -93,14 +95,17 @@ class ConditionedLayer(nn.Module):
     def __init__(self, inputs: int, outputs: int, spatial: tuple[int, ...] = (), condition: int = 0) -> None:
         super().__init__()
         self.inputs = inputs
-        self.layer = _wide(spatial)(max(inputs, 1), outputs)  # of zeros where there is no input
+        self.layer: Any = _wide(spatial)(max(inputs, 1), outputs)  # of zeros where there is no input
         self.condition = nn.Linear(condition, outputs, bias=False) if condition else None
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        h = self.layer(x if self.inputs else x.new_zeros(len(x), 1, *x.shape[2:]))
+    def forward(self, x: Tensor, condition: Tensor | None = None, norm: ActNorm | None = None) -> Tensor:
+        """`norm`, where there is one, of the sum."""
+        x = x if self.inputs else x.new_zeros(len(x), 1, *x.shape[2:])
         if self.condition is None or condition is None:
-            return h
-        return h + self.condition(condition).view(*h.shape[:2], *[1] * (h.dim() - 2))
+            return self.layer(x) if norm is None else norm.after(self.layer, x)
+        h = self.layer(x)
+        h = h + self.condition(condition).view(*h.shape[:2], *[1] * (h.dim() - 2))
+        return h if norm is None else norm(h)
 
 
 class GlowNet(nn.Module):
@@ -119,12 +124,16 @@ class GlowNet(nn.Module):
     ) -> None:
         super().__init__()
         self.first = ConditionedLayer(inputs, hidden, spatial, condition)
-        middle = _convolution(1)(hidden, hidden) if spatial else nn.Linear(hidden, hidden)
-        self.between = nn.Sequential(ActNorm(hidden), nn.ReLU(), middle, ActNorm(hidden), nn.ReLU())
+        self.middle = _convolution(1)(hidden, hidden) if spatial else nn.Linear(hidden, hidden)
+        self.norms = nn.ModuleList(ActNorm(hidden) for _ in range(2))
         self.last = zero(_wide(spatial)(hidden, outputs))
+        if spatial:  # a tenth less time on processors
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.last(self.between(self.first(x, condition)))
+        first, second = self.norms
+        h = F.relu_(self.first(x, condition, first))
+        return self.last(F.relu_(second.after(self.middle, h)))  # type: ignore[operator]
 
 
 def _wide(spatial: tuple[int, ...]) -> Callable[[int, int], nn.Module]:

@@ -93,6 +93,15 @@ class ActNorm(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         return y * _per_channel(-self.log_scale, y).exp() - _per_channel(self.bias, y)
 
+    def after(self, layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+        """`self(layer(x))`; once started by way of the layer's weights, which spares two passes over its outputs."""
+        if self.training and not self.started:
+            return self(layer(x))
+        assert layer.bias is not None
+        scale = self.log_scale.exp()
+        weight, bias = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)), (layer.bias + self.bias) * scale
+        return layer._conv_forward(x, weight, bias) if isinstance(layer, nn.Conv2d) else F.linear(x, weight, bias)
+
     @torch.no_grad()
     def _start(self, x: Tensor) -> None:
         axes = [0, *range(2, x.dim())]
