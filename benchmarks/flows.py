@@ -104,7 +104,7 @@ def _log_prob(flow: nn.Module, x: Tensor) -> Tensor:
 
 def coupling(dims: int, transform: Transform) -> Model:
     def net(inputs: int, outputs: int, spatial: tuple[int, ...]) -> nn.Module:
-        hidden = (nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU())
+        hidden = (nn.Linear(inputs, HIDDEN), nn.ReLU(True), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(True))
         return Unconditioned(nn.Sequential(*hidden, ByOutput(HIDDEN, outputs)))
 
     return ours(Chain(*[alternate_channels(layer, (dims,), transform, net) for layer in range(LAYERS)]))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd.functional import jacobian
 
 from fivefold.bijections.autoregressive import MaskedAutoregressive
@@ -9,6 +10,7 @@ from fivefold.bijections.base import Inverse
 from fivefold.bijections.coupling import alternate_channels, alternate_pixels, checkerboard_mask, parity_mask
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.transforms import Affine
+from fivefold.nets import norm as norms
 from fivefold.nets.conditioner import Conditioner
 from tests.bijection_cases import CASES, CONDITION, CUBE, TAILS
 
@@ -150,6 +152,21 @@ def test_a_rotation_starts_as_one_of_a_permutation_and_both_signs():
     torch.testing.assert_close(weight @ weight.T, torch.eye(6), atol=1e-5, rtol=0)
     assert not torch.equal(linear.permutation, torch.eye(6))
     assert set(linear.sign.tolist()) == {-1, 1}
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(2, 3), (5, 2)), (nn.Conv2d(2, 3, 3, padding=1), (5, 2, 4, 4))])
+def test_actnorm_lies_in_the_weights_of_the_layer_before(layer, shape):
+    """The same values and gradients as after the layer; the first batch starts it as ever."""
+    torch.manual_seed(0)
+    x, norm = 3 * torch.randn(shape) + 1, norms.ActNorm(3)
+    torch.testing.assert_close(norm.after(layer, x).mean([0, *range(2, len(shape))]), torch.zeros(3), atol=1e-5, rtol=0)
+    assert norm.started
+    parameters = [*layer.parameters(), *norm.parameters()]
+    found, wanted = norm.after(layer, x), norm(layer(x))
+    torch.testing.assert_close(found, wanted)
+    weight = torch.randn_like(wanted)
+    for one, other in zip(*(torch.autograd.grad((y * weight).sum(), parameters) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 5)])

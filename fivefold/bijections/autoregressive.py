@@ -67,8 +67,8 @@ class MaskedAutoregressive(Bijection):
         h = self.first(x, self.first_mask)
         if self.context is not None and condition is not None:
             h = h + self.context(condition)
-        h = self.second(F.relu(h), self.second_mask)
-        params = F.linear(F.relu(h), self._last_weight().flatten(0, 1), self.last.bias)
+        h = self.second(F.relu_(h), self.second_mask)
+        params = F.linear(F.relu_(h), self._last_weight().flatten(0, 1), self.last.bias)
         return params.unflatten(1, (-1, self.dims)).transpose(0, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -108,8 +108,8 @@ class MaskedAutoregressive(Bijection):
             before = b3[:, d:e, None] + w3[:, d:e, :u] @ seen2[:u]
             w1_own, w2_own, w3_own = w1[u:v, d:e], w2[u:v, u:v], w3[:, d:e, u:v]
             for _ in range(e - d):
-                seen1[u:v] = F.relu(h1_before + w1_own @ x[d:e])
-                seen2[u:v] = F.relu(h2_before + w2_own @ seen1[u:v])
+                seen1[u:v] = F.relu_(h1_before + w1_own @ x[d:e])
+                seen2[u:v] = F.relu_(h2_before + w2_own @ seen1[u:v])
                 new, log_slope[d:e] = self.transform.inverse(y[d:e], before + w3_own @ seen2[u:v])
                 change, x[d:e] = (new - x[d:e]).abs(), new
                 if bool((change <= 4 * torch.finfo(x.dtype).eps * (1 + new.abs())).all()):

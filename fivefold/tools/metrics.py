@@ -249,12 +249,6 @@ def _share(hits: Tensor) -> Estimate:
     return Estimate(share, math.sqrt(share * (1 - share) / len(hits)))
 
 
-def principal_features(x: Tensor, k: int = 64) -> Callable[[Tensor], Tensor]:
-    """A projection of `(B, ...)` onto at most `k` principal components of `x` `(N, ...)`: float64, `(B, <=k)`."""
-    mean, basis = principal_components(x.flatten(1), k)
-    return lambda other: (other.flatten(1).double() - mean) @ basis
-
-
 def principal_components(x: Tensor, k: int = 64) -> tuple[Tensor, Tensor]:
     """Mean `(D,)` of the rows of `x` `(N, D)` and the `min(k, N, D)` directions `(D, k)` of most variance, float64."""
     mean = x.double().mean(0)
