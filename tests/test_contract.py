@@ -289,7 +289,7 @@ def test_the_catalogue_says_where_it_comes_from(name):
 
 
 # Of those that 400 do not suffice: of a vq-vae a prior has half of them, of a teacher the student.
-STEPS = {"vq-vae": 1500, "vq-vae-2": 1500}
+STEPS = {"vq-vae": 1500, "vq-vae-2": 1500, "score-sde": 1000}
 
 
 @pytest.mark.slow

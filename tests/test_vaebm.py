@@ -138,6 +138,14 @@ def test_the_energy_falls_on_data_and_rises_on_what_is_generated():
     assert monitor["energy_data"] < monitor["energy_vae"]
 
 
+def test_a_chain_that_ran_away_starts_afresh():
+    system = build(DIGITS, replay=1.0)
+    system.chains[3, 5] = 30.0
+    noise, _ = system._start(torch.arange(8), 8, None)
+    assert (noise == system.chains[:8]).all(1).tolist() == [slot != 3 for slot in range(8)]
+    assert noise.abs().max() < 8
+
+
 @pytest.mark.parametrize(("replay", "kept"), [(0.0, False), (1.0, True)])
 def test_chains_are_replayed(replay, kept):
     system = build(DIGITS, replay=replay)

@@ -19,6 +19,9 @@ from fivefold.vae.vdvae import VDVAE
 from fivefold.vae.vq_vae import second_stage
 
 
+FAR = 8.0  # no normal noise is; a replayed chain that came so far goes on without end, where steps are too long
+
+
 class VAEBM(System):
     """Variational autoencoder and energy-based model (survey 2.4.1 and 3.4; Xiao et al., 2021).
 
@@ -129,7 +132,8 @@ class VAEBM(System):
     def _start(self, slots: Tensor, n: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Noise of `n` chains, each from the buffer with its condition there or, with that of the batch, afresh."""
         noise = torch.randn(n, self.chains.shape[1], device=self.device)
-        kept = (torch.rand(len(slots), device=self.device) < self.replay).unsqueeze(1)
+        near = self.chains[slots].abs().amax(1) < FAR
+        kept = (near & (torch.rand(len(slots), device=self.device) < self.replay)).unsqueeze(1)
         if condition is not None:
             before = self.conditions[slots]
             kept = kept & before.flatten(1).isfinite().all(1, keepdim=True)
