@@ -18,7 +18,6 @@ from fivefold.tools.scaling import centre, uncentre
 from fivefold.vae.vdvae import VDVAE
 from fivefold.vae.vq_vae import second_stage
 
-
 FAR = 8.0  # no normal noise is; a replayed chain that came so far goes on without end, where steps are too long
 
 
