@@ -1,7 +1,7 @@
 """Held-out log-densities of tables after equal time: our flows beside zuko's NSF and MAF.
 
     pip install -c constraints.txt -e ".[peers]"
-    python -m benchmarks.tables FILE [--tables wine_red ...] [--systems spline-flow maf-flow realnvp] [--budget 60]
+    python -m benchmarks.tables FILE [--tables wine_red ...] [--systems spline-flow maf-flow] [--budget 60]
 
 FILE is an NPZ archive of numeric tables, which are cleaned (`clean`) in the manner of RNADE (Uria et al., 2013) and MAF
 (Papamakarios et al., 2017). The peers' inputs are standardised; they train by Adam with the same batch size for the
@@ -31,7 +31,13 @@ CORRELATED = 0.98  # of two columns with a larger correlation one goes
 DISTINCT = 0.5  # a column with fewer distinct values than this share of the rows is discretised
 VALIDATIONS = 20  # of a peer, at equal parts of its time
 BATCH = 256
-SYSTEMS = ("spline-flow", "maf-flow", "realnvp")
+AUTOREGRESSIVE = "spline-flow, autoregressive"
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {  # ours: systems with options
+    "spline-flow": ("spline-flow", {}),
+    AUTOREGRESSIVE: ("spline-flow", {"wrapper": "autoregressive", "hidden": 128}),
+    "maf-flow": ("maf-flow", {}),
+    "realnvp": ("realnvp", {}),
+}
 
 
 class Cleaned(NamedTuple):
@@ -94,10 +100,11 @@ def split(x: np.ndarray, seed: int = 0) -> Data:
 # --- the contestants --------------------------------------------------------------------------------
 
 
-def ours(system: str, data: Data, seconds: float) -> Tensor:
+def ours(contestant: str, data: Data, seconds: float) -> Tensor:
     """ln p `(N,)` of the test rows, in nats of the columns' own units."""
+    system, options = CONTESTANTS[contestant]
     preset = "small" if len(data.train) < 2000 and "small" in catalog.class_of(system).presets else None
-    model = fivefold.fit(system, data, preset=preset, budget=f"{seconds:g}s", batch_size=BATCH)
+    model = fivefold.fit(system, data, preset=preset, budget=f"{seconds:g}s", batch_size=BATCH, **options)
     return model.score_encoded(data.test.batch(slice(None))).log_prob
 
 
@@ -191,7 +198,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--tables", nargs="*", help="arrays of the file; all that are tables by default")
-    parser.add_argument("--systems", nargs="*", default=SYSTEMS)
+    parser.add_argument(
+        "--systems", nargs="*", choices=CONTESTANTS, default=["spline-flow", AUTOREGRESSIVE, "maf-flow"]
+    )
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of training each")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
