@@ -288,8 +288,11 @@ def test_the_catalogue_says_where_it_comes_from(name):
         assert option.help, f"{name} --{option.name} has no line of help"
 
 
-# Of those that 400 do not suffice: of a vq-vae a prior has half of them, of a teacher the student.
-STEPS = {"vq-vae": 1500, "vq-vae-2": 1500, "score-sde": 1000}
+# Of those that 400 do not suffice: a vq-vae's prior has half of them, a teacher's student too.
+STEPS = {
+    "vq-vae": 1500, "vq-vae-2": 1500, "score-sde": 1000, "vaebm": 1000, "pixeliqn": 800,
+    "progan": 1200, "biggan": 1200, "stylegan2-ada": 2000, "distilled-flow": 1500,
+}  # fmt: skip
 
 
 @pytest.mark.slow
