@@ -13,6 +13,7 @@ FAMILIES = set(catalog.FAMILIES)
 MODELS = {"space", "system", "catalog", "tools", "nets", "bijections"} | FAMILIES
 ALLOWED = {
     "space": set(),
+    "allocator": set(),
     "system": {"space"},
     "data": {"space", "files"},
     "tools": {"space", "system"},
@@ -24,6 +25,7 @@ ALLOWED = {
         "system",
         "data",
         "tools",
+        "allocator",
         "batches",
         "budget",
         "log",
