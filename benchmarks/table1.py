@@ -155,10 +155,8 @@ def dcgan(precision: str, asked: float | None) -> Pair:
     """One step of both players beside the usual loop with copies of the same networks."""
     data, batch, steps, latent = images(2048, (3, 32, 32), 256), 64, 5, 100
     ours = catalog.build("dcgan", data.space, width=64, latent=latent)
-    generator, critic = (
-        plain_generator(ours.generator),
-        nn.Sequential(*copy.deepcopy(ours.critic.layers), nn.Flatten(0)),
-    )
+    generator = plain_generator(ours.generator)
+    critic = nn.Sequential(*copy.deepcopy(ours.critic.layers), nn.Flatten(0))
     for net in (generator, critic):
         net.to(memory_format=torch.contiguous_format)
     optimizers = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (critic, generator)]
@@ -248,9 +246,9 @@ def measure(pair: Pair, rounds: int) -> dict[str, Any]:
     """The medians of both sides and of their ratio in each round; the first round only warms up."""
     times = []
     for _ in range(rounds + 1):
-        ours_seconds = pair.ours()  # keeps freed memory
-        keep_freed_memory(False)  # which a peer does not
-        times.append((ours_seconds, pair.peer()))
+        mine = pair.ours()  # keeps freed memory, which a peer does not
+        keep_freed_memory(False)
+        times.append((mine, pair.peer()))
     times = times[1:]
     ratios = sorted(ours / peer for ours, peer in times)
     ours, peer = (statistics.median(side) * 1e3 for side in zip(*times, strict=True))

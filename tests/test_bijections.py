@@ -7,7 +7,13 @@ from torch.autograd.functional import jacobian
 
 from fivefold.bijections.autoregressive import MaskedAutoregressive
 from fivefold.bijections.base import Inverse
-from fivefold.bijections.coupling import alternate_channels, alternate_pixels, checkerboard_mask, parity_mask
+from fivefold.bijections.coupling import (
+    _Permute,
+    alternate_channels,
+    alternate_pixels,
+    checkerboard_mask,
+    parity_mask,
+)
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.transforms import Affine
 from fivefold.nets import norm as norms
@@ -115,7 +121,7 @@ def test_transforms_start_as_the_identity_and_increase(transform):
 
 
 def test_affine_scales_and_shifts():
-    """Survey Eq. 32, with a log-scale that cannot pass 3."""
+    """Survey Eq. 32, with a log-scale that cannot pass 5."""
     torch.manual_seed(0)
     x, parameters = torch.randn(7), 4 * torch.randn(2, 7)
     log_scale = parameters[0] / (1 + parameters[0].abs() / 5)
@@ -152,6 +158,15 @@ def test_a_rotation_starts_as_one_of_a_permutation_and_both_signs():
     torch.testing.assert_close(weight @ weight.T, torch.eye(6), atol=1e-5, rtol=0)
     assert not torch.equal(linear.permutation, torch.eye(6))
     assert set(linear.sign.tolist()) == {-1, 1}
+
+
+def test_the_permutation_of_compiled_couplings_has_torchs_values_and_gradient():
+    torch.manual_seed(0)
+    x, weight, order = torch.randn(3, 7, requires_grad=True), torch.randn(3, 7), torch.randperm(7)
+    found, wanted = _Permute.apply(x, 1, order, order.argsort()), x.index_select(1, order)
+    assert torch.equal(found, wanted)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (found, wanted)]
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(2, 3), (5, 2)), (nn.Conv2d(2, 3, 3, padding=1), (5, 2, 4, 4))])

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fivefold import catalog, fit
 from fivefold.data.splits import Data, Split
 from fivefold.nets import attention
-from fivefold.nets.attention import Block, Local, Strided, Summary
+from fivefold.nets.attention import Block, Local, Strided, Summary, attend
 from fivefold.space import Batch, Space
 from fivefold.system import Unfit
 
@@ -197,3 +197,15 @@ def test_long_images_fit_where_dense_attention_does_not():
 def test_refusals_say_what_there_is(space, options, why):
     with pytest.raises(ValueError, match=why):
         catalog.build("sparse-transformer", space, **{**OPTIONS, **options})
+
+
+def test_attention_on_a_processor_is_in_single_precision_under_autocast():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 16, 8).bfloat16()
+    wanted = (q.float() @ k.float().mT / 8**0.5).softmax(-1) @ v.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(q, k, v)
+        coarse = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert found.dtype is torch.bfloat16
+    assert (found == wanted.bfloat16()).float().mean() > 0.99  # but for ties
+    assert (coarse == wanted.bfloat16()).float().mean() < 0.9  # which torch's kernel of bf16 does not reach

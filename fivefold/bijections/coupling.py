@@ -50,7 +50,7 @@ class Coupling(Bijection):
         self.transform = transform
         self.net = net
         parted = torch.argsort(mask.byte(), stable=True)  # what is kept comes first
-        self.parts = [int((~mask).sum()), int(mask.sum())]
+        self.sizes = [int((~mask).sum()), int(mask.sum())]
         self.register_buffer("parted", parted, persistent=False)
         self.register_buffer("order", parted.argsort(), persistent=False)
         self.parted: Tensor
@@ -59,12 +59,12 @@ class Coupling(Bijection):
     @property
     def keep(self) -> Tensor:
         """The channels that stay as they are."""
-        return self.parted[: self.parts[0]]
+        return self.parted[: self.sizes[0]]
 
     @property
     def change(self) -> Tensor:
         """The channels that are transformed."""
-        return self.parted[self.parts[0] :]
+        return self.parted[self.sizes[0] :]
 
     @property
     def exactness(self) -> Exactness:
@@ -80,7 +80,7 @@ class Coupling(Bijection):
         # Of vectors each column is taken as an array of its own `(B,)`: so are then the parameters.
         axis = 0 if x.dim() == 2 else 1
         x = _turn(x)
-        kept, changed = _permute(x, axis, self.parted, self.order).split(self.parts, axis)
+        kept, changed = _permute(x, axis, self.parted, self.order).split(self.sizes, axis)
         parameters = _turn(self.net(_turn(kept), condition)).contiguous()
         parameters = parameters.unflatten(axis, (self.transform.size, -1)).movedim(axis, 0)
         changed, log_derivative = (self.transform.inverse if inverse else self.transform.forward)(changed, parameters)
@@ -96,25 +96,19 @@ def _turn(x: Tensor) -> Tensor:
 class _Permute(torch.autograd.Function):
     """`index_select` by a permutation, whose gradient is that of the inverse one; torch's own adds entry by entry."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, axis: int, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, axis: int, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.axis = axis
+        ctx.save_for_backward(inverse)
         return x.index_select(axis, order)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, Tensor], output: Tensor) -> None:
-        _, ctx.axis, order, inverse = inputs
-        ctx.save_for_backward(order, inverse)
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        order, inverse = ctx.saved_tensors
-        return _permute(gradient, ctx.axis, inverse, order), None, None, None
+        return gradient.index_select(ctx.axis, *ctx.saved_tensors), None, None, None
 
 
 def _permute(x: Tensor, axis: int, order: Tensor, inverse: Tensor) -> Tensor:
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():  # then calling back into Python costs more than it spares
         return x.index_select(axis, order)
     return _Permute.apply(x, axis, order, inverse)
 

@@ -83,5 +83,5 @@ def inverse_exactness(transform: Transform) -> Exactness:
 
 
 def soft_clamp(x: Tensor, bound: float) -> Tensor:
-    """`x`, squashed to (-bound, bound) with a continuous slope; in a third of the time of a tanh."""
+    """`x`, squashed to (-bound, bound) with a continuous slope; without gradients in a third of a tanh's time."""
     return x / torch.add(1.0, x.abs(), alpha=1 / bound)

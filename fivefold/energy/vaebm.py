@@ -129,7 +129,10 @@ class VAEBM(System):
             self.conditions[slots] = condition[: len(slots)].to(self.conditions)
 
     def _start(self, slots: Tensor, n: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Noise of `n` chains, each from the buffer with its condition there or, with that of the batch, afresh."""
+        """Noise of `n` chains, each from the buffer with its condition there or, with that of the batch, afresh.
+
+        One that ran away always starts afresh.
+        """
         noise = torch.randn(n, self.chains.shape[1], device=self.device)
         near = self.chains[slots].abs().amax(1) < FAR
         kept = (near & (torch.rand(len(slots), device=self.device) < self.replay)).unsqueeze(1)

@@ -2,7 +2,7 @@
 
 `generator_net` and `critic_net` choose by the space. Conditions enter as a vector: beside the latent
 code in the generator, as constant feature maps (or columns) beside the example in the critic. Weights and features
-of convolutions lie channels last, which takes a tenth less time on processors.
+of convolutions lie channels last, which takes 4 to 8 % less time on processors.
 """
 
 from __future__ import annotations
@@ -134,11 +134,8 @@ class ConvCritic(nn.Module):
             first = narrow == 0
             inputs = space.shape[0] + self.embed.width if first else narrow
             layers.append(_smaller(inputs, wide.channels, stride, kernel, bias=first or not batch_norm))
-            layers += (
-                [nn.LeakyReLU(0.2, inplace=True)]
-                if first
-                else [_norm(wide.channels, batch_norm), nn.LeakyReLU(0.2, inplace=True)]
-            )
+            layers += [] if first else [_norm(wide.channels, batch_norm)]
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
         scale, odd = 2 ** halvings(space), kernel % 2
         height, breadth = (-(-side // scale) if odd else side // scale for side in space.shape[1:])  # odd round up
         self.layers = nn.Sequential(*layers, nn.Conv2d(steps[0].channels, 1, (height, breadth)))

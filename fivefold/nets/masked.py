@@ -12,7 +12,7 @@ from torch.nn import functional as F
 def degree_mask(inputs: Tensor, outputs: Tensor, strict: bool = False) -> Tensor:
     """Which inputs each output may see, `(outputs, inputs)`: of no higher degree, or (`strict`) of a lower one.
 
-    1.0 and 0.0, since a product takes less than half the time of a choice.
+    1.0 and 0.0, since in training a product takes half the time of a choice.
     """
     return (outputs[:, None] > inputs if strict else outputs[:, None] >= inputs).float()
 
