@@ -30,16 +30,17 @@ import normflows
 import torch
 import zuko
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.common import RESULTS, machine, number, write_result
 from fivefold import catalog
 from fivefold.bijections.autoregressive import MaskedAutoregressive, masked_autoregressive_flow
 from fivefold.bijections.base import Bijection, Chain
-from fivefold.bijections.coupling import alternate_channels
+from fivefold.bijections.coupling import alternate_channels, in_a_row
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.splines import Spline
 from fivefold.bijections.transforms import Affine, Transform
-from fivefold.nets.conditioner import ByOutput
+from fivefold.nets.units import UnitsFirst
 from fivefold.space import Space
 from fivefold.system import seeded
 from fivefold.tools.distributions import standard_normal_log_prob
@@ -93,6 +94,18 @@ class Unconditioned(nn.Module):
         return self.net(x)
 
 
+class OurNet(nn.Module):
+    """The same for ours."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.second = UnitsFirst(inputs, HIDDEN), UnitsFirst(HIDDEN, HIDDEN)
+        self.last = UnitsFirst(HIDDEN, outputs)
+
+    def by_units(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.last(F.relu_(self.second(F.relu_(self.first(x)))))
+
+
 def ours(flow: Bijection) -> Model:
     return Model(flow, lambda x: _log_prob(flow, x), fused=True)
 
@@ -104,10 +117,9 @@ def _log_prob(flow: nn.Module, x: Tensor) -> Tensor:
 
 def coupling(dims: int, transform: Transform) -> Model:
     def net(inputs: int, outputs: int, spatial: tuple[int, ...]) -> nn.Module:
-        hidden = (nn.Linear(inputs, HIDDEN), nn.ReLU(True), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(True))
-        return Unconditioned(nn.Sequential(*hidden, ByOutput(HIDDEN, outputs)))
+        return OurNet(inputs, outputs)
 
-    return ours(Chain(*[alternate_channels(layer, (dims,), transform, net) for layer in range(LAYERS)]))
+    return ours(in_a_row(alternate_channels(layer, (dims,), transform, net) for layer in range(LAYERS)))
 
 
 def of_zuko(flow: nn.Module) -> Model:
@@ -340,7 +352,8 @@ def sampling(dims: int, layers: int, hidden: int, batch: int, times: float) -> R
     flow = masked_autoregressive_flow(dims, layers, Affine(), hidden)
     parts = [part for part in flow.modules() if isinstance(part, MaskedAutoregressive)]
     for part in parts:
-        nn.init.normal_(part.last.weight, std=0.5 / math.sqrt(hidden))  # the identity at first
+        *_, last = part.weights.detach().split(part.sizes)
+        last.normal_(std=0.5 / math.sqrt(hidden))  # the identity at first
     theirs = zuko.flows.MAF(dims, transforms=layers, hidden_features=(hidden, hidden))
     sizes = {"features": dims, "hidden_features": hidden, "num_blocks": 1, "use_residual_blocks": False}
     of_nflows = nflows.transforms.CompositeTransform(
@@ -377,8 +390,9 @@ def _one_by_one(flow: Bijection, z: Tensor) -> Tensor:
             z, _ = part.inverse(z)  # type: ignore[operator]
             continue
         x = torch.zeros_like(z)
-        for dim in range(z.shape[1]):
-            x[:, dim] = part.transform.inverse(z, part.parameters_of(x))[0][:, dim]
+        dims = range(z.shape[1])
+        for dim in reversed(dims) if part.backwards else dims:
+            x[:, dim] = part.transform.inverse(z.T, part.parameters_of(x.T))[0][dim]
         z = x
     return z
 

@@ -9,7 +9,14 @@ from fivefold.bijections.autoregressive import AutoregressiveMaps, MaskedAutoreg
 from fivefold.bijections.base import Chain, Inverse, Layer
 from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.convolution import AutoregressiveConv, ConvExp, PeriodicConv, Turned, emerging
-from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
+from fivefold.bijections.coupling import (
+    Coupling,
+    MaskedCoupling,
+    alternate_channels,
+    checkerboard_mask,
+    in_a_row,
+    parity_mask,
+)
 from fivefold.bijections.determinant import Planar, Sylvester
 from fivefold.bijections.discrete import IntegerShift, ModuloAutoregressive, ModuloCoupling, Translation, Wrap
 from fivefold.bijections.elementwise import HalfLine, Logit, NormalQuantile
@@ -71,6 +78,10 @@ def coupling(shape: tuple[int, ...], mask: torch.Tensor, transform: Any, skips: 
     outputs = changed * transform.size
     net = Conditioner(kept, outputs, shape[1:], hidden=8, blocks=1, condition=CONDITION, skips=skips)
     return (MaskedCoupling if by_pixel else Coupling)(mask, transform, net)
+
+
+def row(shape: tuple[int, ...]) -> Layer:
+    return in_a_row(alternate_channels(layer, shape, Affine(), net) for layer in range(4))
 
 
 def attentive() -> Layer:
@@ -166,6 +177,9 @@ CASES: dict[str, Case] = {
         )
         for name, t in TRANSFORMS.items()
     },
+    "autoregressive, backwards": Case((4,), lambda: MaskedAutoregressive(4, Affine(), 9, CONDITION, backwards=True)),
+    "row": Case((5,), lambda: row((5,))),
+    "row of maps": Case((4, 2, 2), lambda: row((4, 2, 2)), spread=0.3),
     "inverse autoregressive": Case((4,), lambda: Inverse(autoregressive(Affine())), jacobian="triangular"),
     "affine one column": Case((1,), lambda: coupling((1,), parity_mask(1, 1), Affine()), jacobian="diagonal"),
     "affine checkerboard": Case((2, 3, 5), lambda: coupling((2, 3, 5), checkerboard_mask(3, 5), Affine())),

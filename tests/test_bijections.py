@@ -1,17 +1,22 @@
 """Every bijection against autograd: its inverse, its log-determinants in float64, and what is claimed of it."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.autograd.functional import jacobian
 
 from fivefold.bijections.autoregressive import MaskedAutoregressive
-from fivefold.bijections.base import Inverse
+from fivefold.bijections.base import Chain, Inverse
 from fivefold.bijections.coupling import (
+    Coupling,
+    CouplingRow,
     _Permute,
     alternate_channels,
     alternate_pixels,
     checkerboard_mask,
+    in_a_row,
     parity_mask,
 )
 from fivefold.bijections.linear import ActNorm, LULinear
@@ -109,6 +114,41 @@ def test_two_couplings_in_a_row_change_everything_once(alternate, shape):
     assert torch.equal(changed, torch.ones(shape))
 
 
+class OfExamples(nn.Module):
+    """A network without a way of its own for vectors that lie units first."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, condition=None):
+        return self.net(x, condition)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (5,), (8,), (4, 2, 3)])
+def test_a_row_of_couplings_is_their_chain(shape):
+    """Both ways, whichever way the networks take vectors."""
+    torch.manual_seed(0)
+    layers = [alternate_channels(i, shape, Affine(), partial(Conditioner, hidden=4, blocks=1)) for i in range(5)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.net.last.weight)
+    (row,) = in_a_row(layers).parts
+    assert isinstance(row, CouplingRow)
+    x, row = torch.randn(6, *shape, dtype=torch.float64), row.double()
+    (y, log_det), (wanted, truth) = row(x), Chain(*layers)(x)
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(log_det, truth)
+    back, log_det = row.inverse(y)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(log_det, -truth)
+    plain = [Coupling(_mask(layer), Affine(), OfExamples(layer.net)) for layer in layers]
+    torch.testing.assert_close(in_a_row(plain)(x), (wanted, truth))
+
+
+def _mask(layer):
+    return torch.isin(torch.arange(len(layer.parted)), layer.change)
+
+
 @pytest.mark.parametrize("transform", [TAILS, CUBE, Affine()])
 def test_transforms_start_as_the_identity_and_increase(transform):
     x = torch.linspace(-1, 1, 101, dtype=torch.float64)
@@ -200,17 +240,18 @@ def test_actnorm_starts_with_the_first_batch_in_training(shape):
 
 def one_after_another(flow, y, condition):
     """The inverse of an autoregressive flow as it is defined: a whole pass for every dimension."""
-    x = torch.zeros_like(y)
-    for d in range(y.shape[1]):
-        x[:, d] = flow.transform.inverse(y, flow.parameters_of(x, condition))[0][:, d]
+    x, dims = torch.zeros_like(y), range(y.shape[1])
+    for d in reversed(dims) if flow.backwards else dims:
+        x[:, d] = flow.transform.inverse(y.T, flow.parameters_of(x.T, condition))[0][d]
     return x
 
 
 @pytest.mark.parametrize(("dims", "hidden"), [(1, 4), (7, 5), (6, 40), (70, 50)])
 @pytest.mark.parametrize("transform", [Affine(), TAILS], ids=["affine", "spline"])
-def test_the_incremental_inverse_is_the_sequential_one(dims, hidden, transform):
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_incremental_inverse_is_the_sequential_one(dims, hidden, transform, backwards):
     torch.manual_seed(0)
-    flow = MaskedAutoregressive(dims, transform, hidden, CONDITION).double()
+    flow = MaskedAutoregressive(dims, transform, hidden, CONDITION, backwards).double()
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, std=0.6 / dims**0.5)
     y, condition = torch.randn(5, dims, dtype=torch.float64), torch.randn(5, CONDITION, dtype=torch.float64)

@@ -179,7 +179,7 @@ def over_hidden(log_joint):
     return log_joint(x, repeated).exp().view(len(GRID), -1).sum(1) * 4 * STEP
 
 
-def augmented(spread=0.2):
+def augmented(spread=0.15):
     body = conditional_flow(1, 1, (), 1, Affine(), net)
     body = Chain(body, Coupling(~lost, Affine(), net(1, 2)), Permutation(torch.tensor([1, 0])), body)
     layer = random(Chain(augment(1, law(1, 1)), body), spread)
@@ -191,7 +191,7 @@ def augmented(spread=0.2):
     return Drawn(layer, over_hidden(log_joint))
 
 
-def indexed(spread=0.2):
+def indexed(spread=0.1):
     coupling, prior = Coupling(~lost, Affine(), net(1, 2)), law(1, 1)
     layer = random(continuously_indexed(1, law(1, 1), coupling, prior), spread)
 

@@ -13,8 +13,9 @@ from fivefold.bijections.base import Bijection, Chain, Exactness, sum_dims
 from fivefold.bijections.shape import Permutation
 from fivefold.bijections.transforms import Transform, inverse_exactness
 from fivefold.nets.coders import zero
-from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
+from fivefold.nets.masked import degree_mask, spread_degrees
 from fivefold.nets.pixelcnn import GatedPixelCNN
+from fivefold.nets.units import UnitsFirst
 from fivefold.space import Space
 from fivefold.tools.roots import triangular_gradients
 
@@ -32,80 +33,96 @@ class MaskedAutoregressive(Bijection):
         transform: h.
         hidden: units of each of the network's two hidden layers.
         condition: width of the condition, 0 for none.
+        backwards: whether the last dimension comes first.
     """
 
     degrees: Tensor
-    first_mask: Tensor
-    second_mask: Tensor
-    last_mask: Tensor
+    mask: Tensor
 
-    def __init__(self, dims: int, transform: Transform, hidden: int, condition: int = 0) -> None:
+    def __init__(
+        self, dims: int, transform: Transform, hidden: int, condition: int = 0, backwards: bool = False
+    ) -> None:
         super().__init__()
-        self.transform, self.dims = transform, dims
+        self.transform, self.dims, self.backwards = transform, dims, backwards
         position, degrees = torch.arange(dims), spread_degrees(hidden, dims)
-        masks = {  # a unit of degree d sees x_<d, and speaks for the dimensions from d on
-            "first_mask": degree_mask(position, degrees, strict=True),
-            "second_mask": degree_mask(degrees, degrees),
-            "last_mask": degree_mask(degrees, position),
-        }
-        for name, buffer in {"degrees": degrees, **masks}.items():
-            self.register_buffer(name, buffer, persistent=False)
-        self.first, self.second = MaskedLinear(dims, hidden), MaskedLinear(hidden, hidden)
-        self.context = nn.Linear(condition, hidden) if condition else None
-        self.last = zero(nn.Linear(hidden, transform.size * dims))  # the first parameter of all dimensions, then others
+        position = position.flip(0) if backwards else position
+        masks = [  # a unit of degree d sees x_<d, and speaks for the dimensions from d on
+            degree_mask(position, degrees, strict=True),
+            degree_mask(degrees, degrees),
+            degree_mask(degrees, position).repeat(transform.size, 1),  # one parameter of all dimensions, then another
+        ]
+        self.shapes = [mask.shape for mask in masks]
+        self.outputs, self.sizes = [len(mask) for mask in masks], [mask.numel() for mask in masks]
+        layers = [nn.Linear(inputs, outputs) for outputs, inputs in self.shapes]
+        zero(layers[-1])
+        # One array each: what is done to all layers alike, masking first of all, takes as long as for one.
+        self.weights = nn.Parameter(torch.cat([layer.weight.detach().flatten() for layer in layers]))
+        self.biases = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]).unsqueeze(1))
+        self.context = UnitsFirst(condition, hidden) if condition else None
+        self.register_buffer("degrees", degrees, persistent=False)
+        self.register_buffer("mask", torch.cat([mask.flatten() for mask in masks]), persistent=False)
 
     @property
     def exactness(self) -> Exactness:
         return inverse_exactness(self.transform)
 
-    def _last_weight(self) -> Tensor:
-        """`(P, D, hidden)`."""
-        return self.last.weight.unflatten(0, (-1, self.dims)) * self.last_mask
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """The masked weight `(outputs, inputs)` and the bias `(outputs, 1)` of the network's three layers."""
+        weights = torch.split_with_sizes(self.weights * self.mask, self.sizes)
+        biases = torch.split_with_sizes(self.biases, self.outputs)
+        return [(weights[i].view(self.shapes[i]), biases[i]) for i in range(3)]
 
     def parameters_of(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """`(P, B, D)`, those of a dimension from the dimensions before it alone."""
-        h = self.first(x, self.first_mask)
+        """`(P, D, B)` of `(D, B)`, those of a dimension from the dimensions before it alone."""
+        (w1, b1), (w2, b2), (w3, b3) = self.layers()
+        h = torch.addmm(b1, w1, x)
         if self.context is not None and condition is not None:
-            h = h + self.context(condition)
-        h = self.second(F.relu_(h), self.second_mask)
-        params = F.linear(F.relu_(h), self._last_weight().flatten(0, 1), self.last.bias)
-        return params.unflatten(1, (-1, self.dims)).transpose(0, 1)
+            h = h + self.context(condition.T)
+        h = torch.addmm(b2, w2, F.relu_(h))
+        return torch.addmm(b3, w3, F.relu_(h)).view(-1, *x.shape)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, log_slope = self._elementwise(x, condition)
-        return y, sum_dims(log_slope)
+        y, log_slope = self._elementwise(x.T.contiguous(), condition)
+        return y.T, log_slope.sum(0)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, log_det = self._by_blocks(y, condition)
         if not torch.is_grad_enabled():
             return x, log_det
-        x = triangular_gradients(lambda x: self._elementwise(x, condition), x, y)
+
+        def turned(x: Tensor) -> tuple[Tensor, Tensor]:
+            value, log_slope = self._elementwise(x.T, condition)
+            return value.T, log_slope.T
+
+        x = triangular_gradients(turned, x, y)
         return x, -self.forward(x, condition)[1]
 
     def _elementwise(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The image and its log-slopes, all `(D, B)`."""
         return self.transform.forward(x, self.parameters_of(x, condition))
 
     @torch.no_grad()
     def _by_blocks(self, y: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The inverse, a block of dimensions after another. Arrays are `(units, B)`, units in the order of degrees.
+        """The inverse, a block of dimensions after another, in their order. Arrays are `(units, B)`.
 
         What a block sees of the earlier ones is computed once. Within it x = h^-1(y; parameters(x)) is iterated: the
         i-th dimension is right after i rounds whatever the map is, and most often all are after a few.
         """
-        w1, w2 = self.first.masked_weight(self.first_mask), self.second.masked_weight(self.second_mask)
-        w3, b3 = self._last_weight(), self.last.bias.view(-1, self.dims)
-        h1 = self.first.bias.unsqueeze(1)
-        if self.context is not None and condition is not None:
-            h1 = h1 + self.context(condition).T
-        seen1, seen2 = (y.new_empty(len(self.degrees), len(y)) for _ in range(2))  # units after the activation
+        (w1, h1), (w2, b2), last = self.layers()
+        w3, b3 = (part.unflatten(0, (-1, self.dims)) for part in last)
         y = y.T.contiguous()
+        if self.backwards:
+            w1, w3, b3, y = w1.flip(1), w3.flip(1), b3.flip(1), y.flip(0)
+        if self.context is not None and condition is not None:
+            h1 = h1 + self.context(condition.T)
+        seen1, seen2 = (y.new_empty(len(self.degrees), y.shape[1]) for _ in range(2))  # units after the activation
         x, log_slope = torch.zeros_like(y), torch.empty_like(y)
         units = torch.bincount(self.degrees // BLOCK, minlength=-(-self.dims // BLOCK)).cumsum(0).tolist()
         for i, (u, v) in enumerate(itertools.pairwise([0, *units])):
             d, e = i * BLOCK, min((i + 1) * BLOCK, self.dims)
             h1_before = h1[u:v] + w1[u:v, :d] @ x[:d]
-            h2_before = self.second.bias[u:v, None] + w2[u:v, :u] @ seen1[:u]
-            before = b3[:, d:e, None] + w3[:, d:e, :u] @ seen2[:u]
+            h2_before = b2[u:v] + w2[u:v, :u] @ seen1[:u]
+            before = b3[:, d:e] + w3[:, d:e, :u] @ seen2[:u]
             w1_own, w2_own, w3_own = w1[u:v, d:e], w2[u:v, u:v], w3[:, d:e, u:v]
             for _ in range(e - d):
                 seen1[u:v] = F.relu_(h1_before + w1_own @ x[d:e])
@@ -114,7 +131,7 @@ class MaskedAutoregressive(Bijection):
                 change, x[d:e] = (new - x[d:e]).abs(), new
                 if bool((change <= 4 * torch.finfo(x.dtype).eps * (1 + new.abs())).all()):
                     break
-        return x.T.contiguous(), log_slope.sum(0)
+        return (x.flip(0) if self.backwards else x).T, log_slope.sum(0)
 
 
 class AutoregressiveMaps(Bijection):
@@ -157,8 +174,9 @@ class AutoregressiveMaps(Bijection):
 def masked_autoregressive_flow(
     dims: int, steps: int, transform: Transform, hidden: int, condition: int = 0
 ) -> Bijection:
-    """`steps` of `MaskedAutoregressive`, the order reversed in between."""
-    return in_alternating_order(dims, [MaskedAutoregressive(dims, transform, hidden, condition) for _ in range(steps)])
+    """`steps` of `MaskedAutoregressive`, forwards and backwards by turns."""
+    layers = [MaskedAutoregressive(dims, transform, hidden, condition, backwards=i % 2 == 1) for i in range(steps)]
+    return Chain(*layers)
 
 
 def in_alternating_order(dims: int, flows: Iterable[Bijection]) -> Bijection:

@@ -70,18 +70,18 @@ class Chain(Bijection):
         return weakest(*self.parts)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_det = x.new_zeros(len(x))
+        terms = [] if self.parts else [x.new_zeros(len(x))]
         for part in self.parts:
             x, term = part(x, condition)
-            log_det = log_det + term
-        return x, log_det
+            terms.append(term)
+        return x, total(terms)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_det = y.new_zeros(len(y))
+        terms = [] if self.parts else [y.new_zeros(len(y))]
         for part in reversed(self.parts):
             y, term = part.inverse(y, condition)  # type: ignore[operator]
-            log_det = log_det + term
-        return y, log_det
+            terms.append(term)
+        return y, total(terms)
 
 
 class Inverse(Bijection):
@@ -117,6 +117,11 @@ def weakest(*layers: Layer) -> Exactness:
         max((fact.inverse for fact in facts), key=get_args(Map).index),
         max((fact.log_det for fact in facts), key=get_args(LogDet).index),
     )
+
+
+def total(terms: list[Tensor]) -> Tensor:
+    """The sum of what each layer adds; of one at least."""
+    return sum(terms[1:], start=terms[0])
 
 
 def sum_dims(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.bijections.base import Bijection, Chain, sum_dims
-from fivefold.bijections.coupling import Coupling, MakeNet, parity_mask
+from fivefold.bijections.coupling import Coupling, MakeNet, in_a_row, parity_mask
 from fivefold.bijections.transforms import Transform, soft_clamp
 from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
 
@@ -99,4 +99,4 @@ def conditional_flow(
         changed = int(mask.sum())
         net = make_net(given + drawn - changed, changed * transform.size, spatial)
         parts.append(Coupling(mask, transform, net))
-    return Chain(*parts)
+    return in_a_row(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fivefold.bijections.autoregressive import MaskedAutoregressive, in_alternating_order
+from fivefold.bijections.autoregressive import MaskedAutoregressive
 from fivefold.bijections.base import Bijection, Chain, Inverse
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
@@ -16,7 +16,7 @@ CONDITION_WIDTH = 32
 
 
 class AutoregressiveFlowSystem(FlowSystem):
-    """y_i = h(x_i; parameters(x_<i)) again and again, the order of the dimensions reversed in between (survey Eq. 34).
+    """y_i = h(x_i; parameters(x_<i)) again and again, forwards and backwards by turns (survey Eq. 34).
 
     Images are vectors here, as in the papers. Each layer comes after an actnorm.
 
@@ -45,9 +45,9 @@ class AutoregressiveFlowSystem(FlowSystem):
     ) -> None:
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
 
-        def layer() -> Bijection:
-            flow = MaskedAutoregressive(space.dims, transform(), hidden, self.embedding.width)
-            return Chain(ActNorm(space.dims), Inverse(flow) if inverse else flow)
-
-        flow = in_alternating_order(space.dims, [layer() for _ in range(layers)])
-        self.flow = self._onto_line(Chain(Flatten(space.shape), flow), margin)
+        parts: list[Bijection] = []
+        for layer in range(layers):
+            backwards = layer % 2 == 1
+            flow = MaskedAutoregressive(space.dims, transform(), hidden, self.embedding.width, backwards)
+            parts += [ActNorm(space.dims), Inverse(flow) if inverse else flow]
+        self.flow = self._onto_line(Chain(Flatten(space.shape), *parts), margin)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold import catalog
-from fivefold.bijections.autoregressive import MaskedAutoregressive, in_alternating_order
+from fivefold.bijections.autoregressive import MaskedAutoregressive
 from fivefold.bijections.base import Chain, Inverse
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
@@ -155,10 +155,9 @@ class _Student(FlowSystem):
     ) -> None:
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         width = self.embedding.width
-        maps = [Inverse(MaskedAutoregressive(space.dims, Affine(), hidden, width)) for _ in range(steps)]
         self.flow = Chain(
             self._onto_line(Chain(Flatten(space.shape), ActNorm(space.dims)), margin),
-            in_alternating_order(space.dims, maps),
+            *[Inverse(MaskedAutoregressive(space.dims, Affine(), hidden, width, i % 2 == 1)) for i in range(steps)],
         )
 
     @torch.no_grad()

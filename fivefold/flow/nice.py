@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.bijections.base import Bijection, Chain
-from fivefold.bijections.coupling import Coupling, parity_mask
+from fivefold.bijections.coupling import Coupling, in_a_row, parity_mask
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.bijections.transforms import Additive
@@ -72,8 +72,8 @@ class NICE(FlowSystem):
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
         self.prior = PRIORS[prior]
         self.hidden, self.layers, self.dropout = hidden, layers, dropout
-        parts = [self._coupling(layer, space.dims) for layer in range(couplings)]
-        self.flow = self._onto_line(Chain(Flatten(space.shape), *parts, ActNorm(space.dims)), margin)
+        row = in_a_row(self._coupling(layer, space.dims) for layer in range(couplings))
+        self.flow = self._onto_line(Chain(Flatten(space.shape), row, ActNorm(space.dims)), margin)
 
     def _coupling(self, layer: int, dims: int) -> Bijection:
         """Moves the odd dimensions given the even ones, or the other way round."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from fivefold.bijections.base import Bijection, Chain
-from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
+from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels, in_a_row
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
 from fivefold.bijections.transforms import Affine
 from fivefold.flow._system import Dequantisation, FlowSystem
@@ -97,8 +97,8 @@ class RealNVP(FlowSystem):
         self.flow = self._onto_line(flow, margin)
 
     def _table_flow(self, shape: tuple[int, ...]) -> Bijection:
-        return Chain(
-            *[alternate_channels(layer, shape, self.transform, self.make_net) for layer in range(2 * self.layers)]
+        return in_a_row(
+            alternate_channels(layer, shape, self.transform, self.make_net) for layer in range(2 * self.layers)
         )
 
     def _image_flow(self, shape: tuple[int, ...], scales: int, hidden: int) -> Bijection:
@@ -106,11 +106,12 @@ class RealNVP(FlowSystem):
         channels, height, width = shape
         by_pixels = self._row(alternate_pixels, shape, self.layers + (scales == 1), hidden)
         if scales == 1 or height % 2 or width % 2:
-            return Chain(*by_pixels, Flatten(shape))
+            return Chain(by_pixels, Flatten(shape))
         shape, kept, wider = (4 * channels, height // 2, width // 2), 2 * channels, hidden * (1 + self.widen)
         by_channels = self._row(alternate_channels, shape, self.layers, wider)
         rest = self._image_flow((kept, *shape[1:]), max(scales - 1, 0), wider)
-        return Chain(*by_pixels, Squeeze(), *by_channels, FactorOut(shape, kept, rest))
+        return Chain(by_pixels, Squeeze(), by_channels, FactorOut(shape, kept, rest))
 
-    def _row(self, coupling: Alternate, shape: tuple[int, ...], count: int, hidden: int) -> list[Bijection]:
-        return [coupling(i, shape, self.transform, partial(self.make_net, hidden=hidden)) for i in range(count)]
+    def _row(self, coupling: Alternate, shape: tuple[int, ...], count: int, hidden: int) -> Bijection:
+        make_net = partial(self.make_net, hidden=hidden)
+        return in_a_row(coupling(i, shape, self.transform, make_net) for i in range(count))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fivefold.bijections.autoregressive import masked_autoregressive_flow
 from fivefold.bijections.base import Bijection, Chain
-from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
+from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels, in_a_row
 from fivefold.bijections.elementwise import NormalQuantile
 from fivefold.bijections.linear import LULinear
 from fivefold.bijections.shape import Flatten, multi_scale
@@ -97,4 +97,4 @@ class SplineFlow(FlowSystem):
         return Chain(*parts)
 
     def _couplings(self, shape: tuple[int, ...], alternate: Alternate = alternate_channels) -> Bijection:
-        return Chain(*[alternate(layer, shape, self.transform, self.make_net) for layer in range(self.layers)])
+        return in_a_row(alternate(layer, shape, self.transform, self.make_net) for layer in range(self.layers))

@@ -12,15 +12,16 @@ from torch.nn import functional as F
 
 from fivefold.nets.coders import zero
 from fivefold.nets.norm import ActNorm
+from fivefold.nets.units import UnitsFirst
 
 
 class Conditioner(nn.Module):
     """`(B, inputs, *spatial)` and a condition `(B, condition)` to `(B, outputs, *spatial)`; 0 at first.
 
-    Pre-activation residual blocks: fully connected where `spatial` is empty, else 3x3 convolutions (1x1
-    on a single pixel) with a learned bias at each position; with `skips` the bias is the same everywhere and
-    the last layer sees, in place of the residual stream, the sum of a 1x1 layer's outputs at its start and after
-    each block (Dinh et al., 2017, 4.1). Without batch normalisation, so that an example's output is its own.
+    Pre-activation residual blocks. Of images 3x3 convolutions (1x1 on a single pixel) with a learned bias at each
+    position; with `skips` the bias is the same everywhere and the last layer sees, in place of the residual stream,
+    the sum of a 1x1 layer's outputs at its start and after each block (Dinh et al., 2017, 4.1). Without batch
+    normalisation, so that an example's output is its own. Of vectors fully connected layers.
 
     Args:
         inputs: channels in; may be 0.
@@ -45,41 +46,46 @@ class Conditioner(nn.Module):
         skips: bool = False,
     ) -> None:
         super().__init__()
-        wide = _wide(spatial)
-        narrow = _convolution(1) if spatial else nn.Linear
+        self.spatial = spatial
+        wide, narrow = (_wide(spatial), _convolution(1)) if spatial else (UnitsFirst, UnitsFirst)
         self.first = wide(inputs, hidden) if inputs else None
-        self.position = nn.Parameter(torch.zeros(hidden, *([1] * len(spatial) if skips else spatial)))
-        self.condition = nn.Linear(condition, hidden) if condition else None
+        everywhere = [1] * len(spatial) if skips else spatial
+        self.position = nn.Parameter(torch.zeros(hidden, *everywhere)) if spatial or not inputs else None
+        self.condition = (nn.Linear if spatial else UnitsFirst)(condition, hidden) if condition else None
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.ReLU(), wide(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), wide(hidden, hidden))
             for _ in range(blocks)
         )
         self.skips = nn.ModuleList(narrow(hidden, hidden) for _ in range(blocks + 1)) if skips else None
         self.activation = nn.ReLU()
-        self.last = zero((narrow if spatial else ByOutput)(hidden, outputs))
+        self.last = zero(narrow(hidden, outputs))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        h = self.position.expand(len(x), len(self.position), *x.shape[2:])
-        if self.first is not None:
-            h = h + self.first(x)
+        if not self.spatial:
+            return self.by_units(x.T, condition).T
+        terms = [] if self.first is None else [self.first(x)]
+        if self.position is not None:
+            terms.append(self.position.expand(len(x), len(self.position), *x.shape[2:]))
         if self.condition is not None and condition is not None:
-            h = h + self.condition(condition).view(*h.shape[:2], *[1] * (h.dim() - 2))
+            terms.append(self.condition(condition)[:, :, None, None])
+        return self._go_on(sum(terms[1:], start=terms[0]))
+
+    def by_units(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Of vectors `(inputs, B)` to `(outputs, B)`."""
+        terms = [] if self.first is None else [self.first(x)]
+        if self.position is not None:
+            terms.append(self.position.unsqueeze(1).expand(-1, x.shape[1]))
+        if self.condition is not None and condition is not None:
+            terms.append(self.condition(condition.T))
+        return self._go_on(sum(terms[1:], start=terms[0]))
+
+    def _go_on(self, h: Tensor) -> Tensor:
         stages = [h]
         for block in self.blocks:
             stages.append(stages[-1] + block(stages[-1]))
         if self.skips is None:
             return self.last(self.activation(stages[-1]))
         return self.last(self.activation(sum(skip(h) for skip, h in zip(self.skips, stages, strict=True))))
-
-
-class ByOutput(nn.Linear):
-    """A linear layer whose result `(B, outputs)` lies in memory output by output, as `(outputs, B)`.
-
-    A function with many parameters for each column then finds every one of them as an array of its own.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias.unsqueeze(1), self.weight, x.T).T
 
 
 class ConditionedLayer(nn.Module):

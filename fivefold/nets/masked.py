@@ -30,7 +30,7 @@ class MaskedLinear(nn.Linear):
 
     def masked_weight(self, mask: Tensor) -> Tensor:
         """`(outputs, inputs)`."""
-        if len(mask) == len(self.weight):
+        if mask.shape == self.weight.shape:
             return self.weight * mask
         return (self.weight.unflatten(0, (len(mask), -1)) * mask.unsqueeze(1)).flatten(0, 1)
 

@@ -36,7 +36,8 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
     """ln N(z; 0, I) summed over all but the first dimension: `(B,)`."""
-    return (-0.5 * (z**2 + math.log(2 * math.pi))).flatten(1).sum(1)
+    z = z.flatten(1)
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
 
 def logistic_mixture_log_prob(params: Tensor, x: Tensor) -> Tensor:
