@@ -84,9 +84,10 @@ class ActNorm(nn.Module):
         super().__init__()
         self.log_scale, self.bias = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self._known_started = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and not self.started:
+        if self._waits():
             self._start(x.detach())
         return (x + _per_channel(self.bias, x)) * _per_channel(self.log_scale, x).exp()
 
@@ -95,12 +96,21 @@ class ActNorm(nn.Module):
 
     def after(self, layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
         """`self(layer(x))`; once started by way of the layer's weights, which spares two passes over its outputs."""
-        if self.training and not self.started:
+        if self._waits():
             return self(layer(x))
         assert layer.bias is not None
         scale = self.log_scale.exp()
         weight, bias = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)), (layer.bias + self.bias) * scale
         return layer._conv_forward(x, weight, bias) if isinstance(layer, nn.Conv2d) else F.linear(x, weight, bias)
+
+    def _waits(self) -> bool:
+        """Whether the first batch is to come. Once it has, the buffer, on which no compiler can branch, isn't asked."""
+        self._known_started = self._known_started or bool(self.started)
+        return self.training and not self._known_started
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._known_started = False
 
     @torch.no_grad()
     def _start(self, x: Tensor) -> None:
@@ -113,6 +123,7 @@ class ActNorm(nn.Module):
         self.bias.copy_(-mean)
         self.log_scale.copy_(-0.5 * (square - mean**2).clamp(min=1e-6).log())
         self.started.fill_(True)
+        self._known_started = True
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
