@@ -46,7 +46,7 @@ from fivefold.system import seeded
 from fivefold.tools.distributions import standard_normal_log_prob
 
 BATCH, LAYERS, HIDDEN, BINS, BOUND = 256, 5, 128, 8, 3.0
-EXACT, TOLERANCES = 1e-9, [10 ** (-step / 2) for step in range(4, 15)]  # of solvers, the latter from 1e-2 to 1e-7
+EXACT, TOLERANCES = 1e-9, [10 ** (-step / 8) for step in range(16, 57)]  # of solvers, the latter from 1e-2 to 1e-7
 SECONDS = 0.15  # how long a contestant runs in a round, about
 MOST_SECONDS = 90  # that all rounds of a race take, about; there are three at least
 HERE, COMPILED = "here", "here, compiled"
