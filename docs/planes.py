@@ -15,6 +15,8 @@ import torch
 
 from fivefold import LatentSystem, System, catalog, fit, load_data
 from fivefold.bijections.base import Layer
+from fivefold.space import Space
+from fivefold.system import Unfit
 
 PICTURES = Path(__file__).parent / "pictures"
 LOW, HIGH = (-1.7, -1.3), (2.7, 1.8)  # what is shown of the plane
@@ -27,9 +29,16 @@ def main() -> None:
     parser.add_argument("--budget", default="60s")
     given = parser.parse_args()
     data = load_data("moons")
-    flows = [name for name, entry in catalog.entries().items() if entry.family == "flow" and "table" in entry.densities]
-    for name in given.systems or flows:
+    for name in given.systems or [name for name in catalog.fitting("table") if fits(name, data.space)]:
         draw(fit(name, data, budget=given.budget), data.test.spread(1000).x.numpy(), PICTURES / f"plane-{name}.png")
+
+
+def fits(name: str, space: Space) -> bool:
+    """Whether it is a flow, of real columns too."""
+    try:
+        return catalog.find(name).family == "flow" and catalog.build(name, space) is not None
+    except Unfit:
+        return False
 
 
 def draw(system: System, examples: np.ndarray, path: Path) -> None:

@@ -127,7 +127,7 @@ class MaskedAutoregressive(Bijection):
             for _ in range(e - d):
                 seen1[u:v] = F.relu_(h1_before + w1_own @ x[d:e])
                 seen2[u:v] = F.relu_(h2_before + w2_own @ seen1[u:v])
-                new, log_slope[d:e] = self.transform.inverse(y[d:e], before + w3_own @ seen2[u:v])
+                new, log_slope[d:e] = self.transform.inverse(y[d:e], before + w3_own @ seen2[u:v], x[d:e])
                 change, x[d:e] = (new - x[d:e]).abs(), new
                 if bool((change <= 4 * torch.finfo(x.dtype).eps * (1 + new.abs())).all()):
                     break

@@ -41,7 +41,7 @@ class IntegerShift:
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return x + round_through(parameters[0]), torch.zeros_like(x)
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return y - round_through(parameters[0]), torch.zeros_like(y)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -43,15 +44,14 @@ class MixtureCDF:
         z, log_derivative = _mixture_logit(x, *self._mixture(parameters))
         return z * log_scale.exp() + shift, log_derivative + log_scale
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._affine(parameters)
         log_weights, means, log_scales = self._mixture(parameters)
         z = (y - shift) * torch.exp(-log_scale)
         # Where all components are below z, or above, so is the mixture.
         ends = means + log_scales.exp() * z
-        x, log_derivative = invert_increasing(
-            lambda x: _mixture_logit(x, log_weights, means, log_scales), z, ends.amin(0), ends.amax(0), self.tolerance
-        )
+        f = partial(_mixture_logit, log_weights=log_weights, means=means, log_scales=log_scales)
+        x, log_derivative = invert_increasing(f, z, ends.amin(0), ends.amax(0), self.tolerance, start)
         return x, log_derivative - log_scale
 
     def _affine(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,11 +102,11 @@ class SumOfSquares:
         y, log_derivative = _integral(x, self._slope(parameters))
         return y * log_scale.exp() + shift, log_derivative + log_scale
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_scale, shift = soft_clamp(parameters[0], self.bound), parameters[1]
         slope, y = self._slope(parameters), (y - shift) * torch.exp(-log_scale)
         reach = y.abs()  # the slope is at least 1
-        x, log_derivative = invert_increasing(lambda x: _integral(x, slope), y, -reach, reach, self.tolerance)
+        x, log_derivative = invert_increasing(lambda x: _integral(x, slope), y, -reach, reach, self.tolerance, start)
         return x, log_derivative - log_scale
 
     def _slope(self, parameters: Tensor) -> Tensor:
@@ -156,10 +156,10 @@ class DeepSigmoid:
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return self._network(x, self._unpacked(parameters))
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         unpacked = self._unpacked(parameters)
         low, high = self._reach(y, unpacked)
-        return invert_increasing(lambda x: self._network(x, unpacked), y, low, high, self.tolerance)
+        return invert_increasing(lambda x: self._network(x, unpacked), y, low, high, self.tolerance, start)
 
     def _unpacked(self, parameters: Tensor) -> list[tuple[Tensor, ...]]:
         """Of each layer ln a, b `(n, ...)`, ln U, ln W `(n, n, ...)` (the first layer's U `(n, 1, ...)`); at last those
@@ -242,10 +242,10 @@ class Integral(nn.Module):
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return self._integral(x, parameters[0], self.from_embedding(parameters[1:].movedim(0, -1)))
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         t, context = parameters[0], self.from_embedding(parameters[1:].movedim(0, -1))
         reach = (y - t).abs() / self.LEAST
-        return invert_increasing(lambda x: self._integral(x, t, context), y, -reach, reach, self.tolerance)
+        return invert_increasing(lambda x: self._integral(x, t, context), y, -reach, reach, self.tolerance, start)
 
     def _integral(self, x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         cosines, weights = self.cosines.to(x.dtype), self.weights.to(x.dtype)  # kept in float64

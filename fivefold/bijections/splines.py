@@ -53,7 +53,7 @@ class Spline:
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return self._apply(x, parameters, inverse=False)
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._apply(y, parameters, inverse=True)
 
     def _apply(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

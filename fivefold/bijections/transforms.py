@@ -30,8 +30,8 @@ class Transform(Protocol):
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """The image and ln |derivative|, both of x's shape; `parameters` `(P, *x.shape)`."""
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """The other way, with its own ln |derivative|."""
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The other way, with its own ln |derivative|; an iterative one may begin at `start`, of y's shape."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Affine:
         log_scale, shift = self._split(parameters)
         return torch.addcmul(shift, x, log_scale.exp()), log_scale
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._split(parameters)
         return (y - shift) * torch.exp(-log_scale), -log_scale
 
@@ -75,7 +75,7 @@ class Additive:
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return x + parameters[0], torch.zeros_like(x)
 
-    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return y - parameters[0], torch.zeros_like(y)
 
 

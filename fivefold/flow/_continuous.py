@@ -197,6 +197,11 @@ class FreeFormSystem(ContinuousSystem):
         augment: makes the layer that adds them, from the shape of an example.
     """
 
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {
+        "temperature": (0.7, 0.85, 1.0),
+        "sampling_tolerance": (0.3, 1e-1, 1e-2, 1e-3),
+    }
+
     def __init__(
         self,
         space: Space,
@@ -291,6 +296,10 @@ class PotentialSystem(ClosedFormSystem):
         residual: weight in the loss of the Hamilton-Jacobi residual (see `PotentialVelocity`), integrated.
     """
 
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {
+        "temperature": (0.7, 0.85, 1.0),
+        "sampling_steps": (1, 2, 4, 8, 16),
+    }
     costs = ("kinetic", "residual")
 
     def __init__(

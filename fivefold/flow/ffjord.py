@@ -42,10 +42,6 @@ class FFJORD(FreeFormSystem):
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
     sampling = "iterative"
-    dials: ClassVar[dict[str, tuple[float, ...]]] = {
-        "temperature": (0.7, 0.85, 1.0),
-        "sampling_tolerance": (0.3, 1e-1, 1e-2, 1e-3),
-    }
     presets = {
         "default": {"lr": 1e-2, "ema": 0.995, "clip": 5.0, "evaluations": 6},
         "cifar10": {

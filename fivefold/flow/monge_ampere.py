@@ -31,10 +31,6 @@ class MongeAmpere(PotentialSystem):
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
     sampling = "iterative"
-    dials: ClassVar[dict[str, tuple[float, ...]]] = {
-        "temperature": (0.7, 0.85, 1.0),
-        "sampling_steps": (1, 2, 4, 8, 16),
-    }
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"lr": 1e-2, "ema": 0.99, "clip": 5.0, "evaluations": 6}}
 
     def __init__(

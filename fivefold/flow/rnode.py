@@ -43,10 +43,6 @@ class RNODE(FreeFormSystem):
 
     densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
     sampling = "iterative"
-    dials: ClassVar[dict[str, tuple[float, ...]]] = {
-        "temperature": (0.7, 0.85, 1.0),
-        "sampling_tolerance": (0.3, 1e-1, 1e-2, 1e-3),
-    }
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"lr": 1e-2, "ema": 0.995, "clip": 5.0, "evaluations": 6},
         "cifar10": {

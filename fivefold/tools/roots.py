@@ -14,7 +14,7 @@ Increasing = Callable[[Tensor], tuple[Tensor, Tensor]]  # x to f(x) and ln f'(x)
 
 
 def invert_increasing(
-    f: Increasing, y: Tensor, low: Tensor, high: Tensor, tolerance: float = 1e-6
+    f: Increasing, y: Tensor, low: Tensor, high: Tensor, tolerance: float = 1e-6, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The x at which f(x) = y, and ln of the inverse's derivative there, -ln f'(x).
 
@@ -28,18 +28,21 @@ def invert_increasing(
         low: f(low) <= y.
         high: f(high) >= y.
         tolerance: of the last step, relative to 1 + |x|; not below what the precision of y allows.
+        start: where to begin; None for the middle.
     """
     tolerance = max(tolerance, 4 * torch.finfo(y.dtype).eps)
     with torch.no_grad():
-        x, before = (low + high) / 2, high - low
+        x, before = (low + high) / 2 if start is None else start.clamp(low, high), high - low
+        found = torch.zeros_like(y, dtype=torch.bool)  # these stay: their next steps would be rounding errors
         for _ in range(MOST_STEPS):
             value, log_slope = f(x)
             low, high = torch.where(value <= y, x, low), torch.where(value <= y, high, x)
             newton = x - (value - y) * torch.exp(-log_slope)
             good = (newton >= low) & (newton <= high) & ((newton - x).abs() <= before / 2)
-            new = torch.where(good, newton, (low + high) / 2)
+            new = torch.where(found, x, torch.where(good, newton, (low + high) / 2))
             before, x = (new - x).abs(), new
-            if bool((before <= tolerance * (1 + x.abs())).all()):
+            found = found | (before <= tolerance * (1 + x.abs()))
+            if bool(found.all()):
                 break
         else:
             warnings.warn(
