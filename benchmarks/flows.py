@@ -352,7 +352,7 @@ def sampling(dims: int, layers: int, hidden: int, batch: int, times: float) -> R
     flow = masked_autoregressive_flow(dims, layers, Affine(), hidden)
     parts = [part for part in flow.modules() if isinstance(part, MaskedAutoregressive)]
     for part in parts:
-        *_, last = part.weights.detach().split(part.sizes)
+        *_, last = part.net.weights.detach().split(part.net.sizes)
         last.normal_(std=0.5 / math.sqrt(hidden))  # the identity at first
     theirs = zuko.flows.MAF(dims, transforms=layers, hidden_features=(hidden, hidden))
     sizes = {"features": dims, "hidden_features": hidden, "num_blocks": 1, "use_residual_blocks": False}
@@ -392,7 +392,7 @@ def _one_by_one(flow: Bijection, z: Tensor) -> Tensor:
         x = torch.zeros_like(z)
         dims = range(z.shape[1])
         for dim in reversed(dims) if part.backwards else dims:
-            x[:, dim] = part.transform.inverse(z.T, part.parameters_of(x.T))[0][dim]
+            x[:, dim] = part.transform.inverse(z.T, part.net(x.T))[0][dim]
         z = x
     return z
 

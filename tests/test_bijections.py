@@ -242,7 +242,7 @@ def one_after_another(flow, y, condition):
     """The inverse of an autoregressive flow as it is defined: a whole pass for every dimension."""
     x, dims = torch.zeros_like(y), range(y.shape[1])
     for d in reversed(dims) if flow.backwards else dims:
-        x[:, d] = flow.transform.inverse(y.T, flow.parameters_of(x.T, condition))[0][d]
+        x[:, d] = flow.transform.inverse(y.T, flow.net(x.T, condition))[0][d]
     return x
 
 

@@ -20,6 +20,7 @@ from fivefold.bijections.stochastic import Autoencoder, MarkovChain, Mixture, co
 from fivefold.bijections.surjections import Abs, Max, Piecewise, Slice, augment
 from fivefold.bijections.transforms import Affine
 from fivefold.nets.conditioner import ConditionedLayer, Conditioner
+from fivefold.nets.masked import MaskedNet
 from fivefold.tools.distributions import standard_normal_log_prob
 
 CONDITION = 3
@@ -30,6 +31,10 @@ lost = torch.tensor([False, True])
 
 def law(given, drawn, spatial=(), layers=2):
     return FlowLaw(drawn, conditional_flow(given, drawn, spatial, layers, Affine(), net))
+
+
+def signs(dims):
+    return MaskedNet(dims, 1, 8, CONDITION, free=dims)
 
 
 def random(layer, spread=0.2):
@@ -52,8 +57,8 @@ SURJECTIONS = {
     "slice": (lambda: Slice(1, law(1, 1)), (1,)),
     "slice of maps": (lambda: Slice(2, law(2, 3, (2, 3))), (2, 2, 3)),
     "abs": (lambda: Chain(Abs(), HalfLine()), (2,)),
-    "abs with a gate": (lambda: Chain(Abs(net(2, 2)), HalfLine()), (2,)),
-    "abs of maps": (lambda: Chain(Abs(net(2, 2, (2, 3))), HalfLine()), (2, 2, 3)),
+    "abs with a gate": (lambda: Chain(Abs(signs(2)), HalfLine()), (2,)),
+    "abs of maps": (lambda: Chain(Abs(), HalfLine()), (2, 2, 3)),
     "max": (lambda: Max(1, 2, law(1, 1)), (1,)),
     "max of four": (lambda: Max(3, 4, law(3, 9)), (3,)),
     "max pooling": (lambda: Chain(Squeeze(), Max(2, 4, law(2, 6, (2, 3)))), (2, 2, 3)),
@@ -113,7 +118,7 @@ def test_signs_with_even_chances_cost_the_logarithm_of_two_each_and_make_half_no
     x = torch.randn(9, 3, dtype=torch.float64)
     assert torch.equal(Abs()(x)[1], torch.full((9,), 3 * -math.log(2), dtype=torch.float64))
     torch.testing.assert_close(log_density(Chain(Abs(), HalfLine()), x), standard_normal_log_prob(x))
-    gated = random(Abs(net(3, 3)))
+    gated = random(Abs(signs(3)))
     far, near = (gated(scale * x, condition(9))[1] + 3 * math.log(2) for scale in (1.0, 1e-7))
     assert far.abs().min() > 1e-3
     assert near.abs().max() < 1e-5  # no step at 0
@@ -235,9 +240,9 @@ def diffusion(spread=0.2):
     return Drawn(layer, kernel @ middle * 4 * STEP)
 
 
-def half(spread=0.2):
+def half(spread=0.6):
     return Drawn(
-        random(Inverse(Abs(net(1, 1))), spread), ((GRID > 1e-9).double() + (GRID > -1e-9).double())[:, 0] * normal(GRID)
+        random(Inverse(Abs(signs(1))), spread), ((GRID > 1e-9).double() + (GRID > -1e-9).double())[:, 0] * normal(GRID)
     )
 
 

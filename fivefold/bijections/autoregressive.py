@@ -6,16 +6,15 @@ import itertools
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fivefold.bijections.base import Bijection, Chain, Exactness, sum_dims
 from fivefold.bijections.shape import Permutation
 from fivefold.bijections.transforms import Transform, inverse_exactness
 from fivefold.nets.coders import zero
-from fivefold.nets.masked import degree_mask, spread_degrees
+from fivefold.nets.masked import MaskedNet
 from fivefold.nets.pixelcnn import GatedPixelCNN
-from fivefold.nets.units import UnitsFirst
 from fivefold.space import Space
 from fivefold.tools.roots import triangular_gradients
 
@@ -36,50 +35,16 @@ class MaskedAutoregressive(Bijection):
         backwards: whether the last dimension comes first.
     """
 
-    degrees: Tensor
-    mask: Tensor
-
     def __init__(
         self, dims: int, transform: Transform, hidden: int, condition: int = 0, backwards: bool = False
     ) -> None:
         super().__init__()
         self.transform, self.dims, self.backwards = transform, dims, backwards
-        position, degrees = torch.arange(dims), spread_degrees(hidden, dims)
-        position = position.flip(0) if backwards else position
-        masks = [  # a unit of degree d sees x_<d, and speaks for the dimensions from d on
-            degree_mask(position, degrees, strict=True),
-            degree_mask(degrees, degrees),
-            degree_mask(degrees, position).repeat(transform.size, 1),  # one parameter of all dimensions, then another
-        ]
-        self.shapes = [mask.shape for mask in masks]
-        self.outputs, self.sizes = [len(mask) for mask in masks], [mask.numel() for mask in masks]
-        layers = [nn.Linear(inputs, outputs) for outputs, inputs in self.shapes]
-        zero(layers[-1])
-        # One array each: what is done to all layers alike, masking first of all, takes as long as for one.
-        self.weights = nn.Parameter(torch.cat([layer.weight.detach().flatten() for layer in layers]))
-        self.biases = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]).unsqueeze(1))
-        self.context = UnitsFirst(condition, hidden) if condition else None
-        self.register_buffer("degrees", degrees, persistent=False)
-        self.register_buffer("mask", torch.cat([mask.flatten() for mask in masks]), persistent=False)
+        self.net = MaskedNet(dims, transform.size, hidden, condition, backwards=backwards)
 
     @property
     def exactness(self) -> Exactness:
         return inverse_exactness(self.transform)
-
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """The masked weight `(outputs, inputs)` and the bias `(outputs, 1)` of the network's three layers."""
-        weights = torch.split_with_sizes(self.weights * self.mask, self.sizes)
-        biases = torch.split_with_sizes(self.biases, self.outputs)
-        return [(weights[i].view(self.shapes[i]), biases[i]) for i in range(3)]
-
-    def parameters_of(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """`(P, D, B)` of `(D, B)`, those of a dimension from the dimensions before it alone."""
-        (w1, b1), (w2, b2), (w3, b3) = self.layers()
-        h = torch.addmm(b1, w1, x)
-        if self.context is not None and condition is not None:
-            h = h + self.context(condition.T)
-        h = torch.addmm(b2, w2, F.relu_(h))
-        return torch.addmm(b3, w3, F.relu_(h)).view(-1, *x.shape)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, log_slope = self._elementwise(x.T.contiguous(), condition)
@@ -99,7 +64,7 @@ class MaskedAutoregressive(Bijection):
 
     def _elementwise(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """The image and its log-slopes, all `(D, B)`."""
-        return self.transform.forward(x, self.parameters_of(x, condition))
+        return self.transform.forward(x, self.net(x, condition))
 
     @torch.no_grad()
     def _by_blocks(self, y: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -108,16 +73,17 @@ class MaskedAutoregressive(Bijection):
         What a block sees of the earlier ones is computed once. Within it x = h^-1(y; parameters(x)) is iterated: the
         i-th dimension is right after i rounds whatever the map is, and most often all are after a few.
         """
-        (w1, h1), (w2, b2), last = self.layers()
+        degrees, context = self.net.degrees, self.net.context
+        (w1, h1), (w2, b2), last = self.net.layers()
         w3, b3 = (part.unflatten(0, (-1, self.dims)) for part in last)
         y = y.T.contiguous()
         if self.backwards:
             w1, w3, b3, y = w1.flip(1), w3.flip(1), b3.flip(1), y.flip(0)
-        if self.context is not None and condition is not None:
-            h1 = h1 + self.context(condition.T)
-        seen1, seen2 = (y.new_empty(len(self.degrees), y.shape[1]) for _ in range(2))  # units after the activation
+        if context is not None and condition is not None:
+            h1 = h1 + context(condition.T)
+        seen1, seen2 = (y.new_empty(len(degrees), y.shape[1]) for _ in range(2))  # units after the activation
         x, log_slope = torch.zeros_like(y), torch.empty_like(y)
-        units = torch.bincount(self.degrees // BLOCK, minlength=-(-self.dims // BLOCK)).cumsum(0).tolist()
+        units = torch.bincount(degrees // BLOCK, minlength=-(-self.dims // BLOCK)).cumsum(0).tolist()
         for i, (u, v) in enumerate(itertools.pairwise([0, *units])):
             d, e = i * BLOCK, min((i + 1) * BLOCK, self.dims)
             h1_before = h1[u:v] + w1[u:v, :d] @ x[:d]

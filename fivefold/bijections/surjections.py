@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fivefold.bijections.base import Exactness, Inverse, Layer, sum_dims
 from fivefold.bijections.elementwise import half_to_line, line_to_half
 from fivefold.bijections.laws import Law
+from fivefold.nets.masked import MaskedNet
 
 
 class Surjection(Layer):
@@ -58,31 +59,42 @@ def augment(channels: int, law: Law) -> Layer:
 
 
 class Abs(Surjection):
-    """z = |x|, and signs come back by the law p(sign | z).
+    """z = |x|, and signs come back one after another by the law p(sign_i | z, x_<i).
 
     Args:
-        gate: of `(z, condition)`, to the log-odds of plus `(B, C, ...)`, which are taken to 0 with z so that densities
-            have no step there. None for even chances: the term is -ln 2 a dimension, and densities are symmetric.
+        gate: of vectors, z and then x, to the log-odds of plus, which are taken to 0 with z_i so that densities have
+            no step there; all of z is free. None for even chances: the term is -ln 2 a dimension, and densities are
+            symmetric.
     """
 
-    def __init__(self, gate: nn.Module | None = None) -> None:
+    def __init__(self, gate: MaskedNet | None = None) -> None:
         super().__init__()
         self.gate = gate
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z = x.abs()
-        return z, self._log_chances(x > 0, self._log_odds(z, condition))
+        return z, self._log_chances(x, z, condition)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_odds = self._log_odds(y, condition)
-        plus = torch.rand_like(y) < log_odds.sigmoid()
-        return torch.where(plus, y, -y), -self._log_chances(plus, log_odds)
+        x = torch.where(torch.rand_like(y) < 0.5, y, -y) if self.gate is None else self._signed(y, condition)
+        return x, -self._log_chances(x, y, condition)
 
-    def _log_odds(self, z: Tensor, condition: Tensor | None) -> Tensor:
-        return torch.zeros_like(z) if self.gate is None else torch.tanh(z) * self.gate(z, condition)
+    def _signed(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        x, uniform = z, torch.rand_like(z)
+        for dim in range(z.shape[1]):
+            log_odds = self._log_odds(x, z, condition)[:, dim]
+            known = torch.where(uniform[:, dim] < log_odds.sigmoid(), z[:, dim], -z[:, dim])
+            x = torch.cat([x[:, :dim], known.unsqueeze(1), x[:, dim + 1 :]], 1)
+        return x
 
-    def _log_chances(self, plus: Tensor, log_odds: Tensor) -> Tensor:
-        return sum_dims(F.logsigmoid(torch.where(plus, log_odds, -log_odds)))
+    def _log_odds(self, x: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        if self.gate is None:
+            return torch.zeros_like(z)
+        return torch.tanh(z) * self.gate(torch.cat([z, x], 1).T, condition)[0].T
+
+    def _log_chances(self, x: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        log_odds = self._log_odds(x, z, condition)
+        return sum_dims(F.logsigmoid(torch.where(x > 0, log_odds, -log_odds)))
 
 
 class Max(Surjection):

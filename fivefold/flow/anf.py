@@ -91,12 +91,18 @@ class ANF(FlowSystem):
         added = torch.arange(shape[0], device="cpu") >= channels
         parts: list[Bijection] = []
         for _ in range(self.layers):
-            parts += [ActNorm(shape[0]), self._coupling(added, spatial), self._coupling(~added, spatial)]
+            parts += [
+                ActNorm(shape[0]),
+                self._coupling(added, spatial, encodes=True),
+                self._coupling(~added, spatial, encodes=False),
+            ]
         return Chain(start, *squeezes, *parts, Flatten(shape))
 
-    def _coupling(self, mask: torch.Tensor, spatial: tuple[int, ...]) -> Bijection:
+    def _coupling(self, mask: torch.Tensor, spatial: tuple[int, ...], encodes: bool) -> Bijection:
         changed = int(mask.sum())
         net = self.make_net(len(mask) - changed, changed * self.transform.size, spatial)
+        if encodes:  # decoders start as the identity; if encoders did too, neither would have a reason to learn
+            net.last.reset_parameters()  # type: ignore[operator]
         return Coupling(mask, self.transform, net)
 
     def _vflow(self, channels: int, extra: int, spatial: tuple[int, ...]) -> Bijection:

@@ -50,7 +50,7 @@ class ImplicitFlow(ContractionSystem):
     free_form: ClassVar[bool] = True
     sampling: ClassVar[str] = "iterative"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99, "clip": 5.0, "evaluations": 1},
+        "default": {"lr": 2e-2, "ema": 0.99, "clip": 5.0, "evaluations": 1},
         "cifar10": {
             "blocks": 2, "scales": 3, "hidden": 512, "layers": 0, "terms": 10, "early_gradients": True, "lr": 1e-3,
             "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,

@@ -53,7 +53,7 @@ class ResidualFlow(ContractionSystem):
         "tolerance": (0.3, 1e-1, 1e-2, 1e-4, 1e-6),
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99, "clip": 5.0, "evaluations": 1},
+        "default": {"lr": 2e-2, "ema": 0.99, "clip": 5.0, "evaluations": 1},
         "mnist": {
             "blocks": 16, "scales": 3, "hidden": 512, "layers": 4, "width": 128, "margin": 1e-6,
             "early_gradients": True, "lr": 1e-3, "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,

@@ -17,6 +17,7 @@ from fivefold.bijections.surjections import Abs, Max, Slice
 from fivefold.bijections.transforms import Affine
 from fivefold.flow._system import Dequantisation, FlowSystem
 from fivefold.nets.conditioner import Conditioner
+from fivefold.nets.masked import MaskedNet
 from fivefold.space import Space
 from fivefold.system import Density, Unfit
 
@@ -32,7 +33,8 @@ class SurjectiveFlow(FlowSystem):
     in a part of the space.
 
     Tables lose the signs of their columns at first, so that modes on both sides of 0 are one for the flow that follows;
-    the signs' chances are given by a network, or are even and the density symmetric. Images lose, at each resolution,
+    a network gives each sign's chances from all absolute values and the columns before, or they are even and the
+    density symmetric. Images lose, at each resolution,
     all but the largest of every four numbers (a max-pooling), or half of the channels.
 
     Args:
@@ -74,16 +76,22 @@ class SurjectiveFlow(FlowSystem):
         super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
         if surjection not in KEPT:
             raise Unfit(f"no surjection {surjection!r} of images; there are {', '.join(KEPT)}")
-        self.layers, self.law_layers, self.surjection = layers, law_layers, surjection
+        self.layers, self.law_layers, self.surjection, self.hidden = layers, law_layers, surjection, hidden
         self.make_net = partial(Conditioner, hidden=hidden, blocks=blocks, condition=self.embedding.width)
+        self.signs = 0 if symmetric or space.kind == "image" else space.dims  # that come one after another
         if space.kind == "image":
             flow, self.noise_dims = self._image_flow(space.shape, scales)
         else:
             flow = self._table_flow(space.dims, symmetric)
         self.flow = self._onto_line(flow, margin)
 
+    @property
+    def sample_evaluations(self) -> int:
+        return max(1, self.signs)
+
     def _table_flow(self, columns: int, symmetric: bool) -> Layer:
-        gate = None if symmetric else self.make_net(columns, columns)
+        width = self.embedding.width
+        gate = None if symmetric else MaskedNet(columns, 1, self.hidden, width, free=columns)
         transform = Spline("rational-quadratic", BINS, BOUND)
         parts: list[Layer] = [Abs(gate), HalfLine()]
         for layer in range(self.layers):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.nets.units import UnitsFirst
+
 
 def degree_mask(inputs: Tensor, outputs: Tensor, strict: bool = False) -> Tensor:
     """Which inputs each output may see, `(outputs, inputs)`: of no higher degree, or (`strict`) of a lower one.
@@ -36,6 +38,62 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         return F.linear(x, self.masked_weight(mask), self.bias)
+
+
+class MaskedNet(nn.Module):
+    """P numbers for each dimension from the dimensions before it, by three layers (Germain et al., 2015); 0 at first.
+
+    Vectors lie units first: `(D, B)`, or `(free + D, B)`, and a condition `(B, condition)` to `(P, D, B)`.
+
+    Args:
+        dims: D.
+        size: P.
+        hidden: units of each of the two hidden layers.
+        condition: width of the condition, 0 for none.
+        free: how many inputs, which come first, are seen by all.
+        backwards: whether the last dimension comes first.
+    """
+
+    degrees: Tensor
+    mask: Tensor
+
+    def __init__(
+        self, dims: int, size: int, hidden: int, condition: int = 0, free: int = 0, backwards: bool = False
+    ) -> None:
+        super().__init__()
+        order = torch.arange(dims).flip(0) if backwards else torch.arange(dims)
+        degrees = spread_degrees(hidden, dims)
+        masks = [  # a unit of degree d sees x_<d, and speaks for the dimensions from d on
+            degree_mask(torch.cat([torch.full((free,), -1), order]), degrees, strict=True),
+            degree_mask(degrees, degrees),
+            degree_mask(degrees, order).repeat(size, 1),  # the first number of all dimensions, then others
+        ]
+        self.shapes = [mask.shape for mask in masks]
+        self.outputs, self.sizes = [len(mask) for mask in masks], [mask.numel() for mask in masks]
+        layers = [nn.Linear(inputs, outputs) for outputs, inputs in self.shapes]
+        for parameter in layers[-1].parameters():
+            nn.init.zeros_(parameter)
+        # One array each: what is done to all layers alike, masking first of all, takes as long as for one.
+        self.weights = nn.Parameter(torch.cat([layer.weight.detach().flatten() for layer in layers]))
+        self.biases = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]).unsqueeze(1))
+        self.context = UnitsFirst(condition, hidden) if condition else None
+        self.dims = dims
+        self.register_buffer("degrees", degrees, persistent=False)
+        self.register_buffer("mask", torch.cat([mask.flatten() for mask in masks]), persistent=False)
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """The masked weight `(outputs, inputs)` and the bias `(outputs, 1)` of each."""
+        weights = torch.split_with_sizes(self.weights * self.mask, self.sizes)
+        biases = torch.split_with_sizes(self.biases, self.outputs)
+        return [(weights[i].view(self.shapes[i]), biases[i]) for i in range(3)]
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        (w1, b1), (w2, b2), (w3, b3) = self.layers()
+        h = torch.addmm(b1, w1, x)
+        if self.context is not None and condition is not None:
+            h = h + self.context(condition.T)
+        h = torch.addmm(b2, w2, F.relu_(h))
+        return torch.addmm(b3, w3, F.relu_(h)).view(-1, self.dims, x.shape[1])
 
 
 class CausalConv2d(nn.Conv2d):
