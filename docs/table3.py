@@ -178,9 +178,9 @@ def gallery() -> list[str]:
     rows = [f"| {cells[i]} | {cells[i + 1] if i + 1 < len(cells) else '|'} |" for i in range(0, len(cells), 2)]
     return [
         "## In the plane", "",
-        "Each system after 12 s of training on the two moons, on one core: its density, and where it takes circles "
+        "Each system after 60 s of training on the two moons, on one core: its density, and where it takes circles "
         "that hold 10, 40, 70 and 95 % of the noise and rays between them, or samples where a noise has no one place "
-        "(`python docs/planes.py --budget 12s`).", "",
+        "(`python docs/planes.py`).", "",
         "| | | | |", "|---|---|---|---|", *rows, "",
     ]  # fmt: skip
 
