@@ -51,7 +51,7 @@ class IResNet(ContractionSystem):
         "tolerance": (0.3, 1e-1, 1e-2, 1e-4, 1e-6),
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 2e-2, "ema": 0.99, "clip": 5.0, "evaluations": 1},
+        "default": {"ema": 0.99, "clip": 5.0, "evaluations": 1},
         "cifar10": {
             "blocks": 16, "scales": 3, "hidden": 512, "layers": 0, "factor_out": True, "lr": 3e-3, "weight_decay": 0.0,
             "batch_size": 128,
