@@ -35,6 +35,23 @@ def test_the_papers_order():
     assert all(isinstance(part, MaskedCoupling) for part in odd)
 
 
+def test_the_noise_of_images_comes_from_couplings_of_their_own():
+    """As many as are asked for, of mixtures, whose networks attend and see maps of the example; drawn without a root."""
+    system = build("flowpp", SPACES["digits"], dequantisation="variational", noise_layers=3, noise_blocks=2)
+    law = system.dequantisation.law
+    parts = [part for part in law.flow.modules() if isinstance(part, Coupling)]
+    assert [part.change.tolist() for part in parts] == [[1], [0], [1]]
+    assert all(isinstance(part.transform, MixtureCDF) for part in parts)
+    assert [sum(isinstance(p, _GatedAttention) for p in part.net.parts) for part in parts] == [2, 2, 2]
+    assert law.flow.exactness.inverse == "exact"
+    torch.manual_seed(0)
+    given = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        y, log_q = law.sample(given)
+        torch.testing.assert_close(law.log_prob(y, given), log_q, rtol=1e-4, atol=1e-3)
+        assert (law.log_prob(y, given.roll(1, 0)) - log_q).abs().min() > 1e-2
+
+
 def net_of(**options):
     torch.manual_seed(0)
     net = AttentiveNet(1, 2, (1, 20), hidden=8, heads=2, **options)

@@ -250,7 +250,7 @@ def bound(system, draws=4000):
         return system._drawn_log_prob(every_pair().repeat(draws, 1, 1, 1), None).view(draws, -1).double()
 
 
-@pytest.mark.parametrize("name", ["realnvp", "glow", "spline-flow", "rad", "surjective-flow"])
+@pytest.mark.parametrize("name", ["realnvp", "glow", "spline-flow", "rad", "surjective-flow", "flowpp"])
 def test_learnt_noise_makes_a_bound_of_the_cells_probabilities(name):
     system = build(name, PAIR, spread=0.15, dequantisation="variational").eval()
     truth = cell_probabilities(system, 3)
@@ -304,9 +304,10 @@ def test_learnt_noise_starts_uniform_and_stays_in_its_cell():
     assert real.dequantisation is None
 
 
-def test_learnt_noise_depends_on_the_example_and_its_condition():
-    space = SPACES["odd"].conditioned_on(fivefold.space.label_space(("cat", "dog")))
-    system, x = build("realnvp", space, 0.3, dequantisation="variational"), examples(space)
+@pytest.mark.parametrize(("name", "space"), [("realnvp", "odd"), ("flowpp", "odd"), ("flowpp", "digits")])
+def test_learnt_noise_depends_on_the_example_and_its_condition(name, space):
+    space = SPACES[space].conditioned_on(fivefold.space.label_space(("cat", "dog")))
+    system, x = build(name, space, 0.3, dequantisation="variational"), examples(space)
     values = []
     for example, label in ((x, 0), (x.flip(0), 0), (x, 1)):
         torch.manual_seed(3)

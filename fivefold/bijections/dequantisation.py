@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.bijections.base import Chain, Inverse, sum_dims
-from fivefold.bijections.laws import FlowLaw, conditional_flow
+from fivefold.bijections.laws import FlowLaw, Law, conditional_flow
 from fivefold.bijections.shape import Squeeze
 from fivefold.bijections.transforms import Affine
 from fivefold.nets.conditioner import Conditioner
@@ -54,7 +54,7 @@ class VariationalDequantisation(nn.Module):
             flow = Chain(Squeeze(), flow, Inverse(Squeeze()))
         else:
             flow = conditional_flow(channels, drawn, spatial, layers, Affine(), make_net)
-        self.law = FlowLaw(drawn, flow)
+        self.law: Law = FlowLaw(drawn, flow)  # of the place in the cell, on the line
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encoded examples `(B, *shape)` to continuous ones, scaled as by `dequantise`, and -ln q(y | x) `(B,)`."""

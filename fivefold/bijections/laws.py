@@ -75,6 +75,29 @@ class FlowLaw(Law):
         return standard_normal_log_prob(both[:, given.shape[1] :]) + log_det
 
 
+class ContextLaw(Law):
+    """A flow from y to standard normal noise whose layers are given what a network says of `given` (Ho et al., 2019).
+
+    Args:
+        channels: of y; the other sizes are those of `given`.
+        flow: of y, on the condition that `context` gives.
+        context: of `(given, condition)`.
+    """
+
+    def __init__(self, channels: int, flow: Bijection, context: nn.Module) -> None:
+        super().__init__()
+        self.channels, self.flow, self.context = channels, flow, context
+
+    def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(len(given), self.channels, *given.shape[2:], dtype=given.dtype, device=given.device)
+        y, log_det = self.flow.inverse(noise, self.context(given, condition))
+        return y, standard_normal_log_prob(noise) - log_det
+
+    def log_prob(self, y: Tensor, given: Tensor, condition: Tensor | None = None) -> Tensor:
+        noise, log_det = self.flow(y, self.context(given, condition))
+        return standard_normal_log_prob(noise) + log_det
+
+
 def conditional_flow(
     given: int, drawn: int, spatial: tuple[int, ...], layers: int, transform: Transform, make_net: MakeNet
 ) -> Bijection:

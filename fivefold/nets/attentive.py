@@ -62,6 +62,34 @@ class AttentiveNet(nn.Module):
         return self.last(h)
 
 
+class GatedContext(nn.Module):
+    """`(B, inputs, *spatial)` and a condition to maps `(B, outputs, *spatial)` that other networks are given.
+
+    A layer and gated convolutions after it.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out, and between.
+        spatial: (H, W) of maps, () of vectors.
+        blocks: gated convolutions.
+        condition: width of the condition, 0 for none.
+        dropout: within each of them.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, spatial: tuple[int, ...], blocks: int, condition: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.first = ConditionedLayer(inputs, outputs, spatial)
+        self.parts = nn.ModuleList(_GatedConvolution(outputs, spatial, condition, dropout) for _ in range(blocks))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = self.first(x)
+        for part in self.parts:
+            h = part(h, condition)
+        return h
+
+
 class _GatedConvolution(nn.Module):
     """x + a sigmoid(b), a and b of two layers with a concatenated ELU before each; x alone at first."""
 
