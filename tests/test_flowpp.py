@@ -36,7 +36,7 @@ def test_the_papers_order():
 
 
 def test_the_noise_of_images_comes_from_couplings_of_their_own():
-    """As many as are asked for, of mixtures, whose networks attend and see maps of the example; drawn without a root."""
+    """Of mixtures, whose networks attend and see maps of the example; drawn without looking for a root."""
     system = build("flowpp", SPACES["digits"], dequantisation="variational", noise_layers=3, noise_blocks=2)
     law = system.dequantisation.law
     parts = [part for part in law.flow.modules() if isinstance(part, Coupling)]
