@@ -116,10 +116,8 @@ def _log_prob(flow: nn.Module, x: Tensor) -> Tensor:
 
 
 def coupling(dims: int, transform: Transform) -> Model:
-    def net(inputs: int, outputs: int, spatial: tuple[int, ...]) -> nn.Module:
-        return OurNet(inputs, outputs)
-
-    return ours(in_a_row(alternate_channels(layer, (dims,), transform, net) for layer in range(LAYERS)))
+    layers = [alternate_channels(i, (dims,), transform, lambda *sizes: OurNet(*sizes[:2])) for i in range(LAYERS)]
+    return ours(in_a_row(layers))
 
 
 def of_zuko(flow: nn.Module) -> Model:

@@ -35,10 +35,13 @@ def main() -> None:
 
 def fits(name: str, space: Space) -> bool:
     """Whether it is a flow, of real columns too."""
+    if catalog.find(name).family != "flow":
+        return False
     try:
-        return catalog.find(name).family == "flow" and catalog.build(name, space) is not None
+        catalog.build(name, space)
     except Unfit:
         return False
+    return True
 
 
 def draw(system: System, examples: np.ndarray, path: Path) -> None:

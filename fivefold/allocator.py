@@ -14,8 +14,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
     """Let this process reuse what it frees up to a gibibyte, or no longer; whether glibc, which allocates, was told.
 
     On two cores dcgan trained in 5 % less time so, gated-pixelcnn in 8 to 15 %, vdvae in the same; more memory may stay
-    resident. glibc's variables
-    MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ do the same from outside.
+    resident. glibc's variables MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ do the same from outside.
     """
     if not sys.platform.startswith("linux"):
         return False

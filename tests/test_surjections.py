@@ -124,6 +124,22 @@ def test_signs_with_even_chances_cost_the_logarithm_of_two_each_and_make_half_no
     assert near.abs().max() < 1e-5  # no step at 0
 
 
+def test_the_chances_of_a_sign_depend_on_all_absolute_values_and_on_the_columns_before_alone():
+    layer, x = random(Abs(signs(3))), torch.randn(9, 3, dtype=torch.float64)
+
+    def odds(x, z):
+        return layer._log_odds(x, z, condition(9))
+
+    for column in range(3):
+        turned = x.clone()
+        turned[:, column] *= -1
+        differ = (odds(turned, x.abs()) - odds(x, x.abs())).abs().amax(0)
+        assert (differ > 1e-3).tolist() == [other > column for other in range(3)]
+        longer = x.abs()
+        longer[:, column] += 1
+        assert ((odds(x, longer) - odds(x, x.abs())).abs().amax(0) > 1e-3).all()
+
+
 def test_half_normal_noise_becomes_normal_on_a_line_of_any_length():
     x = torch.tensor([1e-5, 0.1, 0.6999, 0.7001, 2.0, 5.9], dtype=torch.float64)
     truth = stats.norm.ppf(2 * stats.norm.cdf(x[:4]) - 1), -stats.norm.ppf(2 * stats.norm.sf(x[4:]))

@@ -39,7 +39,7 @@ class MaskedAutoregressive(Bijection):
         self, dims: int, transform: Transform, hidden: int, condition: int = 0, backwards: bool = False
     ) -> None:
         super().__init__()
-        self.transform, self.dims, self.backwards = transform, dims, backwards
+        self.transform, self.backwards = transform, backwards
         self.net = MaskedNet(dims, transform.size, hidden, condition, backwards=backwards)
 
     @property
@@ -73,9 +73,9 @@ class MaskedAutoregressive(Bijection):
         What a block sees of the earlier ones is computed once. Within it x = h^-1(y; parameters(x)) is iterated: the
         i-th dimension is right after i rounds whatever the map is, and most often all are after a few.
         """
-        degrees, context = self.net.degrees, self.net.context
+        dims, degrees, context = self.net.dims, self.net.degrees, self.net.context
         (w1, h1), (w2, b2), last = self.net.layers()
-        w3, b3 = (part.unflatten(0, (-1, self.dims)) for part in last)
+        w3, b3 = (part.unflatten(0, (-1, dims)) for part in last)
         y = y.T.contiguous()
         if self.backwards:
             w1, w3, b3, y = w1.flip(1), w3.flip(1), b3.flip(1), y.flip(0)
@@ -83,9 +83,9 @@ class MaskedAutoregressive(Bijection):
             h1 = h1 + context(condition.T)
         seen1, seen2 = (y.new_empty(len(degrees), y.shape[1]) for _ in range(2))  # units after the activation
         x, log_slope = torch.zeros_like(y), torch.empty_like(y)
-        units = torch.bincount(degrees // BLOCK, minlength=-(-self.dims // BLOCK)).cumsum(0).tolist()
+        units = torch.bincount(degrees // BLOCK, minlength=-(-dims // BLOCK)).cumsum(0).tolist()
         for i, (u, v) in enumerate(itertools.pairwise([0, *units])):
-            d, e = i * BLOCK, min((i + 1) * BLOCK, self.dims)
+            d, e = i * BLOCK, min((i + 1) * BLOCK, dims)
             h1_before = h1[u:v] + w1[u:v, :d] @ x[:d]
             h2_before = b2[u:v] + w2[u:v, :u] @ seen1[:u]
             before = b3[:, d:e] + w3[:, d:e, :u] @ seen2[:u]

@@ -24,7 +24,8 @@ class VariationalDequantisation(nn.Module):
 
     ln p(y) + term is a lower bound of ln P(x) in expectation, for any q. Uniform noise is one of them; the best q is
     the model's own law within the cell, and then the bound is ln P(x) itself. q is a flow of couplings, given x, of
-    normal noise, whose distribution function gives the place within the cell: at first q is uniform.
+    normal noise, whose distribution function gives the place within the cell: at first q is uniform. `law` can be
+    another, of places on the line given the cells' middles.
 
     Args:
         space: of the examples; a dimension is discrete.

@@ -34,8 +34,8 @@ class SurjectiveFlow(FlowSystem):
 
     Tables lose the signs of their columns at first, so that modes on both sides of 0 are one for the flow that follows;
     a network gives each sign's chances from all absolute values and the columns before, or they are even and the
-    density symmetric. Images lose, at each resolution,
-    all but the largest of every four numbers (a max-pooling), or half of the channels.
+    density symmetric. Images lose, at each resolution, all but the largest of every four numbers (a max-pooling), or
+    half of the channels.
 
     Args:
         space: of the examples.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.nets.coders import zero
 from fivefold.nets.units import UnitsFirst
 
 
@@ -32,8 +33,6 @@ class MaskedLinear(nn.Linear):
 
     def masked_weight(self, mask: Tensor) -> Tensor:
         """`(outputs, inputs)`."""
-        if mask.shape == self.weight.shape:
-            return self.weight * mask
         return (self.weight.unflatten(0, (len(mask), -1)) * mask.unsqueeze(1)).flatten(0, 1)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
@@ -71,8 +70,7 @@ class MaskedNet(nn.Module):
         self.shapes = [mask.shape for mask in masks]
         self.outputs, self.sizes = [len(mask) for mask in masks], [mask.numel() for mask in masks]
         layers = [nn.Linear(inputs, outputs) for outputs, inputs in self.shapes]
-        for parameter in layers[-1].parameters():
-            nn.init.zeros_(parameter)
+        zero(layers[-1])
         # One array each: what is done to all layers alike, masking first of all, takes as long as for one.
         self.weights = nn.Parameter(torch.cat([layer.weight.detach().flatten() for layer in layers]))
         self.biases = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]).unsqueeze(1))

@@ -1,7 +1,7 @@
 """Linear layers of vectors that lie units first, `(units, B)`: each unit is an array of its own.
 
 A function with many parameters for each column then finds every one of them so, and on processors the gradients of
-a layer with few inputs take a quarter of the time.
+a layer with eight inputs or fewer take a quarter (two threads: half) of the time.
 """
 
 from __future__ import annotations
