@@ -20,7 +20,7 @@ from benchmarks.common import RESULTS, machine
 from fivefold import load, load_data
 from fivefold.files import write_json, write_text
 from fivefold.run import Run
-from fivefold.train import fit, resume
+from fivefold.training.fit import fit, resume
 
 # Negative log-likelihood in nats as published, with how it was computed and where.
 PUBLISHED = {

@@ -23,7 +23,7 @@ from PIL import Image
 
 from benchmarks.common import RESULTS, machine
 from fivefold import fit, load_data
-from fivefold.compress import compress_encoded, decompress_encoded
+from fivefold.apps.compress import compress_encoded, decompress_encoded
 from fivefold.data import Data
 from fivefold.files import write_json, write_text
 

@@ -29,12 +29,12 @@ from torch.nn import functional as F
 
 from benchmarks.common import RESULTS, machine, write_result
 from fivefold import catalog, load_data
-from fivefold.allocator import keep_freed_memory
 from fivefold.data import Data
+from fivefold.machine import computes_in_bf16, keep_freed_memory
 from fivefold.nets.adversarial import ConvGenerator
 from fivefold.space import Column, Space
 from fivefold.system import System
-from fivefold.trainer import Trainer, computes_in_bf16
+from fivefold.training.trainer import Trainer
 
 Timed = Callable[[], float]  # runs once and returns seconds
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.common import machine, write_result
 from fivefold import Batch, Density, System, load_data
 from fivefold.data import Data
-from fivefold.trainer import Trainer
+from fivefold.training.trainer import Trainer
 
 STEPS, ROUNDS, BATCH = 6000, 7, 64
 

@@ -15,8 +15,8 @@ import torch
 
 from fivefold import LatentSystem, System, catalog, fit, load_data
 from fivefold.bijections.base import Layer
+from fivefold.errors import Unfit
 from fivefold.space import Space
-from fivefold.system import Unfit
 
 PICTURES = Path(__file__).parent / "pictures"
 LOW, HIGH = (-1.7, -1.3), (2.7, 1.8)  # what is shown of the plane

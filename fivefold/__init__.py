@@ -6,40 +6,46 @@ The names below are loaded when they are first used, so that `fivefold list` nee
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fivefold import catalog, options
+
 __version__ = "0.1.0"
+
+options.catalogue = catalog  # what looks systems up, handed to slots
 
 _HOME = {
     "load_data": "fivefold.data",
     "Data": "fivefold.data",
-    "fit": "fivefold.train",
-    "resume": "fivefold.train",
+    "fit": "fivefold.training.fit",
+    "resume": "fivefold.training.fit",
     "load": "fivefold.run",
-    "evaluate": "fivefold.evaluate",
-    "compare": "fivefold.compare",
-    "compress": "fivefold.compress",
-    "decompress": "fivefold.compress",
-    "Estimator": "fivefold.estimator",
+    "evaluate": "fivefold.evaluation.evaluate",
+    "compare": "fivefold.comparison.compare",
+    "compress": "fivefold.apps.compress",
+    "decompress": "fivefold.apps.compress",
+    "Estimator": "fivefold.apps.estimator",
     "System": "fivefold.system",
     "LatentSystem": "fivefold.system",
     "Update": "fivefold.system",
     "Density": "fivefold.system",
+    "option": "fivefold.options",
+    "slot": "fivefold.options",
     "Batch": "fivefold.space",
     "Space": "fivefold.space",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from fivefold.compare import compare as compare
-    from fivefold.compress import compress as compress
-    from fivefold.compress import decompress as decompress
+    from fivefold.apps.compress import compress as compress
+    from fivefold.apps.compress import decompress as decompress
+    from fivefold.apps.estimator import Estimator as Estimator
+    from fivefold.comparison.compare import compare as compare
     from fivefold.data import Data as Data
     from fivefold.data import load_data as load_data
-    from fivefold.estimator import Estimator as Estimator
-    from fivefold.evaluate import evaluate as evaluate
+    from fivefold.evaluation.evaluate import evaluate as evaluate
+    from fivefold.options import option as option
+    from fivefold.options import slot as slot
     from fivefold.run import load as load
     from fivefold.space import Batch as Batch
     from fivefold.space import Space as Space
@@ -47,8 +53,8 @@ if TYPE_CHECKING:
     from fivefold.system import LatentSystem as LatentSystem
     from fivefold.system import System as System
     from fivefold.system import Update as Update
-    from fivefold.train import fit as fit
-    from fivefold.train import resume as resume
+    from fivefold.training.fit import fit as fit
+    from fivefold.training.fit import resume as resume
 
 
 def __getattr__(name: str) -> Any:
@@ -57,12 +63,5 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
-class _Package(ModuleType):
-    """Keeps `fivefold.compare` the function: importing the module of that name would put itself in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,10 @@
-"""Which systems there are: the family folders are the registry.
+"""Which systems there are: the family folders are the registry; and the one place that turns a name into a class.
 
 A public file in a family folder with one public `System` subclass is in the catalogue. What
 `fivefold list` prints is read from the source, so nothing is imported (and torch is not started).
+
+A name outside the catalogue would import, and so run, what it names: it is looked up only where it is trusted
+(`trusting`), which is what a user typed, never what a file says.
 """
 
 from __future__ import annotations
@@ -11,10 +14,16 @@ import difflib
 import importlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fivefold.errors import Unfit, UnknownSystem, Untrusted
 
 if TYPE_CHECKING:
     from fivefold.space import Space
@@ -28,10 +37,6 @@ FAMILIES = {
     "autoregressive": "autoregressive",
     "flow": "normalizing flow",
 }
-
-
-class UnknownSystem(ValueError):
-    """No system of that name: names the nearest."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,43 @@ def _own(name: str) -> list[Entry]:
     return [_read(file, name, f"{name}.{file.stem}", f"{name}.{file.stem}") for file in files]
 
 
+# --- from a name to a class -------------------------------------------------------------------------
+
+_TRUSTED: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
+
+
+@contextmanager
+def trusting(*names: object) -> Iterator[None]:
+    """While this is open, the modules of these names (`mypackage.mymodel`, `module:Class`) may be imported.
+
+    For what the user typed or named as trusted; what is not a string is passed over. The working directory is on the
+    path for them alone.
+    """
+    modules = {name.partition(":")[0] for name in names if isinstance(name, str) and name not in entries()}
+    if modules and os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that only what is not found elsewhere is found there
+    token = _TRUSTED.set(_TRUSTED.get() | modules)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def check_trusted(name: str) -> None:
+    """`Untrusted` unless `name` is in the catalogue or its module is trusted."""
+    module = name.partition(":")[0]
+    if name not in entries() and module not in _TRUSTED.get():
+        raise Untrusted(
+            f"the module {module!r} would be imported and run; name it as trusted (--trust {module}) if it is yours"
+        )
+
+
 def find(name: str) -> Entry:
-    """The entry of an id, or of the name of a module on the Python path (`mypackage.mymodel`)."""
+    """The entry of an id, or of the name of a trusted module on the Python path (`mypackage.mymodel`)."""
     if name in entries():
         return entries()[name]
     try:
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name) if name in _TRUSTED.get() else None
     except (ModuleNotFoundError, ValueError):
         spec = None
     if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
@@ -113,9 +149,22 @@ def find(name: str) -> Entry:
 
 
 def class_of(name: str) -> type[System]:
-    """The class of an id, a module name, or `module:Class`; imports it."""
+    """The class of an id; of a trusted module's name, or `module:Class`. Imports it.
+
+    Raises Untrusted for a module that is neither in the catalogue nor trusted, UnknownSystem for what is no module.
+    """
+    if name in entries():
+        return entries()[name].load()
     module, colon, attribute = name.partition(":")
+    if colon or "." in name:
+        check_trusted(name)
     return getattr(importlib.import_module(module), attribute) if colon else find(name).load()
+
+
+@lru_cache(1)
+def classes() -> dict[str, type[System]]:
+    """Every class of the catalogue by id; imports them all."""
+    return {name: entry.load() for name, entry in entries().items()}
 
 
 def name_of(cls: type[System]) -> str:
@@ -131,8 +180,6 @@ def fitting(space_kind: str) -> list[str]:
 
 def build(system: str | type[System], space: Space, **arguments: Any) -> System:
     """The system of that name (or class) on `space`; where it does not fit, `Unfit` with the list of those that do."""
-    from fivefold.system import Unfit
-
     cls = class_of(system) if isinstance(system, str) else system
     try:
         return cls(space, **arguments)
@@ -141,31 +188,26 @@ def build(system: str | type[System], space: Space, **arguments: Any) -> System:
         raise Unfit(f"{error}. Systems for {space.kind} data: {', '.join(others)}") from error
 
 
+# --- read from the source ---------------------------------------------------------------------------
+
+
 def _read(path: Path, family: str, module: str, name: str) -> Entry:
-    """The entry of one file, from its syntax tree."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """The entry of one file, from its syntax tree and those of its class's bases."""
     classes = [
         node
-        for node in tree.body
+        for node in _tree(path).body
         if isinstance(node, ast.ClassDef)
         and not node.name.startswith("_")
-        and any("System" in ast.unparse(base) for base in node.bases)
+        and any("System" in base for base in _bases(path, node.name))
     ]
     if len(classes) != 1:
         raise UnknownSystem(f"{path}: expected one public System subclass, found {len(classes)}")
-    facts = {
-        target.id: node.value
-        for node in classes[0].body
-        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and isinstance(target, ast.Name)
-    }
+    facts = _facts(path, classes[0].name)
     lines = (ast.get_docstring(classes[0]) or "").split("\n\n")
     title, _, source = lines[0].strip().rstrip(".").partition(" (")
     section, _, reference = source.rstrip(")").partition("; ")
-    densities = facts["densities"]
-    if not isinstance(densities, ast.Dict):
-        raise UnknownSystem(f"{path}: densities must be a literal dictionary")
-    presets = facts.get("presets")
+    if not isinstance(facts.get("densities"), dict):
+        raise UnknownSystem(f"{path}: densities must be a literal dictionary, here or in a base")
     return Entry(
         id=name,
         family=family,
@@ -173,14 +215,71 @@ def _read(path: Path, family: str, module: str, name: str) -> Entry:
         section=section.removeprefix("survey "),
         reference=reference,
         summary=" ".join(lines[1].split()) if len(lines) > 1 else "",
-        densities={
-            ast.literal_eval(key): value.attr.lower().replace("_", " ")
-            for key, value in zip(densities.keys, densities.values, strict=True)
-            if key is not None and isinstance(value, ast.Attribute)
-        },
-        sampling=ast.literal_eval(facts["sampling"]) if "sampling" in facts else "direct",
-        free_form=ast.literal_eval(facts["free_form"]) if "free_form" in facts else True,
-        presets=tuple(ast.literal_eval(key) for key in presets.keys if key) if isinstance(presets, ast.Dict) else (),
+        densities=facts["densities"],
+        sampling=facts.get("sampling", "direct"),
+        free_form=facts.get("free_form", True),
+        presets=tuple(facts.get("presets", {})),
         module=module,
         class_name=classes[0].name,
     )
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _class(path: Path, name: str) -> ast.ClassDef | None:
+    found = [node for node in _tree(path).body if isinstance(node, ast.ClassDef) and node.name == name]
+    return found[0] if found else None
+
+
+def _sources(path: Path, name: str) -> list[tuple[Path, str]]:
+    """File and name of each base of a class, where it is in this file or imported from one of ours."""
+    node, root = _class(path, name), Path(__file__).parent.parent
+    found = []
+    for base in [ast.unparse(base) for base in node.bases] if node else []:
+        imported = [
+            (root / statement.module.replace(".", "/")).with_suffix(".py")
+            for statement in _tree(path).body
+            if isinstance(statement, ast.ImportFrom) and statement.module and statement.module.startswith("fivefold.")
+            for alias in statement.names
+            if (alias.asname or alias.name) == base
+        ]
+        found += [(place, base) for place in (imported or [path]) if place.exists()]
+    return found
+
+
+def _bases(path: Path, name: str) -> set[str]:
+    """The names of all bases of a class that can be read."""
+    node = _class(path, name)
+    direct = {ast.unparse(base).split(".")[-1] for base in node.bases} if node else set()
+    return direct.union(*(_bases(place, base) for place, base in _sources(path, name)))
+
+
+def _facts(path: Path, name: str) -> dict[str, Any]:
+    """The literal class attributes that an entry shows, inherited; presets are gathered."""
+    facts: dict[str, Any] = {}
+    for place, base in reversed(_sources(path, name)):
+        theirs = _facts(place, base)
+        facts |= theirs | {"presets": facts.get("presets", {}) | theirs.get("presets", {})}
+    node = _class(path, name)
+    for statement in node.body if node else []:
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            continue
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+        if not isinstance(target, ast.Name):
+            continue
+        key, value = target.id, statement.value
+        if key in ("sampling", "free_form"):
+            facts[key] = ast.literal_eval(value)
+        elif key == "presets" and isinstance(value, ast.Dict):
+            facts[key] = facts.get(key, {}) | {ast.literal_eval(k): None for k in value.keys if k is not None}
+        elif key == "densities" and isinstance(value, ast.Dict):
+            pairs = zip(value.keys, value.values, strict=True)
+            facts[key] = {
+                ast.literal_eval(k): v.attr.lower().replace("_", " ")
+                for k, v in pairs
+                if k is not None and isinstance(v, ast.Attribute)
+            }
+    return facts

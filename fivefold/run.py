@@ -17,6 +17,8 @@ import hashlib
 import json
 import platform
 import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,7 +27,9 @@ from torch import Tensor
 
 import fivefold
 from fivefold import catalog
+from fivefold.errors import RunError
 from fivefold.files import replacing, write_json
+from fivefold.options import names_in
 from fivefold.space import Space
 from fivefold.system import System
 
@@ -33,15 +37,15 @@ if TYPE_CHECKING:
     from fivefold.data import Data
 
 
-class RunError(RuntimeError):
-    """A run folder cannot be made, read or used: names the file and what to do."""
-
-
 class Run:
     """A run folder; `record` is the content of run.json."""
 
-    def __init__(self, directory: Path, record: dict[str, Any]) -> None:
-        self.directory, self.record = directory, record
+    def __init__(self, directory: Path, record: dict[str, Any], trust: str | None = None) -> None:
+        self.directory, self.record, self.trust = directory, record, trust
+
+    def trusting(self) -> AbstractContextManager[None]:
+        """While this is open, what the user trusted may be imported; see `catalog.trusting`."""
+        return catalog.trusting(self.trust)
 
     @classmethod
     def create(cls, directory: str | Path, record: dict[str, Any]) -> Self:
@@ -72,13 +76,11 @@ class Run:
             raise RunError(f"{path} is truncated or not fivefold's; the run cannot be used without it") from None
         if checksum != _digest(record):
             raise RunError(f"{path} was changed since it was written; put it back or train again")
-        module = record["system"].partition(":")[0]
-        if module not in catalog.entries() and trust not in (module, record["system"]):
-            raise RunError(
-                f"{directory} needs the module {module!r}, which would be imported and run; "
-                f"name it as trusted (--trust {module}) if it is yours"
-            )
-        return cls(Path(directory), record)
+        run = cls(Path(directory), record, trust)
+        with run.trusting():
+            for name in _names(record["system"], record["arguments"]):
+                catalog.check_trusted(name)
+        return run
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -177,7 +179,8 @@ class Run:
     def load_system(self) -> System:
         """The system with its best weights, in eval mode, on the CPU."""
         space = Space.from_json(self.record["space"])
-        system = catalog.build(self.record["system"], space, **self.record["arguments"]["system"])
+        with self.trusting():
+            system = catalog.build(self.record["system"], space, **self.record["arguments"]["system"])
         weights = self.load_weights()
         try:
             system.load_state_dict(weights)
@@ -193,6 +196,16 @@ def load(directory: str | Path, *, trust: str | None = None) -> System:
     system lives outside the package and `trust` does not name its module.
     """
     return Run.open(directory, trust=trust).load_system()
+
+
+def _names(system: str, arguments: Any) -> Iterator[str]:
+    """The names of all systems that a record would have built: its own and those in slots, at any depth."""
+    yield system
+    for value in arguments.values() if isinstance(arguments, dict) else ():
+        if isinstance(value, dict) and "slot" in value:
+            yield from names_in(value)
+        else:
+            yield from _names(system, value)
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fivefold.errors import DataError
+
 AUDIO_OFFSET = 32768  # 16-bit samples -32768..32767 are encoded as 0..65535
 
 
@@ -34,10 +36,6 @@ class Batch(NamedTuple):
 
     x: Tensor
     condition: Tensor | None = None
-
-
-class DataError(ValueError):
-    """The data given do not fit: says what was given, what was expected and how to mend it."""
 
 
 @dataclass(frozen=True)

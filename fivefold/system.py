@@ -1,9 +1,9 @@
 """The contract: a generative model is a distribution that learns.
 
-A system is one class in one file. It says which spaces it fits and what kind of density it has,
-and writes `loss` (or `updates`, where there are several players), `_sample` and `_log_prob` on
-encoded examples. Everything a user calls (`sample`, `log_prob`, ...) is final and here: it encodes
-and decodes once and adds the log-determinant of the encoding, so no system can forget it.
+A system is one class in one file. It declares its options, says which spaces it fits and what kind of density it
+has, builds its networks, and writes `loss` (or `updates`, where there are several players), `_sample` and `_log_prob`
+on encoded examples. Everything a user calls (`sample`, `log_prob`, ...) is final and here: it encodes and decodes once
+and adds the log-determinant of the encoding, so no system can forget it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from typing import Any, ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from fivefold import options
+from fivefold.errors import Unfit
+from fivefold.options import Configured, Need, Slot, class_in, option, options_of, preset_of, reach_into_slots
 from fivefold.space import Batch, Space
 
-__all__ = ["Batch", "Density", "LatentSystem", "Score", "Space", "System", "Unfit", "Update", "seeded"]
+__all__ = ["Batch", "Density", "LatentSystem", "Score", "Space", "System", "Update", "seeded"]
 
 
 class Density(Enum):
@@ -57,21 +60,18 @@ class Score(NamedTuple):
     standard_error: Tensor
 
 
-class Unfit(ValueError):
-    """A system cannot be built on this space (or with this part in a slot): says why."""
+class System(Configured, nn.Module, ABC):
+    """Base of every model: `System(space, **options)`.
 
+    Class facts, literals so that the catalogue can read them without importing, inherited as usual:
 
-class System(nn.Module, ABC):
-    """Base of every model. Subclasses take `space` first; every other argument has a default and a type.
-
-    Class facts, literals so that the catalogue can read them without importing:
-
-    - `densities`: kind of space -> kind of density there. Its keys are the spaces that fit; an
-      instance's `density` may differ from it where options or columns make it so.
+    - `densities`: kind of space -> kind of density there. Its keys are the spaces that fit; what an
+      instance has may differ (`density_on`, or `build` where options decide).
     - `free_form`: Table 1's "free-form Jacobian" column.
     - `conditional`: False where the system cannot be conditioned: such a space is refused.
     - `sampling`: "autoregressive", "mcmc", "iterative" or "direct", for Table 2's star rule.
-    - `presets`: name -> arguments of the constructor, `optimizers` or `fit`; "default" always applies.
+    - `presets`: name -> options of the system or of `fit`, over those that its bases give under the same name;
+      "default" always applies (for options of `fit`; the system's own defaults stand where they are declared).
     - `published`: preset -> how many parameters its paper states, and the source; a third element names the
       attribute that is counted where it is not the whole system.
     - `dials`: what can be turned when sampling -> values worth a curve. Each is an attribute of that name, a
@@ -86,20 +86,31 @@ class System(nn.Module, ABC):
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {}
 
-    density: Density
-    density_note: str = ""  # how it is computed, for people: "64 samples"
+    density_note = ""  # how it is computed, for people: "64 samples"
 
-    def __init__(self, space: Space) -> None:
+    lr: float = option(1e-3, "learning rate at its highest", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers")
+
+    def __init__(self, space: Space, **options: Any) -> None:
         super().__init__()
-        name = type(self).__name__
-        if space.kind not in self.densities:
+        name, kind = type(self).__name__, self.density_on(space)
+        if kind is None:
             raise Unfit(f"{name} models {' and '.join(self.densities)} data, not {space.kind}")
         if space.condition is not None and not self.conditional:
             raise Unfit(f"{name} cannot be conditioned")
         self.space = space
-        self.density = self.densities[space.kind]
+        self.density: Density = kind
+        self.configure(options)
+        self.build()
+
+    @classmethod
+    def density_on(cls, space: Space) -> Density | None:
+        """The kind of density on a space, None where it does not fit."""
+        return cls.densities.get(space.kind)
 
     # --- what a system writes -------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Networks, buffers and slots' parts, from `self.space` and the options, which are attributes by now."""
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar to minimise, the mean over the batch, of a system with one player."""
@@ -113,13 +124,13 @@ class System(nn.Module, ABC):
         """
         yield Update(self, self.loss(batch))
 
-    def optimizers(self, lr: float = 1e-3) -> dict[nn.Module, torch.optim.Optimizer]:
+    def optimizers(self, lr: float = 0.0) -> dict[nn.Module, torch.optim.Optimizer]:
         """An optimiser for every player.
 
         Args:
-            lr: learning rate.
+            lr: learning rate, until every system declares it.
         """
-        return {self: torch.optim.Adam(self.parameters(), lr, fused=True)}
+        return {self: torch.optim.Adam(self.parameters(), lr or self.lr, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
         """Factor on every learning rate at `progress`; constant unless a system says otherwise."""
@@ -145,6 +156,36 @@ class System(nn.Module, ABC):
     def sample_evaluations(self) -> int:
         """How many network evaluations one sample takes, one after another."""
         return 1
+
+    @final
+    def fill(self, name: str, space: Space, make: Callable[..., nn.Module] | None = None, **usual: Any) -> Any:
+        """What the user (or the default) put into the slot `name`, built.
+
+        Args:
+            name: of the option.
+            space: that a system in the slot is built on.
+            make: builds a part that is no system, from its class and its options.
+            usual: options that the part has unless the user says otherwise, where it has them at all.
+
+        Raises `Unfit` with the list of those that fit.
+        """
+        need, content = options_of(type(self))[name].needs, self.arguments[name]
+        assert need is not None
+        cls = class_in(content, need)
+        known = options_of(cls)
+        chosen = {n: value for n, value in usual.items() if n in known} | part_options(cls, content)
+        if not issubclass(cls, System):
+            assert make is not None
+            return make(cls, **chosen)
+        if suits(cls, need, space):
+            with contextlib.suppress(Unfit):
+                part = cls(space, **chosen)
+                if not need.densities or part.density.name in need.densities:
+                    return part
+        raise Unfit(
+            f"{content} cannot be the {name} of {type(self).__name__}: it needs {need.what}. "
+            f"These fit: {', '.join(fitting(need, space))}"
+        )
 
     # --- what a user calls ----------------------------------------------------------------------
 
@@ -306,6 +347,31 @@ class LatentSystem(System):
         x = self.space.encode(data).to(self.device)
         with seeded(0, self.device), self.evaluating():
             return f(x, self._encode_condition(condition, len(x)))
+
+
+def part_options(cls: type, content: Slot) -> dict[str, Any]:
+    """The options of a slot's part: of its preset, those that are its own and not of `fit`, under those given."""
+    known = options_of(cls)
+    preset = {name: value for name, value in preset_of(cls, content.preset).items() if name.partition(".")[0] in known}
+    return reach_into_slots(preset | dict(content.options), known)
+
+
+def suits(cls: type[System], need: Need, space: Space) -> bool:
+    """Whether a system, by its class alone, has what a slot needs on a space."""
+    kind = cls.density_on(space)
+    return (
+        kind is not None
+        and (not need.densities or kind.name in need.densities)
+        and (need.sampling is None or cls.sampling == need.sampling)
+        and (space.condition is None or cls.conditional)
+        and all(hasattr(cls, method) for method in need.methods)
+    )
+
+
+def fitting(need: Need, space: Space) -> list[str]:
+    """The names of all that has what a slot needs on a space."""
+    systems = options.catalogue.classes() if need.systems else {}
+    return [*need.parts, *(name for name, cls in systems.items() if suits(cls, need, space))]
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from fivefold import Space, System, catalog
-from fivefold.arguments import arguments, options
 from fivefold.space import label_space
+from fivefold.training.options import arguments, options
 
 PAGE = Path(__file__).parents[1] / "docs" / "presets.md"
 # The data of each preset that is named after them (up to a hyphen): shape, levels, classes of a conditional system.

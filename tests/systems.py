@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fivefold import Batch, Density, Space, System, Update
+from fivefold import Batch, Density, System, Update, option
 
 
 class Regression(System):
@@ -15,10 +15,11 @@ class Regression(System):
 
     densities = {"table": Density.UNNORMALISED}
 
-    def __init__(self, space: Space, *, poison_at: int = -1) -> None:
-        super().__init__(space)
-        self.net = nn.Linear(space.dims, space.dims)
-        self.poison_at = poison_at
+    lr = 1e-2
+    poison_at: int = option(-1, "the step whose loss is not a number")
+
+    def build(self) -> None:
+        self.net = nn.Linear(self.space.dims, self.space.dims)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
@@ -27,8 +28,8 @@ class Regression(System):
         yield Update(self, poisoned)
         self.steps += 1
 
-    def optimizers(self, lr: float = 1e-2) -> dict[nn.Module, torch.optim.Optimizer]:
-        return {self: torch.optim.SGD(self.parameters(), lr)}
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        return {self: torch.optim.SGD(self.parameters(), self.lr)}
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self.net(torch.randn(n, *self.space.shape))
@@ -42,11 +43,13 @@ class Game(System):
 
     densities = {"table": Density.NONE}
 
-    def __init__(self, space: Space) -> None:
-        super().__init__(space)
-        self.critic, self.generator = nn.Linear(space.dims, 1), nn.Linear(2, space.dims)
+    lr = 1e-2
+
+    def build(self) -> None:
+        dims = self.space.dims
+        self.critic, self.generator = nn.Linear(dims, 1), nn.Linear(2, dims)
         self.register_buffer("seen", torch.zeros(()))
-        self.register_buffer("total", torch.zeros(space.dims))
+        self.register_buffer("total", torch.zeros(dims))
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
         with torch.no_grad():
@@ -58,8 +61,8 @@ class Game(System):
             self.total += summed["sum"]
         yield Update(self.generator, -self.critic(self.generator(torch.randn(len(batch.x), 2))).mean())
 
-    def optimizers(self, lr: float = 1e-2) -> dict[nn.Module, torch.optim.Optimizer]:
-        return {player: torch.optim.SGD(player.parameters(), lr) for player in (self.critic, self.generator)}
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        return {player: torch.optim.SGD(player.parameters(), self.lr) for player in (self.critic, self.generator)}
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self.generator(torch.randn(n, 2))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fivefold.allocator import keep_freed_memory
+from fivefold.machine import keep_freed_memory
 
 # By the C library itself: torch asks for aligned blocks, which do not always fit into the freed one of before.
 PROGRAM = """

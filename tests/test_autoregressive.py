@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fivefold import catalog, fit
 from fivefold.data.splits import Data, Split
+from fivefold.errors import Unfit
 from fivefold.nets import pixelcnn
 from fivefold.nets.embedding import DimEmbedding, DimFeatures
 from fivefold.space import Batch, Column, Space, label_space
-from fivefold.system import Unfit
 
 SIGNIFICANCE = 1e-4
 LABEL = label_space(("a", "b", "c"))

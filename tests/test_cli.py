@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from fivefold import catalog
-from fivefold.cli import app, main
+from fivefold.cli.app import app, main
 
 
 def run(*words: str) -> str:

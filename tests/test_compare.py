@@ -13,10 +13,9 @@ import pytest
 from rich.console import Console
 
 from fivefold import compare, fit, load_data
+from fivefold.comparison.worker import reason, status
+from fivefold.errors import DataError, RunError
 from fivefold.report import write_report
-from fivefold.run import RunError
-from fivefold.space import DataError
-from fivefold.worker import reason, status
 
 SYSTEM = '''
 import os, signal, time, torch
@@ -193,7 +192,7 @@ def test_interrupted_goes_on(place, tmp_path, number, code):
     """Ctrl-C and a kill stop the workers; the same command then finishes the half-trained run, not a new one."""
     out = tmp_path / "out"
     program = f"from fivefold import compare; compare(['toys.slow'], 'moons', budget='60steps', out={str(out)!r})"
-    program = f"from fivefold import cli; cli.app = lambda **_: exec({program!r}); cli.main()"
+    program = f"from fivefold.cli import app as cli; cli.app = lambda **_: exec({program!r}); cli.main()"
     command = [sys.executable, "-c", program]
     log = out / "runs" / "toys.slow-seed0" / "log.jsonl"
     with subprocess.Popen(
@@ -235,7 +234,7 @@ def test_words_for_exceptions():
 
 def test_table_1_is_the_survey_s(tmp_path):
     """All of its 21 rows (VQ-VAE twice), its figures beside those measured and only where they were asked for."""
-    from fivefold.compare import _plan, _print_beside
+    from fivefold.comparison.compare import _plan, _print_beside
     from fivefold.report.columns import columns
     from fivefold.report.survey import TABLE_1
 

@@ -13,13 +13,12 @@ from click.testing import CliRunner
 
 import fivefold
 from fivefold import Space, catalog
-from fivefold.cli import app, main
-from fivefold.compress import MAGIC, CompressionError, _Decoder, _Encoder, compress, decompress
+from fivefold.apps.compress import MAGIC, CompressionError, _Decoder, _Encoder, compress, decompress
+from fivefold.cli.app import app, main
+from fivefold.errors import RunError, Unfit
 from fivefold.flow.discrete_flow import DiscreteFlow
 from fivefold.flow.idf import Idf
-from fivefold.run import RunError
 from fivefold.space import Column, label_space
-from fivefold.system import Unfit
 from fivefold.tools.laws import IntegerLogistics, Levels
 
 IMAGES = Space("image", (1, 8, 8), levels=17, layout="HW")

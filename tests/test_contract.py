@@ -16,15 +16,13 @@ import torch
 
 import fivefold
 from fivefold import Density, Space, catalog
-from fivefold.arguments import options
-from fivefold.features import fit_features
-from fivefold.run import RunError
+from fivefold.errors import Stopped, Unfit, Untrusted
+from fivefold.evaluation.features import fit_features
 from fivefold.space import Batch, Column, label_space
-from fivefold.system import Unfit
 from fivefold.tools.baselines import IndependentDims
 from fivefold.tools.metrics import frechet_distance
-from fivefold.train import fit, resume
-from fivefold.trainer import Stopped
+from fivefold.training.fit import fit, resume
+from fivefold.training.options import options
 
 IDS = list(catalog.entries())
 SMALL = {  # options that make a system small, where it has them
@@ -39,7 +37,7 @@ RNG = np.random.default_rng(0)
 
 def small(name: str) -> dict:
     known = options(catalog.class_of(name))
-    chosen = {key: value for key, value in SMALL.items() if key in known and known[key].home == "system"}
+    chosen = {key: value for key, value in SMALL.items() if key in known and known[key].section == "system"}
     return {k: type(known[k].default)(v) for k, v in chosen.items()}
 
 
@@ -270,7 +268,7 @@ def test_an_unfit_space_is_refused_with_those_that_fit(name):
 
 @pytest.mark.parametrize(("name", "preset"), [(n, p) for n in IDS for p in catalog.entries()[n].presets])
 def test_presets_name_real_options(name, preset):
-    from fivefold.arguments import arguments
+    from fivefold.training.options import arguments
 
     chosen = arguments(catalog.class_of(name), preset, {})
     assert chosen["system"] is not None
@@ -316,24 +314,22 @@ OUTSIDE = '''
 """A system of thirty lines in a file of the user's own."""
 import torch
 from torch import nn
-from fivefold import Density, System
+from fivefold import Density, System, option
 
 
 class Independent(System):
     """Independent pixels (survey 5; nobody, 2026).
 
     Each dimension has its own histogram: a baseline that knows nothing of structure.
-
-    Args:
-        start: of every logit.
     """
 
     densities = {"image": Density.EXACT}
     conditional = False
 
-    def __init__(self, space, *, start: float = 0.0):
-        super().__init__(space)
-        self.logits = nn.Parameter(torch.full((*space.shape, space.levels), start))
+    start: float = option(0.0, "of every logit")
+
+    def build(self):
+        self.logits = nn.Parameter(torch.full((*self.space.shape, self.space.levels), self.start))
 
     def loss(self, batch):
         return -self._log_prob(batch.x, batch.condition).mean()
@@ -360,10 +356,11 @@ def outside(tmp_path, monkeypatch):
 
 def test_a_system_outside_is_one_file(outside):
     """Found, trained by its name, saved; it loads only where it is trusted."""
-    entry = catalog.find("mymodels.independent")
+    with catalog.trusting("mymodels.independent"):
+        entry = catalog.find("mymodels.independent")
     assert (entry.title, entry.densities) == ("Independent pixels", {"image": "exact"})
     system = fit("mymodels.independent", data_of("image"), budget="20steps", lr=0.1, out=outside / "run")
-    with pytest.raises(RunError, match="trust"):
+    with pytest.raises(Untrusted, match="trust"):
         fivefold.load(outside / "run")
     loaded = fivefold.load(outside / "run", trust="mymodels.independent")
     assert torch.equal(loaded.logits, system.logits)

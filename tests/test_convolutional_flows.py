@@ -16,8 +16,9 @@ from fivefold.bijections.masked_convolution import MaskedConv, MintLayer, macow_
 from fivefold.bijections.shape import FactorOut
 from fivefold.bijections.transforms import Affine
 from fivefold.catalog import find
+from fivefold.errors import Unfit
 from fivefold.space import Batch, Space
-from fivefold.system import Density, Unfit
+from fivefold.system import Density
 from fivefold.tools.roots import invert_triangular
 from tests import test_flows as flows
 

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
-from fivefold.data import EMBEDDED, Data, DataError, build, load_data
+from fivefold.data import EMBEDDED, Data, build, load_data
 from fivefold.data.images import infer_layout, level_count
 from fivefold.data.raw import PARTS
 from fivefold.data.toy import TOYS
 from fivefold.data.writers import save_examples
+from fivefold.errors import DataError
 from fivefold.space import Space
 
 RNG = np.random.default_rng(0)

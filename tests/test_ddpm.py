@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import fivefold
 from fivefold.diffusion.ddpm import DDPM
-from fivefold.features import fit_features
+from fivefold.evaluation.features import fit_features
 from fivefold.nets.unet import Attention, UNet
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import seeded

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold import Density, Space, catalog, load_data
-from fivefold.diagnostics import diagnose
+from fivefold.evaluation.diagnostics import diagnose
 from fivefold.report.columns import Line
 from fivefold.report.page import _diagnostics
 from fivefold.report.survey import TABLE_1

@@ -14,10 +14,10 @@ import fivefold
 from fivefold import Batch, Density, Space, catalog
 from fivefold.bijections import discrete
 from fivefold.bijections.discrete import ModuloAutoregressive, ModuloCoupling, Remainders, Wrap, round_through
+from fivefold.errors import Unfit
 from fivefold.flow.discrete_flow import DiscreteFlow
 from fivefold.flow.idf import Idf
 from fivefold.space import Column, label_space
-from fivefold.system import Unfit
 from fivefold.tools.laws import IntegerLogistics, Levels
 
 MIXED = Space(

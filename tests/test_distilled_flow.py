@@ -7,8 +7,9 @@ from scipy import stats
 
 from fivefold import catalog
 from fivefold.bijections.autoregressive import MaskedAutoregressive
+from fivefold.errors import Unfit
 from fivefold.space import Batch, Space
-from fivefold.system import Density, Unfit
+from fivefold.system import Density
 from tests.test_flows import MIXED, PLANE, grid_of
 
 PIXELS = Space("image", (1, 2, 2), levels=3)

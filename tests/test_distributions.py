@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest, truncnorm
 
+from fivefold.errors import Unfit
 from fivefold.nets.heads import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Head, LogisticMixture
 from fivefold.space import Column, Space
-from fivefold.system import Unfit
 from fivefold.tools.distributions import truncated_normal
 
 SIGNIFICANCE = 1e-4

@@ -11,13 +11,22 @@ import torch
 from torch import nn
 
 from fivefold.data import Data, Split, load_data
-from fivefold.evaluate import affordable, density, evaluate, evaluate_samples, sample_quality, seconds_to_best, stars
-from fivefold.features import FeatureError, fit_features, inception_features
+from fivefold.errors import FeatureError
+from fivefold.evaluation.evaluate import (
+    affordable,
+    density,
+    evaluate,
+    evaluate_samples,
+    sample_quality,
+    seconds_to_best,
+    stars,
+)
+from fivefold.evaluation.features import fit_features, inception_features
 from fivefold.space import Column, Space
 from fivefold.system import Density, System
 from fivefold.tools.baselines import IndependentDims
 from fivefold.tools.metrics import MEASURES
-from fivefold.train import fit
+from fivefold.training.fit import fit
 
 KINDS = ("image", "table", "text", "audio")
 
@@ -103,7 +112,7 @@ def test_density_error(kind, common):
 
 
 def test_what_was_left_out_is_said(monkeypatch):
-    monkeypatch.setattr(sys.modules["fivefold.evaluate"], "TRAINING_EXAMPLES", 100)
+    monkeypatch.setattr(sys.modules["fivefold.evaluation.evaluate"], "TRAINING_EXAMPLES", 100)
     data = toy(Space("table", (80,), columns=(Column("a"),) * 80), torch.randn(400, 80))
     quality = sample_quality(torch.randn(200, 80), data)
     assert "Fréchet distance of 80 features" in quality["note"]
@@ -127,7 +136,7 @@ def test_impossible_examples_are_counted():
 
 
 def test_conditions_are_those_of_the_test_split(monkeypatch):
-    monkeypatch.setattr("fivefold.features.STEPS", 5)
+    monkeypatch.setattr("fivefold.evaluation.features.STEPS", 5)
     data = load_data("digits", condition="label")
     row = evaluate(Marginals(data), data, samples=300)
     assert row["quality"]["features"] == "64 features of a classifier fitted on the training data"
@@ -148,7 +157,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_features_of_every_kind(name, monkeypatch, tmp_path):
     """Float64, variance 1 on average, at most 64, the same again and from the file."""
-    monkeypatch.setattr("fivefold.features.STEPS", 5)
+    monkeypatch.setattr("fivefold.evaluation.features.STEPS", 5)
     data = toy(*CASES[name])
     first, again = fit_features(data, tmp_path / "features.safetensors"), fit_features(data)
     stored = fit_features(data, tmp_path / "features.safetensors")
@@ -229,7 +238,7 @@ def test_seconds_to_best():
 
 def test_affordable(monkeypatch):
     """Work of 1 s and 0.1 s an example: 40 take 5 s."""
-    monkeypatch.setattr(sys.modules["fivefold.evaluate"], "_seconds", lambda work, n: 1 + 0.1 * n)
+    monkeypatch.setattr(sys.modules["fivefold.evaluation.evaluate"], "_seconds", lambda work, n: 1 + 0.1 * n)
     assert affordable(len, 1000, 5.0) in (39, 40)
     assert affordable(len, 36, 5.0) == 36
     assert affordable(len, 1000, 0.5) == 32

@@ -6,7 +6,6 @@ import torch
 from scipy import stats
 
 import fivefold
-from fivefold.arguments import options as known_options
 from fivefold.bijections.coupling import Coupling, MaskedCoupling
 from fivefold.bijections.linear import LULinear
 from fivefold.catalog import find
@@ -14,6 +13,7 @@ from fivefold.nets.conditioner import ConditionedLayer
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density
 from fivefold.tools.scaling import dequantise_log_det
+from fivefold.training.options import options as known_options
 
 SMALL = {
     "dequantisation": "uniform",

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fivefold import Batch, catalog
-from fivefold.arguments import arguments
 from fivefold.nets.norm import NormBound
+from fivefold.training.options import arguments
 from tests.presets import ALL, PAGE, affordable, build, count, row, space_of
 
 

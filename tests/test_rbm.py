@@ -9,8 +9,9 @@ from scipy.stats import chisquare
 
 import fivefold
 from fivefold.energy.rbm import RBM
+from fivefold.errors import Unfit
 from fivefold.space import Batch, Column, Space, label_space
-from fivefold.system import Unfit, seeded
+from fivefold.system import seeded
 from fivefold.tools.ais import log_partition
 from fivefold.tools.baselines import IndependentDims
 

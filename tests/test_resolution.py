@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fivefold import Density, System, resolution
-from fivefold.evaluate import resolution_stars
+from fivefold import Density, System
+from fivefold.errors import Unfit
+from fivefold.evaluation import resolution
+from fivefold.evaluation.evaluate import resolution_stars
 from fivefold.space import Space
-from fivefold.system import Unfit
 
 GREY = Space("image", (1, 8, 8), levels=4)
 

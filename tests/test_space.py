@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fivefold.space import Column, DataError, Space, label_space
+from fivefold.errors import DataError
+from fivefold.space import Column, Space, label_space
 
 RNG = np.random.default_rng(0)
 MIXED = Space(

@@ -10,10 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fivefold import catalog, fit
 from fivefold.data.splits import Data, Split
+from fivefold.errors import Unfit
 from fivefold.nets import attention
 from fivefold.nets.attention import Block, Local, Strided, Summary, attend
 from fivefold.space import Batch, Space
-from fivefold.system import Unfit
 
 IMAGE = Space("image", (1, 2, 2), levels=3)
 OPTIONS = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}

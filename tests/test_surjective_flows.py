@@ -13,9 +13,10 @@ from fivefold.bijections.dequantisation import VariationalDequantisation
 from fivefold.bijections.stochastic import MarkovChain
 from fivefold.bijections.surjections import Abs, Max, Piecewise, Slice
 from fivefold.catalog import find
+from fivefold.errors import Unfit
 from fivefold.flow.stochastic_flow import SmallEnergy
 from fivefold.space import Batch, Space
-from fivefold.system import Density, Unfit
+from fivefold.system import Density
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.scaling import dequantise, dequantise_log_det, midpoint
 from tests.test_flows import MIXED, PLANE, SPACES, build, cell_probabilities, examples, grid_of

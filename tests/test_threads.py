@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fivefold.threads import TRIED, WARM, Threads
+from fivefold.machine import TRIED, WARM, Threads
 
 
 @pytest.fixture(autouse=True)

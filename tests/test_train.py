@@ -16,12 +16,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import fivefold
-from fivefold.arguments import OptionError
-from fivefold.batches import Batches
-from fivefold.budget import Budget
-from fivefold.run import Run, RunError
-from fivefold.train import fit, resume
-from fivefold.trainer import Diverged, Stopped, Trainer
+from fivefold.errors import Diverged, OptionError, RunError, Stopped
+from fivefold.run import Run
+from fivefold.training.batches import Batches
+from fivefold.training.budget import Budget
+from fivefold.training.fit import fit, resume
+from fivefold.training.trainer import Trainer
 from tests.systems import Game, Regression
 
 TABLE = np.random.default_rng(0).normal(size=(200, 3)) @ np.diag([1.0, 5.0, 0.1])
@@ -91,9 +91,9 @@ def test_players_are_isolated(table):
     """With the generator's rate at 0 the generator stays, though the critic's loss runs through it, and inversely."""
 
     class Frozen(Game):
-        def optimizers(self, lr: float = 1e-2):
+        def optimizers(self):
             return {
-                self.critic: torch.optim.SGD(self.critic.parameters(), lr),
+                self.critic: torch.optim.SGD(self.critic.parameters(), self.lr),
                 self.generator: torch.optim.SGD(self.generator.parameters(), 0.0),
             }
 
@@ -189,7 +189,7 @@ def test_lower_precision_trains(table, precision):
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
 def test_automatic_precision_is_the_devices_own(table, native, expected, monkeypatch):
     """Where bf16 is emulated a step can take a hundred times as long."""
-    monkeypatch.setattr("fivefold.trainer.computes_in_bf16", lambda device: native)
+    monkeypatch.setattr("fivefold.training.trainer.computes_in_bf16", lambda device: native)
     system = Regression(table.space)
     trainer = Trainer(system, table, system.optimizers(), None, lambda event: None, precision="auto")
     assert trainer.autocast is expected
@@ -307,7 +307,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(finished, table, monkeypatch):
 CHILD = """
 import sys, numpy as np, torch
 from fivefold import load_data
-from fivefold.train import fit
+from fivefold.training.fit import fit
 from tests.systems import Regression
 from tests.test_train import TABLE
 fit(Regression, load_data(TABLE), budget="100000steps", batch_size=8, evaluations=2000, checkpoint_seconds=0.02,
@@ -361,9 +361,9 @@ class SlicedNoise(TorchFunctionMode):
 def train_rank(rank: int, world: int, port: int, system: str, options: dict, path: str) -> None:
     """One process of several (or the only one): trains on digits and keeps its last weights."""
     from fivefold import catalog
-    from fivefold import trainer as trainers
-    from fivefold.arguments import arguments
-    from fivefold.train import _trainer
+    from fivefold.training import trainer as trainers
+    from fivefold.training.fit import _trainer
+    from fivefold.training.options import arguments
 
     torch.set_num_threads(1)
     if world > 1:

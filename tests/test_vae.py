@@ -10,8 +10,9 @@ from scipy import stats
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from fivefold.errors import Unfit
 from fivefold.space import Column, label_space
-from fivefold.system import Batch, Space, Unfit, seeded
+from fivefold.system import Batch, Space, seeded
 from fivefold.vae import vae
 from fivefold.vae.vae import VAE, kl_to_standard_normal
 

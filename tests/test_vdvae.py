@@ -10,7 +10,7 @@ from fivefold.data import load_data
 from fivefold.nets.colours import ColourMixture
 from fivefold.space import label_space
 from fivefold.system import Batch, Space, seeded
-from fivefold.train import fit
+from fivefold.training.fit import fit
 from fivefold.vae import vdvae
 from fivefold.vae.vdvae import VDVAE, _TopDown, gaussian_kl
 from tests.systems import Regression

@@ -8,7 +8,7 @@ from torch.distributions import Normal
 from fivefold.data import load_data
 from fivefold.space import label_space
 from fivefold.system import Batch, Space, seeded
-from fivefold.train import fit
+from fivefold.training.fit import fit
 from fivefold.vae.vlae import VLAE
 from tests.test_vae import everything
 

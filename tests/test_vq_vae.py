@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
+from fivefold.errors import Unfit
 from fivefold.nets.codebook import Codebook, straight_through
-from fivefold.system import Batch, Space, Unfit, seeded
+from fivefold.system import Batch, Space, seeded
 from fivefold.vae.vq_vae import VQVAE
 from tests.test_vae import LABEL, MIXED, everything, wild
 

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
+from fivefold.errors import Unfit
 from fivefold.space import label_space
-from fivefold.system import Batch, Space, Unfit
+from fivefold.system import Batch, Space
 from fivefold.vae.vae import VAE
 from fivefold.vae.vq_vae_2 import VQVAE2
 from tests.test_vae import TINY as ROW

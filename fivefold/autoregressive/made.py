@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.autoregressive._system import AutoregressiveSystem
+from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimFeatures
 from fivefold.nets.heads import Head, Likelihood
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
 from fivefold.space import Batch, Space
-from fivefold.system import Density, Unfit
+from fivefold.system import Density
 from fivefold.tools.scaling import log_mean_exp
 
 MOST_WEIGHTS = 2**26

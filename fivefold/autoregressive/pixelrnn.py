@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.autoregressive._system import AutoregressiveSystem
+from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimEmbedding
 from fivefold.nets.heads import Likelihood
 from fivefold.nets.masked import CausalConv2d, ConvPiece, degree_mask, spread_degrees
 from fivefold.nets.pixelcnn import raster
 from fivefold.space import Space
-from fivefold.system import Density, Unfit
+from fivefold.system import Density
 
 
 class Kind(NamedTuple):

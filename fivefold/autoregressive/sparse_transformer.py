@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.autoregressive._transformer import TransformerSystem
+from fivefold.errors import Unfit
 from fivefold.nets.attention import Block, CausalBlock, Local, Pattern, Strided, Summary
 from fivefold.nets.heads import Likelihood
 from fivefold.space import Batch, Space
-from fivefold.system import Density, Unfit
+from fivefold.system import Density
 
 
 class SparseTransformer(TransformerSystem):

@@ -15,7 +15,8 @@ from fivefold.data.build import assemble, encode_all
 from fivefold.data.embedded import EMBEDDED
 from fivefold.data.raw import Options, Raw, with_test
 from fivefold.data.splits import Data, Split
-from fivefold.space import DataError, Space
+from fivefold.errors import DataError
+from fivefold.space import Space
 
 __all__ = ["EMBEDDED", "Data", "DataError", "Split", "load_data", "load_examples"]
 

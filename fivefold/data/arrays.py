@@ -12,7 +12,7 @@ import pandas as pd
 
 from fivefold.data import images, tables, text
 from fivefold.data.raw import Options, Part, Raw, Rows, part_of
-from fivefold.space import DataError
+from fivefold.errors import DataError
 
 _SOLE = ("x", "data", "images")  # keys of an archive's examples where it has no parts, and of their labels
 _LABELS = ("y", "label", "labels")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fivefold.data.raw import Options, Part, Raw
-from fivefold.space import DataError, Space
+from fivefold.errors import DataError
+from fivefold.space import Space
 
 LENGTH = 1024
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from fivefold.data import audio, images, tables, text
 from fivefold.data.raw import PARTS, Options, Part, Raw, Rows, partition
 from fivefold.data.splits import Data, Split
-from fivefold.space import DataError, Space, label_space
+from fivefold.errors import DataError
+from fivefold.space import Space, label_space
 
 IN_MEMORY = 2**30  # bytes: encoded parts up to this size are held in memory
 HASHED = 2**26  # bytes: parts up to this size are fingerprinted whole, larger ones by examples spread over them

@@ -10,7 +10,7 @@ import pandas as pd
 
 from fivefold.data import tables, text, toy
 from fivefold.data.raw import SHARES, Options, Part, Raw
-from fivefold.space import DataError
+from fivefold.errors import DataError
 
 TILE = 64  # pixels: photos are cut into tiles, and whole tiles go to a part
 

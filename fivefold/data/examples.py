@@ -9,7 +9,8 @@ import numpy as np
 
 from fivefold.data import read_raw
 from fivefold.data.raw import Options
-from fivefold.space import DataError, Space
+from fivefold.errors import DataError
+from fivefold.space import Space
 
 
 def read_examples(source: str | Path, space: Space, limit: int = 5000) -> Any:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fivefold.data import audio, images
 from fivefold.data.raw import Options, Part, Raw, part_of, with_test
-from fivefold.space import DataError
+from fivefold.errors import DataError
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
 _WIDER = ("1", "L", "LA", "RGB", "RGBA")  # each can be turned into the next without loss

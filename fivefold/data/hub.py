@@ -11,7 +11,7 @@ import pandas as pd
 
 from fivefold.data import images, tables, text
 from fivefold.data.raw import Options, Part, Raw, part_of
-from fivefold.space import DataError
+from fivefold.errors import DataError
 
 
 def read(name: str, options: Options) -> Raw:

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from fivefold.data.raw import Options, Raw, Rows
-from fivefold.space import DataError, Space
+from fivefold.errors import DataError
+from fivefold.space import Space
 
 SMALL = 32  # an integer image whose largest value is below this has exactly that many levels and one
 

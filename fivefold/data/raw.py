@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fivefold.space import DataError
+from fivefold.errors import DataError
 
 PARTS = ("train", "valid", "test")
 PART_NAMES = {  # the names people give to the three parts

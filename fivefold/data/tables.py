@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from fivefold.data.raw import Options, Part, Raw, Subset, part_of
-from fivefold.space import Column, DataError, Space
+from fivefold.errors import DataError
+from fivefold.space import Column, Space
 
 WIDE = 2**24  # whole numbers beyond this are not exact in float32, in which tables are encoded
 DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}")

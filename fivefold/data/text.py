@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fivefold.data.raw import Options, Part, Raw, Subset
-from fivefold.space import DataError, Space
+from fivefold.errors import DataError
+from fivefold.space import Space
 
 LENGTH = 64
 CHUNK = 2**24

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from fivefold.errors import DataError
 from fivefold.files import replacing
-from fivefold.space import DataError, Space
+from fivefold.space import Space
 
 Labels = Sequence[Any] | None
 CELL = 64  # pixels: smaller images are magnified by a whole number to about this in a grid

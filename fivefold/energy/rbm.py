@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.visible import VisibleUnits, bernoulli
 from fivefold.space import Batch, Space
-from fivefold.system import Density, System, Unfit, Update, seeded
+from fivefold.system import Density, System, Update, seeded
 from fivefold.tools.ais import LogPartition, anneal, block_gibbs, log_partition
 
 MOST_LEVELS = 1024  # of a binomial unit

@@ -15,10 +15,11 @@ from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.shape import Flatten, Squeeze, multi_scale
 from fivefold.bijections.surjections import augment
 from fivefold.bijections.transforms import Affine
+from fivefold.errors import Unfit
 from fivefold.flow._system import Dequantisation, FlowSystem
 from fivefold.nets.conditioner import Conditioner
 from fivefold.space import Space
-from fivefold.system import Density, Unfit
+from fivefold.system import Density
 
 CONDITION_WIDTH = 32
 

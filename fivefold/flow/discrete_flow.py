@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from fivefold.bijections.base import Bijection, Chain, sum_dims
 from fivefold.bijections.discrete import ModuloAutoregressive, ModuloCoupling, Remainders
+from fivefold.errors import Unfit
 from fivefold.nets.coders import zero
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.space import Batch, Space
-from fivefold.system import Density, LatentSystem, Unfit
+from fivefold.system import Density, LatentSystem
 from fivefold.tools.laws import Draw, Levels
 from fivefold.tools.schedule import warm_cosine
 

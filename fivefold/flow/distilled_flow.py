@@ -14,10 +14,11 @@ from fivefold.bijections.base import Chain, Inverse
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.bijections.transforms import Affine
+from fivefold.errors import Unfit
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.norm import frozen
 from fivefold.space import Batch, Column, Space
-from fivefold.system import Density, LatentSystem, System, Unfit, Update
+from fivefold.system import Density, LatentSystem, System, Update
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.scaling import dequantise
 from fivefold.vae.vq_vae import second_stage

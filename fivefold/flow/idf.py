@@ -13,11 +13,12 @@ from fivefold.bijections.base import Chain, Inverse, Layer, sum_dims
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.discrete import IntegerShift, Translation, Wrap
 from fivefold.bijections.shape import Permutation, Squeeze
+from fivefold.errors import Unfit
 from fivefold.nets.coders import zero
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.dense import DenseConditioner
 from fivefold.space import Batch, Space
-from fivefold.system import Density, LatentSystem, Unfit
+from fivefold.system import Density, LatentSystem
 from fivefold.tools.laws import Draw, IntegerLogistics, Law
 from fivefold.tools.schedule import warm_cosine
 

@@ -15,11 +15,12 @@ from fivefold.bijections.shape import Flatten, Squeeze
 from fivefold.bijections.splines import Spline
 from fivefold.bijections.surjections import Abs, Max, Slice
 from fivefold.bijections.transforms import Affine
+from fivefold.errors import Unfit
 from fivefold.flow._system import Dequantisation, FlowSystem
 from fivefold.nets.conditioner import Conditioner
 from fivefold.nets.masked import MaskedNet
 from fivefold.space import Space
-from fivefold.system import Density, Unfit
+from fivefold.system import Density
 
 CONDITION_WIDTH = 32
 BINS, BOUND = 8, 4.0  # of the splines of tables

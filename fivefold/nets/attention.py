@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.system import Unfit
+from fivefold.errors import Unfit
 
 MOST_SCORES = 24.0  # GiB, of dense attention for one example in training
 

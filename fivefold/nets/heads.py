@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from fivefold.errors import Unfit
 from fivefold.space import Space
-from fivefold.system import Unfit
 from fivefold.tools import distributions
 
 Likelihood = Literal["auto", "bernoulli", "categorical", "logistic-mixture", "gaussian"]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding, Embedded, MapEmbedding
 from fivefold.nets.embedding import DimEmbedding
 from fivefold.nets.heads import dims_of_maps
 from fivefold.nets.masked import CausalConv2d, ConvPiece, degree_mask, spread_degrees
 from fivefold.space import Space
-from fivefold.system import Unfit
 
 
 class GatedPixelCNN(nn.Module):

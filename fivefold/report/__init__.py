@@ -15,8 +15,8 @@ def write_report(directory: str | Path, *, trust: str | None = None) -> Path:
     Returns:
         The page's path. Nothing else is needed to open it.
     """
+    from fivefold.errors import RunError
     from fivefold.report import folder, page, single
-    from fivefold.run import RunError
 
     directory = Path(directory)
     if (directory / folder.SETTINGS).exists():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fivefold.resolution import LIMITS
+from fivefold.evaluation.resolution import LIMITS
 from fivefold.tools.metrics import MEASURES
 
 Row = dict[str, Any]

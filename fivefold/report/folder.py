@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from fivefold.errors import RunError
 from fivefold.files import replacing
 from fivefold.report.page import Arrays, Content
-from fivefold.run import RunError
 
 SETTINGS = "comparison.json"
 REPORT = "report.html"

@@ -12,8 +12,8 @@ import torch
 
 import fivefold
 from fivefold.data import Data
-from fivefold.diagnostics import diagnose
-from fivefold.evaluate import evaluate
+from fivefold.evaluation.diagnostics import diagnose
+from fivefold.evaluation.evaluate import evaluate
 from fivefold.report import pictures
 from fivefold.report.page import Arrays, Content
 from fivefold.run import Run

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fivefold.errors import TooFew
 from fivefold.system import seeded
 
 MINIMUM = 25  # examples on either side; with fewer the errors are guesses too
@@ -23,10 +24,6 @@ PAIRED = 2000  # at most, where every pair of examples is looked at
 MANIFOLD_NEIGHBOUR = 3  # k of precision and recall, as in Kynkäänniemi et al.
 BALL_NEIGHBOUR = 5  # k of density and coverage, as in Naeem et al.
 COPY_RATIO = 1 / 3  # a copy is this much nearer to its nearest training example than to the second nearest
-
-
-class TooFew(ValueError):
-    """Not enough examples for a measure to mean anything: says how many there are and are needed."""
 
 
 class Estimate(NamedTuple):

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fivefold.errors import Unfit
 from fivefold.nets.coders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from fivefold.nets.heads import Head, Likelihood
-from fivefold.system import Batch, Density, LatentSystem, Space, Unfit, Update
+from fivefold.system import Batch, Density, LatentSystem, Space, Update
 from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
 from fivefold.tools.scaling import log_mean_exp
 from fivefold.tools.schedule import warm_cosine

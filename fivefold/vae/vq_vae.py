@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fivefold import catalog
+from fivefold.errors import Unfit
 from fivefold.nets.codebook import Codebook, straight_through
 from fivefold.nets.coders import Downsampler, MLPDecoder, MLPEncoder, Upsampler, grid_size, halvings_to
 from fivefold.nets.heads import Head, Likelihood
-from fivefold.system import Batch, Density, LatentSystem, Space, System, Unfit, Update
+from fivefold.system import Batch, Density, LatentSystem, Space, System, Update
 
 
 class VQVAE(LatentSystem):

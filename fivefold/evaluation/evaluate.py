@@ -15,12 +15,13 @@ A row is a dictionary that JSON can hold:
 | stars     | Table 2's 1 to 5, None where its rule does not apply                                   |
 | facts     | Table 1's two columns of ticks                                                         |
 | resolution | of images in a comparison: the largest `side` that fits the stated `limits`, `why` no larger |
-| diagnostics | in a comparison: `fivefold.diagnostics`                                                |
+| diagnostics | in a comparison: `fivefold.evaluation.diagnostics`                                                |
 | monitor, curves | the last signs of collapse; `loss` and `validation` as [seconds, value]          |
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import resource
@@ -36,11 +37,12 @@ from torch import Tensor
 
 from fivefold import catalog
 from fivefold.data import Data, load_data
-from fivefold.features import Features, fit_features
+from fivefold.errors import DataError, TooFew, UnknownSystem
+from fivefold.evaluation.features import Features, fit_features
 from fivefold.run import Run
-from fivefold.space import Batch, DataError, Space
+from fivefold.space import Batch, Space
 from fivefold.system import Density, System
-from fivefold.tools.metrics import MEASURES, TooFew, measure, spread
+from fivefold.tools.metrics import MEASURES, measure, spread
 
 SAMPLES = 500  # the same for all, since some measures depend on it
 DENSITY_EXAMPLES = 2000  # of the test split, at most
@@ -317,9 +319,10 @@ def resolution_stars(side: int | None) -> int:
 def _identity(cls: type[System], run: Run | None, seed: int) -> Row:
     """What the row is. A system that is not in a file of its own is known by its class's name."""
     try:
-        entry = catalog.find(run.record["system"] if run else catalog.name_of(cls))
+        with run.trusting() if run else contextlib.nullcontext():
+            entry = catalog.find(run.record["system"] if run else catalog.name_of(cls))
         names = {"system": entry.id, "title": entry.title, "family": entry.family}
-    except catalog.UnknownSystem:
+    except UnknownSystem:
         names = {"system": cls.__name__, "title": cls.__name__, "family": "own"}
     if run is None:
         return {**names, "label": names["system"], "seed": seed, "command": ""}

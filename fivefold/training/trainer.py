@@ -10,32 +10,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fivefold import ranks
-from fivefold.allocator import keep_freed_memory
-from fivefold.batches import Batches, mix
-from fivefold.budget import Budget
 from fivefold.data.splits import Data
-from fivefold.log import Event, Log
+from fivefold.errors import Diverged, Stopped
+from fivefold.machine import Threads, computes_in_bf16, keep_freed_memory
 from fivefold.run import Run
 from fivefold.system import System, Update
-from fivefold.threads import Threads
-from fivefold.validation import Validation
+from fivefold.training import ranks
+from fivefold.training.batches import Batches, mix
+from fivefold.training.budget import Budget
+from fivefold.training.log import Event, Log
+from fivefold.training.options import Settings
+from fivefold.training.validation import Validation
 
-Precision = Literal["auto", "32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Diverged(RuntimeError):
-    """Training became non-finite more often than `retries` allows; the last good weights are kept."""
-
-
-class Stopped(KeyboardInterrupt):
-    """Training was interrupted; its run is saved and can be resumed."""
 
 
 class NonFinite(ArithmeticError):
@@ -43,24 +35,7 @@ class NonFinite(ArithmeticError):
 
 
 class Trainer:
-    """Trains a system on data until the budget is spent.
-
-    Args:
-        budget: how long: 60s, 10m, 5000steps or 20epochs; seconds count training time only.
-        seed: of the initial weights, the order of examples and all noise.
-        batch_size: examples an iteration, over all ranks and micro-batches.
-        accumulate: micro-batches an iteration is split into, to save memory.
-        precision: 32, bf16, fp16 with loss scaling, or auto: bf16 on processors and accelerators made for it, else 32.
-        clip: largest norm of a player's gradient; 0 does not clip.
-        skip: a step whose gradient's norm, before clipping, exceeds this is left out; 0 leaves out none.
-        ema: decay of the exponential moving average of the weights, which is then what is kept; 0 for none.
-        evaluations: at how many equal parts of the budget to validate, and thrice early in the first; the
-            best weights are kept.
-        retries: how often to go back and halve the learning rate after a non-finite loss or gradient.
-        checkpoint_seconds: how often to save what is needed to resume.
-        compile: compile the networks (seconds to minutes before the first step).
-        tensorboard: write curves for TensorBoard into the run folder.
-    """
+    """Trains a system on data until the budget is spent."""
 
     def __init__(
         self,
@@ -69,21 +44,9 @@ class Trainer:
         optimizers: dict[nn.Module, torch.optim.Optimizer],
         run: Run | None,
         watch: Callable[[Event], None],
-        *,
-        budget: str = "60s",
-        seed: int = 0,
-        batch_size: int = 64,
-        accumulate: int = 1,
-        precision: Precision = "32",
-        clip: float = 0.0,
-        skip: float = 0.0,
-        ema: float = 0.0,
-        evaluations: int = 10,
-        retries: int = 3,
-        checkpoint_seconds: float = 30.0,
-        compile: bool = False,
-        tensorboard: bool = False,
+        **options: Any,
     ) -> None:
+        settings = Settings(**options)
         self.system, self.run = system, run
         self.device = system.device
         self.on_cpu = self.device.type == "cpu"
@@ -93,24 +56,23 @@ class Trainer:
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
-        self.budget, self.seed, self.ema_decay = Budget.parse(budget), seed, ema
-        self.clip, self.skip, self.skipped = clip, skip, 0
-        self.ema = copy.deepcopy(system) if ema else None
-        self.accumulate, self.retries = accumulate, retries
-        self.batches = Batches(data.train.to(self.device), batch_size, accumulate, seed)
-        self.precision = ("bf16" if computes_in_bf16(self.device) else "32") if precision == "auto" else precision
+        self.settings = settings
+        self.budget, self.skipped = Budget.parse(settings.budget), 0
+        self.ema = copy.deepcopy(system) if settings.ema else None
+        self.batches = Batches(data.train.to(self.device), settings.batch_size, settings.accumulate, settings.seed)
+        best = "bf16" if computes_in_bf16(self.device) else "32"
+        self.precision = best if settings.precision == "auto" else settings.precision
         self.autocast = _AUTOCAST.get(self.precision)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.validation = Validation(data, self.device)
-        self.marks, self.checkpoint_seconds = validation_marks(evaluations), checkpoint_seconds
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.validation, self.marks = Validation(data, self.device), validation_marks(settings.evaluations)
         self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
         self.factor = 1.0
         self.loss, self.stats = torch.zeros(()), dict[str, Tensor]()  # of the last update, over micro-batches
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.pending: list[tuple[nn.Module, Tensor, Tensor]] = []
-        self.log = Log(run, tensorboard, watch)
-        if compile:
+        self.log = Log(run, settings.tensorboard, watch)
+        if settings.compile:
             for network in system.networks():
                 network.compile()
         ranks.same_everywhere(system)
@@ -163,7 +125,7 @@ class Trainer:
 
     def _iterate(self) -> None:
         """One iteration of the system: its generators, one a micro-batch, advanced in lockstep."""
-        _seed_step(self.seed, self.step, ranks.rank())
+        _seed_step(self.settings.seed, self.step, ranks.rank())
         self._set_learning_rates(self.system.learning_rate(self.progress) * self.learning_factor)
         streams = [self.system.updates(batch, self.progress) for batch in self.batches.at(self.step)]
         reply: dict[str, Tensor] | None = None
@@ -172,7 +134,7 @@ class Trainer:
             self._descend(player)
         self.step += 1
         if self.ema is not None:
-            update_average(self.ema, self.system, min(self.ema_decay, (1 + self.step) / (10 + self.step)))
+            update_average(self.ema, self.system, min(self.settings.ema, (1 + self.step) / (10 + self.step)))
 
     def _set_learning_rates(self, factor: float) -> None:
         if factor != self.factor:
@@ -225,15 +187,15 @@ class Trainer:
             ranks.sum_flat([*grads, self.loss, *self.stats.values()])
             torch._foreach_div_([*grads, self.loss], float(ranks.world()))
         norm = self.loss
-        if self.clip or self.skip:
+        if self.settings.clip or self.settings.skip:
             self.scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(params, self.clip or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(params, self.settings.clip or math.inf)
         elif self.step % CHECK_EVERY == 0 and not self.scaler.is_enabled():
             norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         self.pending.append((player, self.loss, self.loss if self.scaler.is_enabled() else norm))
         if self.on_cpu:
             self._check_finite(*self.pending[-1])
-        if self.skip and norm.item() > self.skip:
+        if self.settings.skip and norm.item() > self.settings.skip:
             self.skipped += 1
         else:
             self.scaler.step(optimizer)
@@ -251,7 +213,7 @@ class Trainer:
                     self._check_finite(player, loss, norm)
                 self.log.losses(self.names[player], loss.item())
             self.pending.clear()
-            skipped = {"skipped_steps": torch.tensor(self.skipped)} if self.skip else {}
+            skipped = {"skipped_steps": torch.tensor(self.skipped)} if self.settings.skip else {}
             self.log.stats(self.stats | skipped)
 
     def _check_finite(self, player: nn.Module, loss: Tensor, norm: Tensor) -> None:
@@ -277,10 +239,10 @@ class Trainer:
         self.pending.clear()
         self.system.zero_grad(set_to_none=True)  # of the step that failed
         self.log.event({"step": self.step, "went_back": str(error), "learning_factor": factor})
-        if failures > self.retries:
+        if failures > self.settings.retries:
             self._save(status="diverged", error=str(error))
             raise Diverged(
-                f"{error}. Went back and halved the learning rate {self.retries} times. The last good weights "
+                f"{error}. Went back and halved the learning rate {self.settings.retries} times. The last good weights "
                 f"(step {self.step}) are kept; a smaller --lr or --clip 1 usually mends it."
             ) from error
 
@@ -361,7 +323,7 @@ class Trainer:
         if bisect.bisect(self.marks, self.progress) > bisect.bisect(self.marks, before):
             with self._guarded():
                 self._validate()
-        if time.monotonic() - self.saved > self.checkpoint_seconds:
+        if time.monotonic() - self.saved > self.settings.checkpoint_seconds:
             self._save()
             self.saved = time.monotonic()
         return self.progress < 1 and not stop
@@ -373,14 +335,6 @@ class Trainer:
 
 CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
 _COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress", "skipped")
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device has units for bf16; what emulates it is many times slower than in 32 bits."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public name for it
-    return bool(native and native())
 
 
 def validation_marks(parts: int) -> list[float]:

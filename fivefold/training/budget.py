@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from fivefold.errors import OptionError
+
 _UNITS = {
     "s": ("seconds", 1.0), "sec": ("seconds", 1.0), "seconds": ("seconds", 1.0), "second": ("seconds", 1.0),
     "m": ("seconds", 60.0), "min": ("seconds", 60.0), "h": ("seconds", 3600.0),
@@ -21,10 +23,10 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """From words such as `60s`, `10m`, `2h`, `5000steps`, `20epochs`; ValueError says what was expected."""
+        """From words such as `60s`, `10m`, `2h`, `5000steps`, `20epochs`; OptionError says what was expected."""
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", str(text))
         if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
-            raise ValueError(f"budget {text!r}: expected a time, steps or epochs, as 60s, 10m, 5000steps or 20epochs")
+            raise OptionError(f"budget {text!r}: expected a time, steps or epochs, as 60s, 10m, 5000steps or 20epochs")
         unit, factor = _UNITS[match[2]]
         return cls(float(match[1]) * factor, unit)
 

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from fivefold import ranks
 from fivefold.data.splits import Split
-from fivefold.run import RunError
+from fivefold.errors import RunError
 from fivefold.space import Batch
+from fivefold.training import ranks
 
 
 class Batches:

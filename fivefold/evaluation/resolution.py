@@ -1,6 +1,6 @@
 """Resolution scaling, measured: the largest images of which a training step fits a stated memory and time.
 
-In a process of its own, `python -m fivefold.resolution`, whose memory is limited, so that what does not fit
+In a process of its own, `python -m fivefold.evaluation.resolution`, whose memory is limited, so that what does not fit
 ends there: a job of JSON on standard input, a line of JSON for each resolution on standard output.
 """
 
@@ -38,7 +38,7 @@ def largest_resolution(name: str, arguments: dict[str, Any], space: Space, threa
     """
     job = {"system": name, "arguments": arguments, "space": space.to_json(), "threads": threads}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fivefold.resolution"],
+        [sys.executable, "-P", "-m", "fivefold.evaluation.resolution"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)},
     )  # fmt: skip
@@ -62,7 +62,9 @@ def _measure(job: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(job["threads"])
-    space, cls = Space.from_json(job["space"]), catalog.class_of(job["system"])
+    space = Space.from_json(job["space"])
+    with catalog.trusting(job["system"]):  # the parent's user typed it
+        cls = catalog.class_of(job["system"])
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     for side in SIDES:
         why = _step(cls, job["arguments"], replace(space, shape=(space.shape[0], side, side)))

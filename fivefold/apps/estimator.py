@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fivefold.data import load_data
 from fivefold.system import Batch, Density
-from fivefold.train import fit
+from fivefold.training.fit import fit
 
 
 class Estimator(DensityMixin, BaseEstimator):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""One row of a comparison, made in a process of its own: `python -m fivefold.worker`.
+"""One row of a comparison, made in a process of its own: `python -m fivefold.comparison.worker`.
 
 The job is a line of JSON on standard input, which the parent keeps open: where it closes, the parent is
 gone, and the worker saves its run and ends. What happens goes out as lines of JSON on standard output.
@@ -20,21 +20,22 @@ from typing import Any
 
 import torch
 
+from fivefold import catalog
 from fivefold.data import Data, load_data
 from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
-from fivefold.diagnostics import diagnose
-from fivefold.evaluate import Row, evaluate, evaluate_samples, resolution_stars
-from fivefold.features import named_features
+from fivefold.errors import Diverged, RunError, Stopped, Unfit
+from fivefold.evaluation.diagnostics import diagnose
+from fivefold.evaluation.evaluate import Row, evaluate, evaluate_samples, resolution_stars
+from fivefold.evaluation.features import named_features
+from fivefold.evaluation.resolution import largest_resolution
 from fivefold.files import replacing, write_json
+from fivefold.machine import choose_device
 from fivefold.report import folder, pictures, single
-from fivefold.resolution import largest_resolution
-from fivefold.run import Run, RunError, load
+from fivefold.run import Run, load
 from fivefold.space import Space
-from fivefold.system import Unfit
-from fivefold.train import choose_device, fit, resume
-from fivefold.trainer import Diverged, Stopped
+from fivefold.training.fit import fit, resume
 
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
@@ -61,7 +62,8 @@ def main() -> None:
             os.write(events, json.dumps(event).encode() + b"\n")
 
     try:
-        row = _WORK[job["kind"]](job, tell)
+        with catalog.trusting(job["row"]["system"]):  # the parent's user typed it
+            row = _WORK[job["kind"]](job, tell)
     except Stopped:
         sys.exit(130)
     except Exception as error:

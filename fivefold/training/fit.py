@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fivefold import catalog, ranks
-from fivefold.arguments import arguments
-from fivefold.budget import Budget
+from fivefold import catalog
 from fivefold.data.splits import Data
-from fivefold.log import Event, Log
-from fivefold.run import Run, RunError
+from fivefold.errors import RunError
+from fivefold.machine import choose_device
+from fivefold.options import plain
+from fivefold.run import Run
 from fivefold.system import System
-from fivefold.trainer import Trainer
+from fivefold.training import ranks
+from fivefold.training.budget import Budget
+from fivefold.training.log import Event, Log
+from fivefold.training.options import arguments, typed_names
+from fivefold.training.trainer import Trainer
 
 
 def fit(
@@ -45,10 +48,12 @@ def fit(
         OptionError: an option does not exist; names the nearest.
         Diverged: training was not finite more often than `retries`.
     """
-    cls = catalog.class_of(system) if isinstance(system, str) else system
+    with catalog.trusting(system):
+        cls = catalog.class_of(system) if isinstance(system, str) else system
     name = system if isinstance(system, str) else catalog.name_of(cls)
-    split = arguments(cls, preset, options)
-    trainer = _trainer(cls, split, data, device, watch)
+    with catalog.trusting(system, *typed_names(cls, options)):
+        split = arguments(cls, preset, options)
+        trainer = _trainer(cls, split, data, device, watch)
     if out is not None and ranks.rank() == 0:
         record = {"system": name, "preset": preset, "device": device, **_describe(data, trainer, split)}
         trainer.run = trainer.log.run = Run.create(out, record)
@@ -86,7 +91,8 @@ def resume(
         split["fit"]["budget"] = budget
         if ranks.is_first():
             run.update(arguments=split, **changed)
-    trainer = _trainer(run.record["system"], split, data, device or run.record["device"], watch, run)
+    with run.trusting():
+        trainer = _trainer(run.record["system"], split, data, device or run.record["device"], watch, run)
     state = run.load_training(trainer.device)
     if state is not None:
         size = state.pop("log_bytes")
@@ -114,18 +120,9 @@ def _trainer(
     return Trainer(model, data, optimizers, run if ranks.rank() == 0 else None, watch, **split["fit"])
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes the accelerator that this rank owns, or the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
 def _describe(data: Data, trainer: Trainer, split: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
-        "arguments": split,
+        "arguments": plain(split),
         "space": data.space.to_json(),
         "data": {name: getattr(data, name) for name in ("name", "source", "fingerprint", "arguments")},
         "budget": str(trainer.budget),

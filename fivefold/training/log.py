@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fivefold import ranks
 from fivefold.run import Run
+from fivefold.training import ranks
 
 if TYPE_CHECKING:
-    from fivefold.trainer import Trainer
+    from fivefold.training.trainer import Trainer
 
 Event = dict[str, Any]
 

@@ -27,18 +27,18 @@ from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fivefold import catalog
-from fivefold.arguments import arguments
-from fivefold.budget import Budget
+from fivefold.comparison.worker import keep_data
 from fivefold.data import Data, load_data
+from fivefold.errors import RunError, Stopped
 from fivefold.files import write_json
+from fivefold.options import presets_of
 from fivefold.report import folder, page, single
 from fivefold.report.advice import recommendation
 from fivefold.report.columns import Line, Row, columns
 from fivefold.report.survey import TABLE_1
 from fivefold.report.terminal import headline, table
-from fivefold.run import RunError
-from fivefold.trainer import Stopped
-from fivefold.worker import keep_data
+from fivefold.training.budget import Budget
+from fivefold.training.options import arguments
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget
 _GRACE = 30.0  # seconds that a process has to save its run
@@ -53,7 +53,7 @@ class Comparison:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The finished rows, as `fivefold.evaluate` describes them."""
+        """The finished rows, as `fivefold.evaluation.evaluate` describes them."""
         return folder.read_rows(self.directory)
 
     @property
@@ -118,7 +118,8 @@ def compare(
     data = data if isinstance(data, Data) else load_data(data, condition=condition)
     usual = [name for name in TABLE_1 if name in catalog.entries()] if table1 else catalog.fitting(data.space.kind)
     chosen = list(dict.fromkeys(systems or usual))
-    _check(chosen, samples, preset, options)
+    with catalog.trusting(*chosen):
+        _check(chosen, samples, preset, options)
     directory = Path(out or f"compare-{data.name}")
     console = console or Console(width=None if sys.stdout.isatty() else 132)
     shared = {
@@ -132,7 +133,8 @@ def compare(
     }
     with _locked(directory) as lock:
         _settle(directory, data, shared)
-        planned = _plan(directory, data, chosen, seeds, samples, shared)
+        with catalog.trusting(*chosen):
+            planned = _plan(directory, data, chosen, seeds, samples, shared)
         if table1:
             _print_beside(planned)
         waiting = [job for job in planned if not (directory / "rows" / f"{job['name']}.json").exists()]
@@ -173,7 +175,7 @@ def _check(systems: list[str], samples: Mapping[str, str | Path], preset: str | 
 
 def _own_preset(name: str, preset: str | None) -> str | None:
     """`preset` where the system has one of that name."""
-    return preset if preset and preset in catalog.class_of(name).presets else None
+    return preset if preset and preset in presets_of(catalog.class_of(name)) else None
 
 
 def _settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
@@ -215,7 +217,7 @@ def _plan(
     samples: Mapping[str, str | Path],
     shared: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """The jobs of all rows, finished or not: what `fivefold.worker` takes."""
+    """The jobs of all rows, finished or not: what `fivefold.comparison.worker` takes."""
     source = data.source or "DATA"
     jobs = []
     for position, name in enumerate(systems):
@@ -359,7 +361,7 @@ class _Crew:
     def _start(self, job: dict[str, Any], log: Any) -> subprocess.Popen[str]:
         """The worker's process, in a session of its own so that Ctrl-C reaches it through us alone."""
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fivefold.worker"],
+            [sys.executable, "-P", "-m", "fivefold.comparison.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
             pass_fds=(self.lock,),
             env={**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "PYTHONPATH": _python_path()},

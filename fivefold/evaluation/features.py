@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.data import Data, DataError, Split, load_data
+from fivefold.data import Data, Split, load_data
+from fivefold.errors import DataError, FeatureError
 from fivefold.files import replacing
 from fivefold.space import AUDIO_OFFSET, Space
 from fivefold.system import seeded
@@ -37,10 +38,6 @@ STEPS, BATCH = 300, 128  # of the image networks: 2 s on 8x8 images
 CLASSES = 5  # with fewer a classifier sees too little: one of two photographs' patches is blind to blur
 
 State = dict[str, Tensor]
-
-
-class FeatureError(RuntimeError):
-    """The features that were asked for cannot be had: says why and what to do."""
 
 
 @dataclass(frozen=True)

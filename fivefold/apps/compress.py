@@ -30,10 +30,11 @@ from torch import Tensor
 
 from fivefold.data import load_examples
 from fivefold.data.writers import check_suffix, save_examples
+from fivefold.errors import DataError, RunError, Unfit
 from fivefold.files import replacing
-from fivefold.run import Run, RunError
-from fivefold.space import Batch, DataError
-from fivefold.system import System, Unfit
+from fivefold.run import Run
+from fivefold.space import Batch
+from fivefold.system import System
 from fivefold.tools.laws import Draw, Law
 
 MAGIC = b"5fold\x00c1"

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from fivefold import catalog
-from fivefold.budget import Budget
+from fivefold.errors import FivefoldError
+from fivefold.training.budget import Budget
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -29,7 +30,6 @@ def app() -> None:
 
 def main() -> None:
     """Run the command line; what a person can mend is one line, not a traceback."""
-    sys.path.append(os.getcwd())  # last, so that only names not found elsewhere (a user's own systems) are found there
     try:
         app(standalone_mode=False)
     except click.ClickException as error:
@@ -41,25 +41,9 @@ def main() -> None:
         cause = error.__cause__ or error  # click raises Abort from what interrupted it
         click.echo(str(cause) or "stopped", err=True)
         sys.exit(130)
-    except Exception as error:
-        if not _is_for_people(error):
-            raise
+    except (FivefoldError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
-
-
-def _is_for_people(error: Exception) -> bool:
-    """The errors that say what was given and how to mend it; anything else is our bug and keeps its traceback."""
-    from fivefold.arguments import OptionError
-    from fivefold.features import FeatureError
-    from fivefold.run import RunError
-    from fivefold.space import DataError
-    from fivefold.system import Unfit
-    from fivefold.tools.metrics import TooFew
-    from fivefold.trainer import Diverged
-
-    kinds = (catalog.UnknownSystem, OptionError, FeatureError, RunError, DataError, Unfit, TooFew, Diverged, OSError)
-    return isinstance(error, kinds) or (isinstance(error, ValueError) and str(error).startswith("budget"))
 
 
 # --- list -------------------------------------------------------------------------------------------
@@ -115,7 +99,8 @@ class _Systems(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if ctx.resilient_parsing:
             return None
-        return _train_command(catalog.find(name))
+        with catalog.trusting(name):
+            return _train_command(catalog.find(name))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Systems"):
@@ -131,12 +116,13 @@ _TITLES = {"system": "Model", "optimizers": "Optimisers", "fit": "Training"}
 
 
 def _train_command(entry: catalog.Entry) -> click.Command:
-    from fivefold.arguments import options
+    from fivefold.options import preset_of, presets_of
+    from fivefold.training.options import options
 
     cls = entry.load()
     known = options(cls)
-    defaults = cls.presets.get("default", {})
-    presets = ", ".join(name for name in cls.presets if name != "default") or "none"
+    defaults = preset_of(cls, None)
+    presets = ", ".join(name for name in presets_of(cls) if name != "default") or "none"
     params: list[click.Parameter] = [
         click.Option(["--data"], required=True, help="Embedded name, path or hf:NAME."),
         *_data_options(),
@@ -151,7 +137,7 @@ def _train_command(entry: catalog.Entry) -> click.Command:
         help=f"{entry.title} (survey {entry.section}; {entry.reference}).\n\n{entry.summary}",
         context_settings=_HELP,
     )
-    command.sections = {name: _TITLES[option.home] for name, option in known.items()}
+    command.sections = {name: _TITLES[option.section] for name, option in known.items()}
     return command
 
 
@@ -217,7 +203,7 @@ def _load(source: str, given: dict[str, Any]) -> Any:
 def _train(
     name: str, known: dict[str, Any], data: str, out: str | None, device: str, preset: str | None, **given: Any
 ) -> None:
-    from fivefold.train import fit
+    from fivefold.training.fit import fit
 
     options = {key: value for key, value in given.items() if key in known and value is not None}
     Budget.parse(options.get("budget", "60s"))
@@ -252,7 +238,7 @@ def _say_trained(folder: Path) -> None:
 @click.option("--trust", help="Name of a module outside the package that may be imported.")
 def resume(directory: str, budget: str | None, device: str | None, trust: str | None) -> None:
     """Finish a run that was stopped or killed, or train further."""
-    from fivefold.train import resume as go_on
+    from fivefold.training.fit import resume as go_on
 
     if budget:
         Budget.parse(budget)
@@ -374,7 +360,7 @@ def _dial(text: str) -> tuple[str, float]:
 @_trust
 def score(directory: str, data: str | None, out: str, trust: str | None) -> None:
     """Log-probability of each example: nats, bits per dimension, kind, standard error."""
-    from fivefold.score import score_file
+    from fivefold.evaluation.score import score_file
 
     click.echo(score_file(directory, out, data=data, trust=trust))
 
@@ -387,10 +373,10 @@ def score(directory: str, data: str | None, out: str, trust: str | None) -> None
 @_trust
 def evaluate(directory: str, data: str | None, features: str, as_json: bool, trust: str | None) -> None:
     """Measure a trained system: one row of the table."""
-    from fivefold.compare import show_row
+    from fivefold.comparison.compare import show_row
     from fivefold.data import load_data
-    from fivefold.evaluate import evaluate as measure
-    from fivefold.features import named_features
+    from fivefold.evaluation.evaluate import evaluate as measure
+    from fivefold.evaluation.features import named_features
     from fivefold.run import Run
 
     run = Run.open(directory, trust=trust)
@@ -410,7 +396,7 @@ def evaluate(directory: str, data: str | None, features: str, as_json: bool, tru
 @_trust
 def compress(directory: str, data: str, out: str, batch_size: int, trust: str | None) -> None:
     """Compress the examples of DATA losslessly by a run that can (idf, discrete-flow)."""
-    from fivefold.compress import compress_file
+    from fivefold.apps.compress import compress_file
 
     click.echo(compress_file(directory, data, out, batch_size=batch_size, trust=trust))
 
@@ -422,7 +408,7 @@ def compress(directory: str, data: str, out: str, batch_size: int, trust: str | 
 @_trust
 def decompress(directory: str, file: str, out: str, trust: str | None) -> None:
     """Write the examples that FILE was compressed from, by the same run and on the same machine."""
-    from fivefold.compress import decompress_file
+    from fivefold.apps.compress import decompress_file
 
     click.echo(decompress_file(directory, file, out, trust=trust))
 
@@ -444,7 +430,7 @@ def decompress(directory: str, file: str, out: str, trust: str | None) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 def compare(systems: tuple[str, ...], samples: tuple[str, ...], **options: Any) -> None:
     """Train systems of every family on the same data and budget, measure them the same way, draw Table 1."""
-    from fivefold.compare import compare as run
+    from fivefold.comparison.compare import compare as run
 
     wrong = [text for text in samples if "=" not in text]
     if wrong:

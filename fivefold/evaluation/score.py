@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 
 from fivefold.data import Split, load_data, load_examples
+from fivefold.errors import DataError, RunError
 from fivefold.files import replacing
-from fivefold.run import Run, RunError
-from fivefold.space import DataError, Space
+from fivefold.run import Run
+from fivefold.space import Space
 from fivefold.system import Score, System
 
 CHUNK = 2000  # examples encoded at once

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from fivefold.data.splits import Data
-from fivefold.features import Features, fit_features
+from fivefold.evaluation.features import Features, fit_features
 from fivefold.system import Batch, System, seeded
 from fivefold.tools.metrics import frechet_distance
 

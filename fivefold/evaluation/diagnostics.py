@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from fivefold.data import Data
-from fivefold.evaluate import Row, affordable, conditions, recoded
-from fivefold.features import Features, fit_features
+from fivefold.errors import TooFew
+from fivefold.evaluation.evaluate import Row, affordable, conditions, recoded
+from fivefold.evaluation.features import Features, fit_features
 from fivefold.system import LatentSystem, System
-from fivefold.tools.metrics import TooFew, measure
+from fivefold.tools.metrics import measure
 
 SAMPLES = 250  # at each value, at most: fewer than a row's, so that distances are comparable within a curve alone
 SECONDS = 4.0  # for the samples of one value

@@ -1,0 +1,3 @@
+"""The command line."""
+
+from fivefold.cli.app import main as main

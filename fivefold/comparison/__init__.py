@@ -1,0 +1,1 @@
+"""Measuring many systems the same way."""

@@ -1,0 +1,1 @@
+"""Measuring a system: one row of the table."""

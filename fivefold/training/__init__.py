@@ -1,0 +1,1 @@
+"""Fitting a system: the loop, its state, budget, batches and log."""

@@ -1,0 +1,121 @@
+"""All that may be said of a training: a system's options and the trainer's, and presets of both."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import TYPE_CHECKING, Any, Literal
+
+from fivefold.options import (
+    Configured,
+    Option,
+    Section,
+    names_in,
+    option,
+    options_of,
+    preset_of,
+    reach_into_slots,
+    unknown,
+)
+
+if TYPE_CHECKING:
+    from fivefold.system import System
+
+Precision = Literal["auto", "32", "bf16", "fp16"]
+
+
+class Settings(Configured):
+    """How to train, whatever the system."""
+
+    budget: str = option(
+        "60s", "how long: 60s, 10m, 5000steps or 20epochs; seconds count training time only", section="fit"
+    )
+    seed: int = option(0, "of the initial weights, the order of examples and all noise", least=0, section="fit")
+    batch_size: int = option(
+        64, "examples an iteration, over all ranks and micro-batches", least=1, tune=(16, 256), log=True, section="fit"
+    )
+    accumulate: int = option(1, "micro-batches an iteration is split into, to save memory", least=1, section="fit")
+    precision: Precision = option(
+        "32", "32, bf16, fp16 with loss scaling, or auto: bf16 on devices made for it, else 32", section="fit"
+    )
+    clip: float = option(0.0, "largest norm of a player's gradient; 0 does not clip", least=0, section="fit")
+    skip: float = option(
+        0.0, "a step whose gradient's norm, before clipping, exceeds this is left out; 0 leaves out none", least=0,
+        section="fit",
+    )  # fmt: skip
+    ema: float = option(
+        0.0, "decay of the exponential moving average of the weights, which is then what is kept; 0 for none", least=0,
+        below=1, section="fit",
+    )  # fmt: skip
+    evaluations: int = option(
+        10, "at how many equal parts of the budget to validate, and thrice early in the first; the best weights are "
+        "kept", least=1, section="fit",
+    )  # fmt: skip
+    retries: int = option(
+        3, "how often to go back and halve the learning rate after a non-finite loss or gradient", least=0,
+        section="fit",
+    )  # fmt: skip
+    checkpoint_seconds: float = option(30.0, "how often to save what is needed to resume", above=0, section="fit")
+    compile: bool = option(False, "compile the networks (seconds to minutes before the first step)", section="fit")
+    tensorboard: bool = option(False, "write curves for TensorBoard into the run folder", section="fit")
+
+    def __init__(self, **options: Any) -> None:
+        self.configure(options)
+
+
+def options(cls: type[System]) -> dict[str, Option]:
+    """All options of a system's training by name: the model's, its optimisers' and those of `fit`."""
+    own, fit = options_of(cls) if _declares(cls) else _signature(cls), options_of(Settings)
+    both = own.keys() & fit.keys()
+    if both:
+        raise TypeError(f"{cls.__name__}: {', '.join(sorted(both))} are options of training too")
+    return own | fit
+
+
+def arguments(cls: type[System], preset: str | None, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The checked arguments of the system ("system") and of the trainer ("fit"): presets under `given`.
+
+    Raises OptionError for an unknown preset, option or a value that an option does not take.
+    """
+    known = options(cls)
+    chosen = preset_of(cls, preset) | given
+    split: dict[str, dict[str, Any]] = {"system": {}, "optimizers": {}, "fit": {}}
+    for name, value in reach_into_slots(chosen, known).items():
+        if name not in known:
+            raise unknown(cls.__name__, name, known)
+        home = known[name].section
+        split["system" if home == "optimizers" and _declares(cls) else home][name] = known[name].check(value)
+    return split
+
+
+def typed_names(cls: type[System], given: dict[str, Any]) -> list[str]:
+    """The names of systems that a user typed into slots."""
+    known = options(cls)
+    slots = {key: value for key, value in given.items() if key in known and known[key].needs is not None}
+    return [name for value in slots.values() for name in names_in(value)]
+
+
+# --- until every system declares its options --------------------------------------------------------
+
+
+def _declares(cls: type[System]) -> bool:
+    from fivefold.system import System
+
+    return cls.__init__ is System.__init__
+
+
+def _signature(cls: type[System]) -> dict[str, Option]:
+    import docstring_parser
+
+    found = {}
+    section: Section
+    for section, function, owner in (("system", cls.__init__, cls), ("optimizers", cls.optimizers, cls.optimizers)):
+        documents = (inspect.getdoc(owner) or "", inspect.getdoc(function) or "")
+        params = [p for document in documents for p in docstring_parser.parse(document).params]
+        helps = {p.arg_name: " ".join((p.description or "").split()) for p in params}
+        types = typing.get_type_hints(function)
+        for p in inspect.signature(function).parameters.values():
+            if p.default is not inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD:
+                kind = types.get(p.name, str)
+                found[p.name] = Option(p.default, helps.get(p.name, ""), section=section, name=p.name, type=kind)
+    return found
