@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold import options
-from fivefold.errors import Unfit
+from fivefold.errors import OptionError, Unfit
 from fivefold.options import Configured, Need, Slot, class_in, option, options_of, preset_of, reach_into_slots
 from fivefold.space import Batch, Space
 
@@ -177,15 +177,17 @@ class System(Configured, nn.Module, ABC):
         if not issubclass(cls, System):
             assert make is not None
             return make(cls, **chosen)
-        if suits(cls, need, space):
-            with contextlib.suppress(Unfit):
-                part = cls(space, **chosen)
-                if not need.densities or part.density.name in need.densities:
-                    return part
-        raise Unfit(
-            f"{content} cannot be the {name} of {type(self).__name__}: it needs {need.what}. "
-            f"These fit: {', '.join(fitting(need, space))}"
-        )
+        why = ""
+        try:
+            part = cls(space, **chosen) if suits(cls, need, space) else None
+        except Unfit as error:
+            part, why = None, f" ({error})"
+        if part is None or (need.densities and part.density.name not in need.densities):
+            raise Unfit(
+                f"{content} cannot be the {name} of {type(self).__name__}{why}: it needs {need.what}. "
+                f"These fit: {', '.join(fitting(need, space))}"
+            )
+        return part
 
     # --- what a user calls ----------------------------------------------------------------------
 
@@ -255,15 +257,16 @@ class System(Configured, nn.Module, ABC):
     @final
     @contextlib.contextmanager
     def turned(self, **dials: float) -> Iterator[None]:
-        """With the system's dials at these values, then back; ValueError for one that it does not have."""
+        """With the system's dials at these values, then back; OptionError for one that it does not have."""
         for name in dials:
             if name not in self.dials:
                 has = ", ".join(self.dials) or "none"
-                raise ValueError(f"{type(self).__name__} has no dial {name!r}; its dials: {has}")
-        before = {name: getattr(self, name) for name in dials}
+                raise OptionError(f"{type(self).__name__} has no dial {name!r}; its dials: {has}")
+        before, known = {name: getattr(self, name) for name in dials}, options_of(type(self))
         try:
             for name, value in dials.items():
-                setattr(self, name, type(before[name])(value))
+                value = type(before[name])(value)
+                setattr(self, name, known[name].check(value) if name in known else value)
             yield
         finally:
             for name, value in before.items():
