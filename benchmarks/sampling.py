@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from operator import attrgetter
 from typing import Any
 from unittest import mock
 
 import torch
 
 from benchmarks.common import RESULTS, machine, write_result
-from fivefold import catalog
+from fivefold import catalog, slot
 from fivefold.space import Space
 
 EVALUATED = 16  # dimensions, unless all of them
@@ -26,16 +27,16 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "sparse-transformer": {"layers": 8, "width": 64},
     "pixeliqn": {"layers": 8, "channels": 64},
     "pixelrnn": {"layers": 8, "channels": 64},
-    "vlae": {"layers": 8, "channels": 64},
+    "vlae": {"decoder": slot("gated-pixelcnn", layers=8, channels=64, kernel=1, first_kernel=3)},
 }
-PARTS = {"vlae": "decoder"}  # what is sampled dimension by dimension, where it is not the whole
+PARTS = {"vlae": "decoder.system"}  # what is sampled dimension by dimension, where it is not the whole
 
 
 def compare(name: str, space: Space, batch: int, whole: bool) -> dict[str, Any]:
     """Seconds of `batch` samples, incrementally and by full evaluation."""
     torch.manual_seed(0)
     whole_system = catalog.build(name, space, **NETWORKS[name])
-    system: Any = getattr(whole_system, PARTS[name]) if name in PARTS else whole_system
+    system: Any = attrgetter(PARTS[name])(whole_system) if name in PARTS else whole_system
     above = system.space.condition
     condition = None if above is None else torch.randn(batch, *above.shape)
     dims = space.dims if whole else EVALUATED

@@ -11,8 +11,9 @@ from fivefold.nets.colours import ColourMixture
 from fivefold.space import label_space
 from fivefold.system import Batch, Space, seeded
 from fivefold.training.fit import fit
-from fivefold.vae import vdvae
-from fivefold.vae.vdvae import VDVAE, _TopDown, gaussian_kl
+from fivefold.vae import _ladder
+from fivefold.vae._ladder import Gaussian, gaussian_kl
+from fivefold.vae.vdvae import VDVAE, _TopDown
 from tests.systems import Regression
 from tests.test_vae import everything
 
@@ -46,10 +47,10 @@ def test_the_divergence_is_warmed_up(progress, weight):
     system = build(EIGHT, warmup=0.4)
     x = torch.randint(4, (5, *EIGHT.shape))
     with seeded(2):
-        log_likelihood, kls = system.terms(x, None)
+        terms = system.terms(x, None)
     with seeded(2):
         (update,) = system.updates(Batch(x), progress)
-    expected = (weight * kls.sum(0) - log_likelihood).mean() / EIGHT.dims
+    expected = (weight * terms.divergence[:, 0].sum(0) - terms.log_likelihood[0]).mean() / EIGHT.dims
     torch.testing.assert_close(update.loss, expected)
 
 
@@ -98,21 +99,21 @@ def test_real_colours_integrate_to_one():
 def test_divergence_is_that_of_the_gaussians():
     a, b, c, d = torch.randn(4, 50)
     expected = kl_divergence(Normal(a, b.exp()), Normal(c, d.exp()))
-    assert torch.allclose(gaussian_kl(a, b, c, d), expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(gaussian_kl(Gaussian(a, b), Gaussian(c, d)), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_each_divergence_is_of_the_posterior_on_its_grid_from_the_prior(monkeypatch):
     system, seen, given, made, found = build(EIGHT), [], [], [], []
-    monkeypatch.setattr(vdvae, "gaussian_kl", lambda *parts: seen.append(parts) or gaussian_kl(*parts))
-    for block in system.blocks:
+    monkeypatch.setattr(_ladder, "gaussian_kl", lambda *laws: seen.append(laws) or gaussian_kl(*laws))
+    for block in system.rungs:
         block.posterior.register_forward_hook(lambda module, inputs, y: given.append(inputs[0]) or made.append(y))
     system.encoder.register_forward_hook(lambda module, inputs, y: found.extend(reversed(y)))
-    system.terms(torch.randint(4, (3, 1, 8, 8)), None)
-    assert len(seen) == len(system.blocks) == 3
-    for level, features, (mean, log_scale, *_), posterior in zip(system.levels, given, seen, made, strict=True):
+    _ = system.terms(torch.randint(4, (3, 1, 8, 8)), None).divergence
+    assert len(seen) == len(system.rungs) == 3
+    for level, features, (law, _), posterior in zip(system.levels, given, seen, made, strict=True):
         assert torch.equal(features[:, 8:], found[level])  # beside the stream
-        assert torch.equal(torch.cat([mean, log_scale], 1), posterior)
+        assert torch.equal(torch.cat([law.mean, law.log_scale], 1), posterior)
 
 
 @torch.no_grad()
@@ -143,10 +144,10 @@ def test_importance_weights_have_the_mean_of_the_density_and_their_logarithm_the
 
 def test_what_ends_a_block_shrinks_with_depth():
     few, many = (VDVAE(EIGHT, width=32, blocks=n) for n in (1, 46))  # 3 and 48 in all
-    for layer in (lambda s: s.blocks[-1].project, lambda s: s.blocks[-1].residual.layers[-1],
+    for layer in (lambda s: s.rungs[-1].project, lambda s: s.rungs[-1].residual.layers[-1],
                   lambda s: s.encoder.blocks[0].layers[-1]):  # fmt: skip
         assert (layer(few).weight.std() / layer(many).weight.std()).item() == pytest.approx(4, rel=0.2)
-    assert many.blocks[0].prior.layers[-1].weight.abs().max() == 0
+    assert many.rungs[0].prior.layers[-1].weight.abs().max() == 0
 
 
 def test_grids_are_enlarged_by_repetition():
@@ -154,9 +155,9 @@ def test_grids_are_enlarged_by_repetition():
     assert system.grids == [(1, 1), (4, 4), (8, 8)]
     h = torch.randn(1, 8, 4, 4)
     repeated = h.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert torch.equal(system._enlarge(h, 2, None), repeated)
+    assert torch.equal(system.enlarge(h, 2, None), repeated)
     system.starts[2].data.normal_()  # what is learnt of each position, 0 at first
-    assert torch.equal(system._enlarge(h, 2, None), repeated + system.starts[2])
+    assert torch.equal(system.enlarge(h, 2, None), repeated + system.starts[2])
 
 
 @torch.no_grad()
@@ -166,10 +167,13 @@ def test_a_block_draws_its_code_from_the_stream_and_adds_it():
     block, h, found, z = _TopDown(8, 4, 2, True, 3), *torch.randn(2, 2, 8, 5, 5), torch.randn(2, 2, 5, 5)
     torch.nn.init.normal_(block.prior.layers[-1].weight)
     mean, log_scale, more = block.prior(h).split([2, 2, 8], 1)
-    for ours, expected in zip(block.prior_of(h), (mean, log_scale, h + more), strict=True):
+    prior, onward = block.prior_of(h)
+    for ours, expected in zip((prior.mean, prior.log_scale, onward), (mean, log_scale, h + more), strict=True):
         assert torch.equal(ours, expected)
     both = block.posterior(torch.cat([h, found], 1)).chunk(2, 1)
-    assert all(torch.equal(ours, expected) for ours, expected in zip(block.posterior_of(h, found), both, strict=True))
+    law = block.posterior_of(h, found, prior)
+    assert torch.equal(law.mean, both[0])
+    assert torch.equal(law.log_scale, both[1])
     stream = h + block.project(z)
     assert torch.equal(block.merge(h, z), stream + block.residual(stream))
 
@@ -180,7 +184,7 @@ def test_every_grid_is_encoded_and_every_code_enters():
     images = x[:2].expand(2, 1, 8, 8).clone()
     levels = system.rate_distortion(images)
     with seeded(0):
-        _, kls = system.terms(images, None)
+        kls = system.terms(images, None).divergence[:, 0]
     assert torch.allclose(torch.stack([nats for nats, _ in levels]), kls)  # a block on each grid
     assert (kls > 1e-3).all()
     z = system._encode(images, None)
@@ -189,13 +193,13 @@ def test_every_grid_is_encoded_and_every_code_enters():
     for first, length in ((0, 2), (2, 32), (34, 128)):
         moved = z.clone()
         moved[:, first : first + length] += 5
-        maps = [system._descend(2, None, _given(system, code)) for code in (z, moved)]
+        maps = [system.descend(2, None, _given(system, code)) for code in (z, moved)]
         assert not torch.allclose(*maps)
 
 
 def _given(system, z):
     parts = z.split([2 * h * w for h, w in system.grids], 1)
-    return lambda number, h, mean, log_scale: parts[number].view_as(mean)
+    return lambda number, h, prior: parts[number].view_as(prior.mean)
 
 
 def test_counts_of_blocks():
@@ -213,16 +217,16 @@ def test_temperature_turns_the_priors_alone():
     system = build(EIGHT)
     seen = {}
     for temperature in (0.5, 1.0):
-        block, drawn = system.blocks[0], []
+        block, drawn = system.rungs[0], []
         hook = block.project.register_forward_pre_hook(lambda _, z, drawn=drawn: drawn.append(z[0]))
         system.sample(4000, seed=0, temperature=temperature, batch_size=4000)
         seen[temperature] = drawn[0]
         hook.remove()
-    h = system._enlarge(torch.zeros(1, 8, 1, 1), 0, None)
-    mean, log_scale, _ = system.blocks[0].prior_of(h)
+    h = system.enlarge(torch.zeros(1, 8, 1, 1), 0, None)
+    prior, _ = system.rungs[0].prior_of(h)
     for temperature, z in seen.items():
-        assert torch.allclose(z.mean(0), mean[0], atol=0.1 * log_scale.exp().max())
-        assert torch.allclose(z.std(0), temperature * log_scale[0].exp(), rtol=0.06)
+        assert torch.allclose(z.mean(0), prior.mean[0], atol=0.1 * prior.log_scale.exp().max())
+        assert torch.allclose(z.std(0), temperature * prior.log_scale[0].exp(), rtol=0.06)
     assert system.temperature == 1
 
 

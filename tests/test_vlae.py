@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from fivefold import slot
 from fivefold.data import load_data
 from fivefold.space import label_space
 from fivefold.system import Batch, Space, seeded
@@ -12,14 +13,16 @@ from fivefold.training.fit import fit
 from fivefold.vae.vlae import VLAE
 from tests.test_vae import everything
 
-SMALL = {"latent": 2, "width": 4, "depth": 1, "maps": 3, "channels": 6, "layers": 2, "hidden": 12, "window": 3}
+SMALL = {"latent": 2, "width": 4, "depth": 1, "maps": 3}
 TINY = Space("image", (1, 2, 2), levels=2)
 IMAGE = Space("image", (2, 7, 9), levels=3)
 
 
-def build(space: Space, **options) -> VLAE:
+def build(space: Space, window: int = 3, layers: int = 2, flow_steps: int = 2, **options) -> VLAE:
+    decoder = slot("gated-pixelcnn", channels=6, layers=layers, kernel=1, first_kernel=window, dropout=0.0)
+    prior = slot("autoregressive", layers=flow_steps, hidden=12)
     with seeded(0):
-        system = VLAE(space, **{**SMALL, **options})
+        system = VLAE(space, decoder=decoder, prior=prior, **{**SMALL, **options})
         with torch.no_grad():
             for parameter in system.parameters():  # away from their start, which is a special case
                 parameter.add_(0.15 * torch.randn_like(parameter))
@@ -38,7 +41,7 @@ def test_bounds_lie_below_the_density_by_quadrature_and_tighten():
     system, x = build(TINY), everything(TINY)
     z, log_prior = log_prior_on(system)
     assert log_prior.exp().sum().item() == pytest.approx(1, abs=2e-3)  # the flow's log-determinant counts
-    terms = torch.stack([system.likelihood(row.expand(len(z), *row.shape), z, None) for row in x])
+    terms = torch.stack([system.decoder.log_prob(row.expand(len(z), *row.shape), z, None) for row in x])
     truth = (terms.double() + log_prior).logsumexp(1)
     assert truth.exp().sum().item() == pytest.approx(1, abs=2e-3)
     with seeded(1):
@@ -59,7 +62,7 @@ def test_the_prior_is_an_autoregressive_flow():
     system = build(TINY)
     z, log_prior = log_prior_on(system)
     with seeded(2):
-        drawn, _ = system.prior.inverse(torch.randn(20000, 2), None)
+        drawn = system.prior._sample(20000, None)
     mean = (log_prior.exp()[:, None] * z).sum(0)
     spread = ((log_prior.exp()[:, None] * z.square()).sum(0) - mean**2).sqrt()
     assert torch.allclose(drawn.mean(0).double(), mean, atol=0.05)
@@ -68,13 +71,13 @@ def test_the_prior_is_an_autoregressive_flow():
     normal = Normal(0.0, 1.0).log_prob(codes).sum(1)
     assert (system.log_prior(codes, None) - normal).abs().max() > 0.1
     assert torch.allclose(build(TINY, flow_steps=0).log_prior(codes, None), normal, atol=1e-5)
-    seen, true = [], system.maps
-    system.maps = lambda z, condition: seen.append(z) or true(z, condition)
+    seen, true = [], system.decoder.seen
+    system.decoder.seen = lambda z, condition: seen.append(z) or true(z, condition)
     with seeded(0):
         system._sample(5, None)
     with seeded(0):
         noise = torch.randn(5, 2)
-    assert torch.allclose(seen[0], system.prior.inverse(noise, None)[0])  # what samples are decoded from
+    assert torch.allclose(seen[0], system.prior.flow.inverse(noise, None)[0])  # what samples are decoded from
     assert not torch.allclose(seen[0], noise, atol=0.1)
     of_maps = build(TINY, code_maps=2)
     assert of_maps.latent == 2
@@ -86,10 +89,10 @@ def test_the_prior_is_an_autoregressive_flow():
 def test_a_pixel_sees_its_window_alone_whatever_the_depth(window, layers):
     system = build(IMAGE, window=window, layers=layers)
     maps, x, reach = torch.randn(1, 3, 7, 9), torch.ones(1, 2, 7, 9, dtype=torch.long), window // 2
-    before = system.decoder.conditionals(x, maps).view(2, 7, 9, -1)
+    before = system.decoder.system.conditionals(x, maps).view(2, 7, 9, -1)
     moved = x.clone()
     moved[0, :, 3, 4] = 2
-    differ = (system.decoder.conditionals(moved, maps).view(2, 7, 9, -1) != before).any(-1).any(0)
+    differ = (system.decoder.system.conditionals(moved, maps).view(2, 7, 9, -1) != before).any(-1).any(0)
     sees = torch.zeros(7, 9, dtype=torch.bool)
     sees[4 : 4 + reach, 4 - reach : 5 + reach] = True  # the rows below
     sees[3, 4 : 5 + reach] = True  # the later colour of the pixel, and those to the right
@@ -100,13 +103,13 @@ def test_a_pixel_sees_its_window_alone_whatever_the_depth(window, layers):
 def test_the_code_reaches_every_pixel_and_sampling_is_incremental():
     system = build(IMAGE)
     z = torch.randn(3, 2)
-    maps, others = system.maps(z, None), system.maps(z + 2, None)
+    maps, others = system.decoder.seen(z, None), system.decoder.seen(z + 2, None)
     x = torch.ones(3, 2, 7, 9, dtype=torch.long)
-    first, second = (system.decoder.conditionals(x, m) for m in (maps, others))
+    first, second = (system.decoder.system.conditionals(x, m) for m in (maps, others))
     assert (first != second).any(-1).all()
     with seeded(0):
-        noise = system.decoder.head.noise(3)
-    fast, full = system.decoder._sample_from(noise, maps), system.decoder._sample_full_from(noise, maps)
+        noise = system.decoder.system.head.noise(3)
+    fast, full = (f(noise, maps) for f in (system.decoder.system._sample_from, system.decoder.system._sample_full_from))
     assert torch.equal(fast, full)
 
 
@@ -152,7 +155,7 @@ def test_every_space(space, code_maps):
         assert all(p.grad is not None for p in system.parameters())
         assert not torch.allclose(system.log_prob(data, 0), system.log_prob(data, 2))
     with system.turned(temperature=0.5):
-        assert system.decoder.head.temperature == 0.5
+        assert system.decoder.system.head.temperature == 0.5
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_two_micro_batches_move_the_codebook_as_the_whole_does():
     for batches in ([Batch(x)], [Batch(x[:8]), Batch(x[8:])]):
         with seeded(0):
             system = wild(VQVAE(TINY, **SMALL, revive=0.0))
-        book = system.autoencoder.codebook
+        book = system.autoencoder.book("codes")
         book.initialised.fill_(True)
         book.counts.fill_(1.0)
         before = book.sums.copy_(book.vectors).clone()
@@ -124,11 +124,11 @@ def assert_sampled_as(system, x, log_prob, n=8000):
 @torch.no_grad()
 def test_the_bound_is_one_term_of_the_sum_over_codes(space):
     system, x = wild(VQVAE(space, slots=2, halvings=1, **SMALL)), everything(space)
-    grid = system.prior.space.shape
+    grid = system.priors[0].space.shape
     codes = torch.tensor(list(itertools.product(range(3), repeat=grid[1] * grid[2]))).view(-1, *grid)
-    log_prior = system.prior._log_prob(codes, None)
+    log_prior = system.priors[0]._log_prob(codes, None)
     assert log_prior.exp().sum().item() == pytest.approx(1, abs=1e-5)
-    vectors = system._vectors(codes)
+    (vectors,) = system._vectors(codes)
     terms = torch.stack(
         [
             p + system.autoencoder.log_likelihood(x, v[None].expand(len(x), *v.shape))
@@ -139,7 +139,7 @@ def test_the_bound_is_one_term_of_the_sum_over_codes(space):
     assert exact.exp().sum().item() == pytest.approx(1, abs=1e-4)
     assert (bound < exact).all()
     assert_sampled_as(system, x, exact)
-    own = (codes.flatten(1)[:, None] == system._codes(x).flatten(1)).all(-1).float().argmax(0)
+    own = (codes.flatten(1)[:, None] == system._codes(x)[0].flatten(1)).all(-1).float().argmax(0)
     assert torch.allclose(bound.float(), terms[own, torch.arange(len(x))], atol=1e-5)
 
 
@@ -147,15 +147,15 @@ def test_stages_train_apart():
     system, batch = VQVAE(TINY, **SMALL), Batch(everything(TINY))
     assert step(system, [batch], 0.0) == [system.autoencoder]
     assert step(system, [batch], 0.49) == [system.autoencoder]
-    before = system.autoencoder.codebook.vectors.clone()
-    assert step(system, [batch], 0.5) == [system.prior]
-    assert torch.equal(before, system.autoencoder.codebook.vectors)
-    assert set(system.optimizers()) == {system.autoencoder, system.prior}
+    before = system.autoencoder.book("codes").vectors.clone()
+    assert step(system, [batch], 0.5) == [system.priors[0]]
+    assert torch.equal(before, system.autoencoder.book("codes").vectors)
+    assert set(system.optimizers()) == {system.autoencoder, system.priors[0]}
 
 
 def test_encoder_learns_from_decoder_and_commitment_but_not_the_codebook():
     system, batch = wild(VQVAE(TINY, **SMALL)), Batch(everything(TINY))
-    system.autoencoder.codebook.initialised.fill_(True)
+    system.autoencoder.book("codes").initialised.fill_(True)
 
     def gradient(commitment):
         system.commitment = commitment
@@ -166,7 +166,7 @@ def test_encoder_learns_from_decoder_and_commitment_but_not_the_codebook():
 
     assert gradient(0.0).abs().max() > 1e-4
     assert not torch.allclose(gradient(0.0), gradient(1.0))
-    assert not system.autoencoder.codebook.vectors.requires_grad
+    assert not system.autoencoder.book("codes").vectors.requires_grad
 
 
 SPACES = [
@@ -183,7 +183,7 @@ SPACES = [
 def test_every_space(space, options, grid):
     condition = 1 if space.condition else None
     system = wild(VQVAE(space, **{**SMALL, **options}))
-    assert system.prior.space.shape == grid
+    assert system.priors[0].space.shape == grid
     x = space.encode(system.sample(4, condition, seed=0))
     batch = Batch(x, None if condition is None else torch.ones(4, 1))
     for progress in (0.0, 0.1, 0.9):
@@ -201,11 +201,11 @@ def test_every_space(space, options, grid):
 def test_rate_is_what_the_codes_cost_and_temperature_the_priors():
     system, x = wild(VQVAE(TINY, **SMALL)), everything(TINY)
     ((nats, reconstruction),) = system.rate_distortion(x)
-    log_likelihood = system.autoencoder.log_likelihood(x, system._encode(x, None))
+    log_likelihood = system.autoencoder.log_likelihood(x, *system._vectors(*system._codes(x)))
     assert torch.allclose((log_likelihood - nats).double(), system.score_encoded(Batch(x)).log_prob, atol=1e-4)
     assert torch.equal(reconstruction, system._decode(system._encode(x, None), None))
     with system.turned(temperature=0.5):
-        assert system.prior.head.temperature == 0.5
+        assert system.priors[0].head.temperature == 0.5
     assert system.temperature == 1
 
 
@@ -218,7 +218,7 @@ def test_priors_without_an_exact_autoregressive_density_are_refused(prior):
 @torch.no_grad()
 def test_monitor_measures_the_use_of_the_codebook():
     system, batch = wild(VQVAE(TINY, **SMALL)), Batch(everything(TINY))
-    system.autoencoder.codebook.vectors[1:] = 1e3  # out of reach
+    system.autoencoder.book("codes").vectors[1:] = 1e3  # out of reach
     monitor = system.monitor(batch)
     assert monitor["codes_used"] == pytest.approx(1 / 3)
     assert monitor["code_perplexity"] == pytest.approx(1)
@@ -231,5 +231,5 @@ def test_same_seed_same_codebook():
             system = VQVAE(TINY, **SMALL)
             for progress in (0.0, 0.1):
                 step(system, [Batch(everything(TINY))], progress)
-        books.append(system.autoencoder.codebook.vectors)
+        books.append(system.autoencoder.book("codes").vectors)
     assert torch.equal(*books)

@@ -35,7 +35,7 @@ def test_the_bound_is_one_term_of_the_sum_over_both_levels():
     tops = torch.arange(width).view(-1, 1, 1, 1)
     bottoms = torch.tensor(list(itertools.product(range(width), repeat=4))).view(-1, 1, 2, 2)
     pairs = [(t.expand(len(bottoms), 1, 1, 1), bottoms) for t in tops]
-    log_priors = [torch.stack(system._log_priors(*pair, None)).sum(0) for pair in pairs]
+    log_priors = [torch.stack(system._log_priors(pair, None)).sum(0) for pair in pairs]
     assert torch.cat(log_priors).exp().sum().item() == pytest.approx(1, abs=1e-5)
     terms = []
     for (top, bottom), log_prior in zip(pairs, log_priors, strict=True):
@@ -58,7 +58,8 @@ def test_the_lower_level_is_conditioned_on_the_upper():
     x = torch.randint(3, (6, 1, 8, 8))
     upper, lower = system._codes(x)
     other = (upper + 1) % 3
-    assert not torch.allclose(system._log_priors(upper, lower, None)[1], system._log_priors(other, lower, None)[1])
+    given, swapped = (system._log_priors([top, lower], None)[1] for top in (upper, other))
+    assert not torch.allclose(given, swapped)
     both = system.autoencoder.decode(*system._vectors(upper, lower))
     for codes in ((other, lower), (upper, (lower + 1) % 3)):
         assert not torch.allclose(both, system.autoencoder.decode(*system._vectors(*codes)))
@@ -83,9 +84,9 @@ def test_stages_train_apart():
     assert step(system, [batch], 0.3) == [system.autoencoder]
     assert all(not torch.equal(a, b.vectors) for a, b in zip(books, system.autoencoder.books.values(), strict=True))
     books = [book.vectors.clone() for book in system.autoencoder.books.values()]
-    assert step(system, [batch], 0.4) == [system.upper, system.lower]
+    assert step(system, [batch], 0.4) == list(system.priors)
     assert all(torch.equal(a, b.vectors) for a, b in zip(books, system.autoencoder.books.values(), strict=True))
-    assert set(system.optimizers()) == {system.autoencoder, system.upper, system.lower}
+    assert set(system.optimizers()) == {system.autoencoder, *system.priors}
 
 
 def test_commitment_and_straight_through_reach_both_encoders():
@@ -127,14 +128,14 @@ def test_samples_reconstructions_and_levels(prior, space):
     assert len(system.interpolate(data[:1], data[1:2], 3, given)) == 3
     assert 0 < system.monitor(Batch(x, condition))["upper_codes_used"] <= 1
     if given is not None:
-        first, second = (system._log_priors(*system._codes(x), torch.full((4, 1), float(c))) for c in (0, 2))
+        first, second = (system._log_priors(system._codes(x), torch.full((4, 1), float(c))) for c in (0, 2))
         assert all(not torch.allclose(a, b) for a, b in zip(first, second, strict=True))  # both levels know the label
 
 
 def test_temperature_is_both_priors():
     system = build(TINY)
     with system.turned(temperature=0.5):
-        assert system.upper.head.temperature == system.lower.head.temperature == 0.5
+        assert [prior.head.temperature for prior in system.priors] == [0.5, 0.5]
     assert system.temperature == 1
     with pytest.raises(Unfit, match="made"):
         VQVAE2(TINY, prior="vae")

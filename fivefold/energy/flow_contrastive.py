@@ -14,7 +14,7 @@ from fivefold.system import Batch, Density, LatentSystem, Space, Update
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.games import logistic_discriminator
 from fivefold.tools.scaling import dequantise, dequantised_log_prob, log_mean_exp
-from fivefold.vae.vq_vae import second_stage
+from fivefold.tools.schedule import second_stage
 
 NETS = {"image": ConvEnergy, "table": MLPEnergy}
 DRAWS = 2000  # of the flow, to estimate the energy's normaliser ...

@@ -15,8 +15,8 @@ from fivefold.system import Batch, Density, Space, System, Update
 from fivefold.tools.games import duplicate_rate
 from fivefold.tools.mcmc import energy_gradient, sgld
 from fivefold.tools.scaling import centre, uncentre
+from fivefold.tools.schedule import second_stage
 from fivefold.vae.vdvae import VDVAE
-from fivefold.vae.vq_vae import second_stage
 
 FAR = 8.0  # no normal noise is; a replayed chain that came so far goes on without end, where steps are too long
 
@@ -161,7 +161,8 @@ class VAEBM(System):
         """
         rate = lr * self.energy_rate
         energy = torch.optim.Adam(self.energy.parameters(), rate, (beta1, 0.999), fused=True)
-        return {**self.vae.optimizers(lr, weight_decay), self.energy: energy}
+        self.vae.lr, self.vae.weight_decay = lr, weight_decay
+        return {**self.vae.optimizers(), self.energy: energy}
 
     def learning_rate(self, progress: float) -> float:
         """Each stage by its own clock: the VAE's schedule, then constant with a fall over the last half."""

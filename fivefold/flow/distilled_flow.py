@@ -21,7 +21,7 @@ from fivefold.space import Batch, Column, Space
 from fivefold.system import Density, LatentSystem, System, Update
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.scaling import dequantise
-from fivefold.vae.vq_vae import second_stage
+from fivefold.tools.schedule import second_stage
 
 CONDITION_WIDTH = 32
 

@@ -19,3 +19,8 @@ def warm_cosine(progress: float, warmup: float = 0.01, level: float = 0.0, floor
     rise = min(1.0, FIRST + (1 - FIRST) * progress / warmup) if warmup else 1.0
     fall = (progress - level) / (1 - level) if progress > level else 0.0
     return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall)))
+
+
+def second_stage(progress: float, first: float) -> float:
+    """Progress within the second stage, `first` being the share of the first."""
+    return (progress - first) / max(1 - first, 1e-9)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,24 +12,19 @@ from torch.nn import functional as F
 from fivefold.nets.coders import zero
 from fivefold.nets.colours import ColourMixture
 from fivefold.nets.condition import ConditionEmbedding, with_maps
-from fivefold.space import Batch, Space
-from fivefold.system import Density, LatentSystem, Update
-from fivefold.tools.distributions import gaussian_log_prob
-from fivefold.tools.scaling import centre, log_mean_exp
+from fivefold.options import option
+from fivefold.space import Space
+from fivefold.system import Density
+from fivefold.tools.scaling import centre
 from fivefold.tools.schedule import warm_cosine
-from fivefold.vae.vae import kl_to_standard_normal
+from fivefold.vae._ladder import Gaussian, LadderSystem, grids_of
 
 CONDITION_WIDTH = 32
-COARSE = 4  # sides up to which a grid is not halved but followed by one of a single position
 FLAT = 2  # sides up to which convolutions see one position only
 MOST_BIASED = 64  # sides up to which a grid has a learnt start at each position
-MOST_NUMBERS = 2**22  # features of full size held at once when scoring
-
-Choose = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-Posterior = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
-class VDVAE(LatentSystem):
+class VDVAE(LadderSystem):
     """Very deep variational autoencoder (survey 3.1.1; Child, 2021).
 
     A hierarchy of Gaussian codes as deep as the decoder: on grids from one position up to full size, each of many
@@ -42,29 +35,11 @@ class VDVAE(LatentSystem):
 
     The loss is the evidence lower bound with every divergence in closed form, in nats per dimension; `log_prob` is
     importance-weighted, at least as tight. `temperature` scales the deviation of every prior that is sampled.
-
-    Args:
-        space: what one example is.
-        width: channels of the residual stream.
-        bottleneck: share of them in the middle of a block.
-        latent: channels of each code.
-        blocks: top-down and bottom-up blocks on each grid, but one on the largest, where they cost the most, and at
-            the single position; where the next two do not say.
-        encoder_blocks: bottom-up blocks on each grid, largest first: 12,7,7,4,3.
-        decoder_blocks: top-down blocks on each grid, smallest first: 1,3,6,11,22.
-        mixtures: components of the mixture of logistics.
-        warmup: share of the budget over which the weight of the divergence rises to 1, so that codes are used early;
-            the paper does without.
-        temperature: of the codes that are sampled; 1 is the model's own.
-        score_samples: of all codes for each example in the importance-weighted bound.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND}
-    free_form: ClassVar[bool] = True
-    sampling: ClassVar[str] = "direct"
-    dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.6, 0.8, 0.9, 1.0)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 8e-3, "batch_size": 32, "ema": 0.998, "clip": 200.0, "skip": 400.0},
+        "default": {"batch_size": 32, "ema": 0.998, "clip": 200.0, "skip": 400.0},
         "cifar10": {
             "width": 384, "bottleneck": 0.25, "latent": 16,
             "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22",
@@ -93,219 +68,62 @@ class VDVAE(LatentSystem):
         "ffhq256": (115e6, "Child 2021, table 1 and the authors' released model"),
     }
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        width: int = 32,
-        bottleneck: float = 0.5,
-        latent: int = 8,
-        blocks: int = 2,
-        encoder_blocks: str = "",
-        decoder_blocks: str = "",
-        mixtures: int = 10,
-        warmup: float = 0.0,
-        temperature: float = 1.0,
-        score_samples: int = 16,
-    ) -> None:
-        super().__init__(space)
-        self.warmup, self.temperature, self.score_samples = warmup, temperature, score_samples
-        self.grids = _grids(*space.shape[1:])
-        counts = [blocks] * len(self.grids)
+    head: ColourMixture
+
+    lr = 8e-3
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.9)  # the paper's
+    width: int = option(32, "channels of the residual stream", least=1, tune=(16, 128), log=True)
+    bottleneck: float = option(0.5, "share of them in the middle of a block", above=0, most=1)
+    latent: int = option(8, "channels of each code", least=1, tune=(4, 32), log=True)
+    blocks: int = option(
+        2, "top-down and bottom-up blocks on each grid, but one on the largest, where they cost the most, and at the "
+        "single position; where the next two do not say", least=1, tune=(1, 4),
+    )  # fmt: skip
+    encoder_blocks: str = option("", "bottom-up blocks on each grid, largest first: 12,7,7,4,3")
+    decoder_blocks: str = option("", "top-down blocks on each grid, smallest first: 1,3,6,11,22")
+    mixtures: int = option(10, "components of the mixture of logistics", least=1, tune=(3, 10))
+
+    def build(self) -> None:
+        width, self.grids = self.width, grids_of(*self.space.shape[1:])
+        counts = [self.arguments["blocks"]] * len(self.grids)
         counts[0] = counts[-1] = 1
-        up = _counts("encoder_blocks", encoder_blocks, counts)
-        down = _counts("decoder_blocks", decoder_blocks, counts[::-1])
-        middle = max(1, int(width * bottleneck))
-        self.embed = ConditionEmbedding(space.condition, CONDITION_WIDTH)
-        self.head = ColourMixture(space, mixtures)
-        self.encoder = _BottomUp(space, self.embed.width, width, middle, self.grids, up)
-        self.grids = self.grids[::-1]  # from here on smallest first
-        self.context = nn.ModuleList(nn.Linear(self.embed.width, width) for _ in self.grids if space.condition)
+        up = _counts("encoder_blocks", self.encoder_blocks, counts)
+        down = _counts("decoder_blocks", self.decoder_blocks, counts)
+        middle = max(1, int(width * self.bottleneck))
+        self.embed = ConditionEmbedding(self.space.condition, CONDITION_WIDTH)
+        self.head = ColourMixture(self.space, self.mixtures)
+        self.encoder = _BottomUp(self.space, self.embed.width, width, middle, self.grids[::-1], up)
+        self.context = nn.ModuleList(nn.Linear(self.embed.width, width) for _ in self.grids if self.space.condition)
         self.starts = nn.ParameterList(
             nn.Parameter(torch.zeros(width, *grid)) for grid in self.grids if max(grid) <= MOST_BIASED
         )
         self.levels = [level for level, count in enumerate(down) for _ in range(count)]  # of every block
-        self.blocks = nn.ModuleList(
-            _TopDown(width, middle, latent, max(self.grids[level]) > FLAT, len(self.levels)) for level in self.levels
+        self.rungs = nn.ModuleList(
+            _TopDown(width, middle, self.latent, max(self.grids[level]) > FLAT, len(self.levels))
+            for level in self.levels
         )
         self.gain, self.bias = nn.Parameter(torch.ones(width, 1, 1)), nn.Parameter(torch.zeros(width, 1, 1))
         self.last = zero(nn.Conv2d(width, self.head.width, 1))
 
-    @property
-    def density_note(self) -> str:  # type: ignore[override]
-        return f"{self.score_samples} samples"
+    def features(self, x: Tensor, condition: Tensor | None) -> list[Tensor]:
+        return self.encoder(with_maps(centre(x, self.space), self.embed(condition)))[::-1]
 
-    # --- one way down, whoever chooses the codes -------------------------------------------------
+    def start(self, n: int) -> Tensor:
+        return self.gain.new_zeros(n, len(self.gain), 1, 1)
 
-    def _descend(self, n: int, condition: Tensor | None, choose: Choose) -> Tensor:
-        """Parameters of the likelihood; `choose` gives each block's code `(n, latent, h, w)`.
-
-        It is given the number of the block, the stream and the prior's mean and log-scale.
-        """
-        embedding, h = self.embed(condition), self.gain.new_zeros(n, len(self.gain), 1, 1)
-        level = -1
-        for number, block in enumerate(self._blocks):
-            if self.levels[number] != level:
-                level = self.levels[number]
-                h = self._enlarge(h, level, embedding)
-            mean, log_scale, onward = block.prior_of(h)
-            h = block.merge(onward, choose(number, h, mean, log_scale))
-        return self.last(h * self.gain + self.bias)
-
-    def _enlarge(self, h: Tensor, level: int, embedding: Tensor | None) -> Tensor:
-        """The stream on the next grid: repeated (nearest neighbours), plus what is learnt of each position."""
+    def enlarge(self, h: Tensor, level: int, embedding: Tensor | None) -> Tensor:
+        """Repeated (nearest neighbours), plus what is learnt of each position."""
         h = F.interpolate(h, self.grids[level], mode="nearest")
         if level < len(self.starts):
             h = h + self.starts[level]
         return h if embedding is None else h + self.context[level](embedding)[:, :, None, None]
 
-    @property
-    def _blocks(self) -> list[_TopDown]:
-        return list(self.blocks)  # type: ignore[arg-type]
-
-    def posteriors(self, x: Tensor, condition: Tensor | None) -> Posterior:
-        """The encoder's work done once: a function of a block's number and its stream to mean and log-scale."""
-        found = self.encoder(with_maps(centre(x, self.space), self.embed(condition)))[::-1]
-
-        def posterior(number: int, h: Tensor) -> tuple[Tensor, Tensor]:
-            at = found[self.levels[number]]
-            return self._blocks[number].posterior_of(h, at.repeat(len(h) // len(at), 1, 1, 1))
-
-        return posterior
-
-    def terms(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """With one draw of each code: ln p(x|z) `(B,)` and the divergence of each block `(blocks, B)`, in nats."""
-        posterior, kls = self.posteriors(x, condition), []
-
-        def choose(number: int, h: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-            q_mean, q_log_scale = posterior(number, h)
-            kls.append(gaussian_kl(q_mean, q_log_scale, mean, log_scale).flatten(1).sum(1))
-            return _draw(q_mean, q_log_scale)
-
-        maps = self._descend(len(x), condition, choose)
-        return self.head.log_prob(maps, x), torch.stack(kls)
-
-    def elbo(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The evidence lower bound of encoded examples, with one draw of each code: nats `(B,)`."""
-        log_likelihood, kls = self.terms(x, condition)
-        return log_likelihood - kls.sum(0)
-
-    # --- training -------------------------------------------------------------------------------
-
-    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
-        log_likelihood, kls = self.terms(*batch)
-        weight = min(1.0, progress / self.warmup) if self.warmup else 1.0
-        loss = (weight * kls.sum(0) - log_likelihood).mean() / self.space.dims  # thresholds are of this scale
-        yield Update(self, loss, {"kl": kls.sum(0).mean()})
-
-    def optimizers(self, lr: float = 1e-3, weight_decay: float = 0.01) -> dict[nn.Module, torch.optim.Optimizer]:
-        """AdamW with the paper's moments.
-
-        Args:
-            lr: learning rate.
-            weight_decay: decoupled from the gradient; it is multiplied by the learning rate.
-        """
-        params = self.parameters()
-        return {self: torch.optim.AdamW(params, lr, (0.9, 0.9), weight_decay=weight_decay, fused=True)}
+    def finish(self, h: Tensor) -> Tensor:
+        return self.last(h * self.gain + self.bias)
 
     def learning_rate(self, progress: float) -> float:
         """Warmed up over a hundredth of the budget, constant for half of it, then down along a cosine."""
         return warm_cosine(progress, level=0.5)
-
-    # --- density, samples, codes ----------------------------------------------------------------
-
-    def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """ln of the mean over `score_samples` of p(x, z) / q(z|x), and its standard error; the encoder runs once."""
-        posterior = self.posteriors(x, condition)
-        size = max(1, MOST_NUMBERS // (len(x) * len(self.gain) * math.prod(self.grids[-1])))
-        counts = [min(size, self.score_samples - i) for i in range(0, self.score_samples, size)]
-        return log_mean_exp(torch.cat([self._log_weights(k, x, condition, posterior) for k in counts]))
-
-    def _log_weights(self, k: int, x: Tensor, condition: Tensor | None, posterior: Posterior) -> Tensor:
-        """ln p(x, z) / q(z|x) `(k, B)` for k draws of all codes."""
-        ratios = []
-
-        def choose(number: int, h: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-            q_mean, q_log_scale = posterior(number, h)
-            z = _draw(q_mean, q_log_scale)
-            ratio = gaussian_log_prob(z, mean, log_scale) - gaussian_log_prob(z, q_mean, q_log_scale)
-            ratios.append(ratio.flatten(1).sum(1))
-            return z
-
-        x, condition = x.repeat(k, 1, 1, 1), None if condition is None else condition.repeat(k, 1)
-        maps = self._descend(len(x), condition, choose)
-        return (self.head.log_prob(maps, x) + torch.stack(ratios).sum(0)).view(k, -1)
-
-    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        def choose(number: int, h: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-            return mean + self.temperature * log_scale.exp() * torch.randn_like(mean)
-
-        return self.head.sample(self._descend(n, condition, choose))
-
-    def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """The posterior's mean of every code, one after another: `(B, codes)`."""
-        posterior, codes = self.posteriors(x, condition), list[Tensor]()
-
-        def choose(number: int, h: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-            codes.append(posterior(number, h)[0])
-            return codes[-1]
-
-        self._descend(len(x), condition, choose)
-        return torch.cat([code.flatten(1) for code in codes], 1)
-
-    def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
-        codes = self._split(z)
-        return self.head.mode(self._descend(len(z), condition, lambda i, *_: codes[i]))
-
-    @property
-    def code_shapes(self) -> list[tuple[int, int, int]]:
-        """Of each block's code."""
-        return [(self._blocks[0].latent, *self.grids[level]) for level in self.levels]
-
-    def _split(self, z: Tensor) -> list[Tensor]:
-        """The codes of each block, which lie one after another in `z` `(B, codes)`."""
-        shapes = self.code_shapes
-        parts = z.split([math.prod(shape) for shape in shapes], 1)
-        return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    def generate(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        """Parameters of the likelihood of codes that are the prior's means plus deviations times `noise` `(B, codes)`.
-
-        Standard normal noise gives draws from the prior; it can be differentiated.
-        """
-        parts = self._split(noise)
-        return self._descend(len(noise), condition, lambda i, h, mean, log_scale: mean + log_scale.exp() * parts[i])
-
-    def _rate_distortion(self, x: Tensor, condition: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """Of each grid, smallest first; the codes below are the prior's means."""
-        nats, posterior = self._nats_of_grids(self.terms(x, condition)[1]), self.posteriors(x, condition)
-
-        def upto(deepest: int) -> Tensor:
-            def choose(number: int, h: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-                return posterior(number, h)[0] if self.levels[number] <= deepest else mean
-
-            return self.head.mode(self._descend(len(x), condition, choose))
-
-        return [(nats[level], upto(level)) for level in range(len(self.grids))]
-
-    def _nats_of_grids(self, kls: Tensor) -> Tensor:
-        """`(grids, B)` of the blocks' `(blocks, B)`."""
-        index = torch.tensor(self.levels, device=kls.device)
-        return kls.new_zeros(len(self.grids), kls.shape[1]).index_add_(0, index, kls)
-
-    def monitor(self, batch: Batch) -> dict[str, float]:
-        """Against unused codes: the divergence on each grid; and the evidence lower bound."""
-        log_likelihood, kls = self.terms(*batch)
-        by_grid = self._nats_of_grids(kls).mean(1)
-        return {
-            "elbo": (log_likelihood - kls.sum(0)).mean().item() + self.space.log_det,
-            "kl": by_grid.sum().item(),
-            "least_block": kls.mean(1).min().item(),
-            **{f"kl_{h}x{w}": nats.item() for (h, w), nats in zip(self.grids, by_grid, strict=True)},
-        }
-
-    def networks(self) -> list[nn.Module]:
-        return [self.encoder]
 
 
 class _Residual(nn.Module):
@@ -379,24 +197,16 @@ class _TopDown(nn.Module):
         self.residual = _Residual(width, middle, width, spatial)
         shrink(self.residual.layers[-1], depth)  # type: ignore[arg-type]
 
-    def prior_of(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and log-scale of p(z|h) `(B, latent, h, w)`, and the stream with what the prior adds to it."""
+    def prior_of(self, h: Tensor) -> tuple[Gaussian, Tensor]:
         mean, log_scale, more = self.prior(h).split([self.latent, self.latent, h.shape[1]], 1)
-        return mean.float(), log_scale.float(), h + more
+        return Gaussian(mean.float(), log_scale.float()), h + more
 
-    def posterior_of(self, h: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-scale of q(z|h, x), of what the encoder found on this grid."""
-        mean, log_scale = self.posterior(torch.cat([h, found], 1)).float().chunk(2, 1)
-        return mean, log_scale
+    def posterior_of(self, h: Tensor, found: Tensor, prior: Gaussian) -> Gaussian:
+        return Gaussian(*self.posterior(torch.cat([h, found], 1)).float().chunk(2, 1))
 
     def merge(self, h: Tensor, z: Tensor) -> Tensor:
         h = h + self.project(z)
         return h + self.residual(h)
-
-
-def gaussian_kl(mean: Tensor, log_scale: Tensor, prior_mean: Tensor, prior_log_scale: Tensor) -> Tensor:
-    """KL(N(mean, scale^2) || N(prior_mean, prior_scale^2)) elementwise, in nats: that to N(0, 1) in its units."""
-    return kl_to_standard_normal((mean - prior_mean) * torch.exp(-prior_log_scale), log_scale - prior_log_scale)
 
 
 def shrink(layer: nn.Conv2d, depth: int) -> nn.Conv2d:
@@ -404,18 +214,6 @@ def shrink(layer: nn.Conv2d, depth: int) -> nn.Conv2d:
     with torch.no_grad():
         layer.weight.mul_(depth**-0.5)
     return layer
-
-
-def _draw(mean: Tensor, log_scale: Tensor) -> Tensor:
-    return mean + log_scale.exp() * torch.randn_like(mean)
-
-
-def _grids(height: int, width: int) -> list[tuple[int, int]]:
-    """Halved, rounding up, until neither side exceeds 4, then one position."""
-    grids = [(height, width)]
-    while max(grids[-1]) > COARSE:
-        grids.append((-(-grids[-1][0] // 2), -(-grids[-1][1] // 2)))
-    return grids if grids[-1] == (1, 1) else [*grids, (1, 1)]
 
 
 def _counts(name: str, text: str, default: list[int]) -> list[int]:

@@ -1,0 +1,185 @@
+"""The evidence lower bound: its terms, what training makes of them, and the tighter bound by importance weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.options import option
+from fivefold.space import Batch
+from fivefold.system import LatentSystem, System, Update
+from fivefold.tools.scaling import log_mean_exp
+
+MOST_NUMBERS = 2**22  # outputs of the decoder held at once when scoring
+
+Lazy = Callable[[], Tensor]
+
+
+class Terms:
+    """The terms of the bound of K draws of z for each of B examples, in nats; each is computed when it is asked for.
+
+    Args:
+        log_likelihood: ln p(x|z) `(K, B)`.
+        log_prior: gives ln p(z) `(K, B)`.
+        log_posterior: gives ln q(z|x) `(K, B)`.
+        divergence: gives KL(q(z|x) || p(z)) in closed form, of each part of z apart, `(parts, K or 1, B)`; None where
+            there is no such form.
+        log_ratio: gives ln p(z) - ln q(z|x) `(K, B)`, where it can be had without the digits that subtracting costs.
+    """
+
+    def __init__(
+        self,
+        log_likelihood: Tensor,
+        log_prior: Lazy,
+        log_posterior: Lazy,
+        divergence: Lazy | None = None,
+        log_ratio: Lazy | None = None,
+    ) -> None:
+        self.log_likelihood = log_likelihood
+        self._log_prior, self._log_posterior = log_prior, log_posterior
+        self._divergence, self._log_ratio = divergence, log_ratio
+
+    @cached_property
+    def log_prior(self) -> Tensor:
+        return self._log_prior()
+
+    @cached_property
+    def log_posterior(self) -> Tensor:
+        return self._log_posterior()
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        return self.log_prior - self.log_posterior if self._log_ratio is None else self._log_ratio()
+
+    @cached_property
+    def divergence(self) -> Tensor | None:
+        return None if self._divergence is None else self._divergence()
+
+    @cached_property
+    def rate(self) -> Tensor:
+        """What z costs, `(B,)`: the divergence in closed form where there is one, else by the draws."""
+        if self.divergence is not None:
+            return self.divergence.sum(0).mean(0)
+        return -self.log_ratio.mean(0)
+
+    @property
+    def elbo(self) -> Tensor:
+        """The evidence lower bound (survey Eq. 12), `(B,)`."""
+        return self.log_likelihood.mean(0) - self.rate
+
+    @property
+    def log_weights(self) -> Tensor:
+        """ln p(x, z) / q(z|x) of each draw, `(K, B)`."""
+        return self.log_likelihood + self.log_ratio
+
+
+def elbo(terms: Terms, weight: float) -> Tensor:
+    """Minus the evidence lower bound (survey Eq. 12), what z costs weighted."""
+    return weight * terms.rate.mean() - terms.log_likelihood.mean()
+
+
+def iwae(terms: Terms, weight: float) -> Tensor:
+    """Minus the bound of K draws, ln of the mean of their importance weights (Burda et al., 2016)."""
+    return -log_mean_exp(terms.log_likelihood + weight * terms.log_ratio)[0].mean()
+
+
+OBJECTIVES: dict[str, Callable[[Terms, float], Tensor]] = {"elbo": elbo, "iwae": iwae}
+
+
+class VariationalSystem(LatentSystem):
+    """A system that is trained through a bound on ln p(x), and scored by the tighter one of importance weights.
+
+    Subclasses write `bound`: the terms for any number of draws, the encoder's work being done once.
+    """
+
+    lr = 2e-3
+    objective: str = option("elbo", "what is made of the terms of the bound", choices=tuple(OBJECTIVES))
+    draws: int = option(1, "of z for each example of a training step", least=1, tune=(1, 16), log=True)
+    warmup: float = option(
+        0.1, "share of the budget over which the weight of the divergence rises from 0 to 1", least=0, most=1,
+        tune=(0.0, 0.5),
+    )  # fmt: skip
+    free_bits: float | None = option(
+        None, "nats for each dimension of x that z may cost for nothing, on average over a batch; unless given 0, or "
+        "0.05 where the decoder is a system, which could do without z", least=0, tune=(0.0, 0.2),
+    )  # fmt: skip
+    score_samples: int = option(64, "of z for each example in the importance-weighted bound", least=1)
+    weight_decay: float = option(
+        1e-2, "decoupled from the gradient; multiplied by the learning rate", least=0, section="optimizers"
+    )
+
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # of AdamW
+
+    @abstractmethod
+    def bound(self, x: Tensor, condition: Tensor | None) -> Callable[[int], Terms]:
+        """Of encoded examples: a function of the number of draws of z, which gives their terms."""
+
+    @property
+    @abstractmethod
+    def numbers(self) -> int:
+        """How many the decoder holds at once for one draw of z."""
+
+    @property
+    def loss_scale(self) -> float:
+        """Of the loss in nats."""
+        return 1.0
+
+    @property
+    def density_note(self) -> str:  # type: ignore[override]
+        return f"{self.score_samples} samples"
+
+    def terms(self, x: Tensor, condition: Tensor | None = None, draws: int = 1) -> Terms:
+        """The terms of the bound of encoded examples."""
+        return self.bound(x, condition)(draws)
+
+    def elbo(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The evidence lower bound (Eq. 12) of encoded examples, with one draw of z each: nats `(B,)`."""
+        return self.terms(x, condition).elbo
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        terms = self.terms(*batch, self.draws)
+        weight = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        loss, rate = OBJECTIVES[self.objective](terms, weight), terms.rate.mean()
+        if self.free_bits:  # a rate below it does not lower the loss
+            loss = loss + weight * (self.free_bits * self.space.dims - rate).clamp(min=0)
+        yield Update(self, self.loss_scale * loss, {"kl": rate})
+
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:  # type: ignore[override]
+        """AdamW; the systems in slots have their own learning rates and weight decays."""
+        parts = [part for part in self.modules() if isinstance(part, System) and part is not self]
+        theirs = {id(parameter) for part in parts for parameter in part.parameters()}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in theirs]}]
+        groups += [
+            {"params": list(part.parameters()), "lr": part.lr, "weight_decay": getattr(part, "weight_decay", 0.0)}
+            for part in parts
+        ]
+        return {self: torch.optim.AdamW(groups, self.lr, self.betas, weight_decay=self.weight_decay, fused=True)}
+
+    def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """ln of the mean over `score_samples` of p(x, z) / q(z|x), and its standard error.
+
+        The encoder runs once; the decoder on many z at once, as memory allows.
+        """
+        bound, size = self.bound(x, condition), max(1, MOST_NUMBERS // (len(x) * self.numbers))
+        counts = [min(size, self.score_samples - i) for i in range(0, self.score_samples, size)]
+        return log_mean_exp(torch.cat([bound(k).log_weights for k in counts]))
+
+
+def repeat(x: Tensor, k: int) -> Tensor:
+    """`(B, ...)` k times over: `(k * B, ...)`."""
+    return x.expand(k, *x.shape).flatten(0, 1)
+
+
+def repeat_condition(condition: Tensor | None, k: int) -> Tensor | None:
+    """As `repeat`, of a condition or None."""
+    return None if condition is None else repeat(condition, k)
+
+
+def kl_to_standard_normal(mean: Tensor, log_scale: Tensor) -> Tensor:
+    """KL(N(mean, scale^2) || N(0, 1)) elementwise, in nats (survey Eq. 13)."""
+    return 0.5 * (mean**2 + (2 * log_scale).exp() - 1) - log_scale
