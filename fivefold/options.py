@@ -210,6 +210,18 @@ def option(
     return Option(default, help, least, most, above, below, tuple(choices), tune, log, section, needs)
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """The value of an option that a leaf no longer leaves open."""
+
+    value: Any
+
+
+def fixed(value: Any) -> Any:
+    """Fix what a base declares as an option: `steps = fixed(0)`. It stays an attribute and cannot be given any more."""
+    return Fixed(value)
+
+
 # --- what declares ----------------------------------------------------------------------------------
 
 
@@ -230,8 +242,10 @@ class Configured:
             for name, value in vars(cls).items()
             if isinstance(value, Option) or (name in inherited and not hasattr(value, "__get__"))
         }
-        for name in own:
+        for name, value in own.items():
             delattr(cls, name)
+            if isinstance(value, Fixed):
+                setattr(cls, name, value.value)
         cls._declared = own
 
     def configure(self, given: Mapping[str, Any]) -> None:
@@ -255,6 +269,8 @@ def options_of(cls: Any) -> dict[str, Option]:
             if isinstance(value, Option):
                 kind = _annotation(base, name) or type(value.default)
                 found[name] = replace(value, name=name, type=kind)
+            elif isinstance(value, Fixed):
+                del found[name]
             else:
                 changed = slot_of(value) if found[name].needs is not None else value
                 found[name] = replace(found[name], default=changed)

@@ -86,8 +86,6 @@ class System(Configured, nn.Module, ABC):
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {}
 
-    density_note = ""  # how it is computed, for people: "64 samples"
-
     lr: float = option(1e-3, "learning rate at its highest", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers")
 
     def __init__(self, space: Space, **options: Any) -> None:
@@ -107,6 +105,11 @@ class System(Configured, nn.Module, ABC):
         """The kind of density on a space, None where it does not fit."""
         return cls.densities.get(space.kind)
 
+    @property
+    def density_note(self) -> str:
+        """How the density is computed, for people: "64 samples"."""
+        return ""
+
     # --- what a system writes -------------------------------------------------------------------
 
     def build(self) -> None:
@@ -124,13 +127,9 @@ class System(Configured, nn.Module, ABC):
         """
         yield Update(self, self.loss(batch))
 
-    def optimizers(self, lr: float = 0.0) -> dict[nn.Module, torch.optim.Optimizer]:
-        """An optimiser for every player.
-
-        Args:
-            lr: learning rate, until every system declares it.
-        """
-        return {self: torch.optim.Adam(self.parameters(), lr or self.lr, fused=True)}
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """An optimiser for every player."""
+        return {self: torch.optim.Adam(self.parameters(), self.lr, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
         """Factor on every learning rate at `progress`; constant unless a system says otherwise."""

@@ -11,7 +11,7 @@ from fivefold.machine import keep_freed_memory
 PROGRAM = """
 import ctypes
 import resource
-from fivefold.allocator import keep_freed_memory
+from fivefold.machine import keep_freed_memory
 
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

@@ -18,6 +18,7 @@ import fivefold
 from fivefold import Density, Space, catalog
 from fivefold.errors import Stopped, Unfit, Untrusted
 from fivefold.evaluation.features import fit_features
+from fivefold.options import presets_of
 from fivefold.space import Batch, Column, label_space
 from fivefold.tools.baselines import IndependentDims
 from fivefold.tools.metrics import frechet_distance
@@ -272,7 +273,7 @@ def test_presets_name_real_options(name, preset):
 
     chosen = arguments(catalog.class_of(name), preset, {})
     assert chosen["system"] is not None
-    named = {option.partition(".")[0] for option in catalog.class_of(name).presets[preset]}  # or a slot's part's
+    named = {option.partition(".")[0] for option in presets_of(catalog.class_of(name))[preset]}  # or a slot's part's
     assert set().union(*chosen.values()) >= named
 
 

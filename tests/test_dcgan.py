@@ -26,7 +26,7 @@ def example(space, n=8, seed=0):
 
 def train(system, data, steps, batch_size=64, **options):
     """The plainest loop; returns how often each player moved."""
-    optimizers, moves = system.optimizers(**options), dict.fromkeys(system.optimizers(), 0)
+    optimizers, moves = system.optimizers(), dict.fromkeys(system.optimizers(), 0)
     for step in range(steps):
         index = torch.arange(step * batch_size, (step + 1) * batch_size) % len(data.x)
         batch = Batch(data.x[index], None if data.condition is None else data.condition[index])
@@ -88,14 +88,14 @@ def test_layouts_are_mirrored_and_reach_the_pixels(layout):
     odd = DCGAN(Space("image", (3, 9, 17), 256), layout=layout, width=4, latent=8)
     assert odd.critic.layers[-1].weight.shape == (1, odd.generator.start[0], *last)
     assert odd.critic(odd.generator(torch.randn(2, 8))).shape == (2,)
-    with pytest.raises(ValueError, match="fine, strided"):
+    with pytest.raises(ValueError, match=r"fine\|strided"):
         DCGAN(DIGITS, layout="round")
 
 
 @pytest.mark.parametrize("loss", GAMES)
 def test_players_are_isolated_and_take_their_turns(loss):
     torch.manual_seed(0)
-    system = DCGAN(DIGITS, loss=loss, critics=3, width=4, latent=8)
+    system = DCGAN(DIGITS, game=loss, critics=3, width=4, latent=8)
     optimizers = system.optimizers()
     players = []
     for update in system.updates(example(DIGITS), 0.0):
@@ -117,7 +117,7 @@ def test_players_are_isolated_and_take_their_turns(loss):
 @pytest.mark.parametrize("loss", GAMES)
 def test_each_player_minimises_its_games_loss(loss):
     torch.manual_seed(0)
-    system, scores, game = DCGAN(DIGITS, loss=loss, width=4, latent=8, critics=1, penalty=0.0), [], GAMES[loss]
+    system, scores, game = DCGAN(DIGITS, game=loss, width=4, latent=8, critics=1, penalty=0.0), [], GAMES[loss]
     system.critic.register_forward_hook(lambda module, inputs, y: scores.append(y.detach()))
     updates = system.updates(example(DIGITS), 0.0)
     torch.testing.assert_close(next(updates).loss, game.discriminator(*scores[:2]))
@@ -157,7 +157,7 @@ def test_the_generator_does_not_learn_from_the_critics_turn():
 
 
 def test_a_penalised_critic_treats_examples_independently():
-    system = DCGAN(DIGITS, loss="wasserstein-gp", width=4)
+    system = DCGAN(DIGITS, game="wasserstein-gp", width=4)
     assert not [m for m in system.critic.modules() if isinstance(m, BatchNorm)]
     assert [m for m in system.generator.modules() if isinstance(m, BatchNorm)]
     x = torch.randn(6, 1, 8, 8)
@@ -185,7 +185,7 @@ def test_every_game_learns_a_ring_of_gaussians(loss):
     angle = torch.randint(8, (4096,)) * torch.pi / 4
     data = Batch(1.4 * torch.stack([angle.cos(), angle.sin()], 1) + 0.17 * torch.randn(4096, 2))
     wasserstein = GAMES[loss].clipped or GAMES[loss].penalised
-    system = DCGAN(PLANE, loss=loss, latent=2, critics=5 if wasserstein else 3)
+    system = DCGAN(PLANE, game=loss, latent=2, critics=5 if wasserstein else 3)
     untrained = mean_discrepancy(system.sample_encoded(1000, seed=0), data.x[:1000])
     train(system, data, 400, lr=1e-3, beta1=0.0 if wasserstein else 0.5)
     trained = mean_discrepancy(system.sample_encoded(1000, seed=0), data.x[:1000])

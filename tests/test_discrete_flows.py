@@ -107,7 +107,8 @@ def test_probabilities_sum_to_one_after_training_given_a_condition(name):
     first = torch.randint(5, (600,), generator=generator)
     x = torch.stack([first, (first + label[:, 0]) % 3, (first > 2).long()], 1).float()
     rate, steps = (0.003, 300) if name == "idf++" else (0.01, 60)  # whose translations start more slowly
-    optimizer = system.optimizers(lr=rate)[system]
+    system.lr = rate
+    optimizer = system.optimizers()[system]
     for _ in range(steps):
         loss = system.loss(Batch(x, label))
         optimizer.zero_grad()
@@ -233,7 +234,8 @@ def test_translations_are_learnt_through_rounding():
     torch.manual_seed(0)
     first = torch.randint(4, 60, (512,))
     x = torch.stack([first, first + torch.randint(-1, 2, (512,))], 1).float()
-    optimizer = system.optimizers(lr=0.02)[system]
+    system.lr = 0.02
+    optimizer = system.optimizers()[system]
     for _ in range(150):
         optimizer.zero_grad()
         loss = system.loss(Batch(x))
@@ -304,7 +306,8 @@ def test_a_discrete_flow_learns_what_no_independent_law_can():
     torch.manual_seed(0)
     first = torch.randint(5, (200,))
     x = torch.stack([first, torch.tensor([3, 0, 4, 1, 2])[first]], 1).float()
-    optimizer = system.optimizers(lr=0.02)[system]
+    system.lr = 0.02
+    optimizer = system.optimizers()[system]
     for _ in range(200):
         optimizer.zero_grad()
         loss = system.loss(Batch(x))

@@ -284,16 +284,17 @@ def test_other_data_are_measured_in_the_models_encoding():
 SYSTEM = '''
 import torch
 from torch import nn
-from fivefold.system import Density, System
+from fivefold import Density, System, option
 
 class Weights(System):
     """Bernoulli pixels (survey 5; test)."""
 
     densities = {"image": Density.EXACT}
 
-    def __init__(self, space, hidden_units: int = 3):
-        super().__init__(space)
-        self.logits = nn.Parameter(torch.zeros(space.dims, space.levels))
+    hidden_units: int = option(3, "of nothing")
+
+    def build(self):
+        self.logits = nn.Parameter(torch.zeros(self.space.dims, self.space.levels))
 
     def loss(self, batch):
         return -self._log_prob(batch.x, None).mean()

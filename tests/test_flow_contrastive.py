@@ -156,7 +156,7 @@ def test_both_learn_a_law_with_two_modes():
     """Trained against each other, the energy too gives the data more than it gives what lies between."""
     torch.manual_seed(0)
     system = FlowContrastive(PLANE, **SMALL | {"layers": 4}).train()
-    optimizers = system.optimizers(lr=5e-3)
+    optimizers = system.optimizers()
     for step in range(240):
         x = 0.3 * torch.randn(128, 2) + torch.randint(2, (128, 1)) * 2.4 - 1.2
         for update in system.updates(Batch(x), 0.4 if step < 80 else 0.7):

@@ -38,7 +38,7 @@ def test_the_papers_order():
 def test_the_noise_of_images_comes_from_couplings_of_their_own():
     """Of mixtures, whose networks attend and see maps of the example; drawn without looking for a root."""
     system = build("flowpp", SPACES["digits"], dequantisation="variational", noise_layers=3, noise_blocks=2)
-    law = system.dequantisation.law
+    law = system.cells.law
     parts = [part for part in law.flow.modules() if isinstance(part, Coupling)]
     assert [part.change.tolist() for part in parts] == [[1], [0], [1]]
     assert all(isinstance(part.transform, MixtureCDF) for part in parts)

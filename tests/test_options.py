@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fivefold import Density, Space, System, catalog, option, slot
 from fivefold.errors import OptionError, Unfit
-from fivefold.options import Need, Slot, options_of, plain, presets_of, reach_into_slots, slot_of
+from fivefold.options import Need, Slot, fixed, options_of, plain, presets_of, reach_into_slots, slot_of
 from fivefold.training.options import arguments, options
 from tests.systems import Regression
 
@@ -44,6 +44,12 @@ class Leaf(Base):
     depth: int = option(2, "layers", least=1)
 
 
+class Single(Leaf):
+    """Fixes what its base leaves open."""
+
+    depth = fixed(1)
+
+
 class Host(Base):
     """Has a slot that a system fills."""
 
@@ -60,6 +66,13 @@ def test_a_leaf_inherits_changes_and_adds():
     assert options_of(Base)["width"].default == 4
     assert options_of(Leaf)["width"].least == 1
     assert leaf.arguments["depth"] == 5
+
+
+def test_a_leaf_may_fix_an_option():
+    assert "depth" not in options_of(Single)
+    assert Single(SPACE).depth == 1
+    with pytest.raises(OptionError, match="no option 'depth'"):
+        Single(SPACE, depth=2)
 
 
 def test_presets_are_gathered_along_the_bases():

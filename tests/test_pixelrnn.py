@@ -42,7 +42,7 @@ def test_a_layer_is_its_definition(kind):
     """Row: from three states above; diagonal: from above and the left, and mirrored, that a row lower."""
     torch.manual_seed(0)
     system = catalog.build("pixelrnn", Space("image", (2, 4, 5), levels=3), kind=kind, **SMALL)
-    layer, x = system.layers[0], torch.randn(1, 16, 4, 5)
+    layer, x = system.stack[0], torch.randn(1, 16, 4, 5)
     with torch.no_grad():
         enter = layer.enter(x)[0]
         if kind == "row":
@@ -59,7 +59,7 @@ def test_a_layer_is_its_definition(kind):
 def test_first_mask_a_then_mask_b_and_nothing_is_forgotten_at_first(kind):
     """Of a pixel a first-layer feature sees earlier colours, 3 inputs each; a gate also the features of its own."""
     system = catalog.build("pixelrnn", Space("image", (2, 4, 5), levels=3), kind=kind, **SMALL)
-    enter, colour = system.layers[0].enter, torch.arange(16) // 8
+    enter, colour = system.stack[0].enter, torch.arange(16) // 8
     gates = (torch.arange(8) // 4).repeat(len(enter.bias) // 8)
     assert torch.equal(system.left.mask[:, :, 0, -1], (colour[:, None] > torch.arange(6) // 3).float())
     assert torch.equal(enter.mask[:, :, 0, -1], (gates[:, None] >= colour).float())

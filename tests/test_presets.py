@@ -7,7 +7,6 @@ import torch
 
 from fivefold import Batch, catalog
 from fivefold.nets.norm import NormBound
-from fivefold.training.options import arguments
 from tests.presets import ALL, PAGE, affordable, build, count, row, space_of
 
 
@@ -44,7 +43,7 @@ def test_a_preset_takes_its_first_and_last_step_and_draws_a_sample(name, preset,
     condition = torch.zeros(1, 1) if space.condition else None
     batch = Batch(torch.randint(space.levels, (1, *space.shape)), condition)
     for progress in (0.0, 1.0):
-        optimizers = system.optimizers(**arguments(type(system), preset, {})["optimizers"])
+        optimizers = system.optimizers()
         for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
             group["lr"] *= system.learning_rate(progress)
         for update in system.updates(batch, progress):

@@ -227,6 +227,7 @@ def test_the_tolerance_of_the_inverse_is_a_dial():
             found[tolerance] = system.sample_evaluations
             assert torch.equal(system.score_encoded(Batch(x)).log_prob, before)
     assert found[0.3] < found[1e-2] < found[1e-6]
+    system.sample_encoded(1)
     assert {block.options.tolerance for block in system._residuals()} == {1e-5}
 
 

@@ -41,11 +41,11 @@ class OptimalNoise(torch.nn.Module):
 
 def optimal(sde: str = "vp", **options) -> ScoreSDE:
     system = ScoreSDE(TABLE, sde=sde, **SDES[sde], **options)
-    system.network = OptimalNoise(system.sde)
+    system.net = OptimalNoise(system.equation)
     return system.eval()
 
 
-SAMPLERS = {"predictor-corrector": 100, "euler-maruyama": 500, "probability-flow": 0}
+SAMPLERS = {"predictor-corrector": 100, "euler-maruyama": 500, "probability-flow": 1}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -53,7 +53,7 @@ SAMPLERS = {"predictor-corrector": 100, "euler-maruyama": 500, "probability-flow
 def test_samples_of_the_exact_score_follow_the_data_and_are_counted(sde, sampler):
     system = optimal(sde, sampler=sampler, sampling_steps=SAMPLERS[sampler])
     x = system.sample_encoded(4000, seed=0, batch_size=4000)
-    assert system.network.calls == system.sample_evaluations
+    assert system.net.calls == system.sample_evaluations
     error = 3 / math.sqrt(4000)
     torch.testing.assert_close(x.mean(0), MEAN, rtol=0, atol=error)
     torch.testing.assert_close(x.T.cov(), COVARIANCE, rtol=0, atol=error * math.sqrt(2) + 0.03)
@@ -88,7 +88,7 @@ def test_codes_are_undone(sde):
     z = system.encode(x)
     torch.testing.assert_close(system._decode(z, None), x, rtol=0, atol=1e-3)
     one = torch.ones(())
-    assert z.std().item() == pytest.approx(system.sde.noise(one).item(), rel=0.25)
+    assert z.std().item() == pytest.approx(system.equation.noise(one).item(), rel=0.25)
 
 
 @pytest.mark.parametrize("sde", SDES)
@@ -98,7 +98,9 @@ def test_times_are_trained_in_their_proportion(sde, weighting):
     system = ScoreSDE(TABLE, sde=sde, weighting=weighting, first=0.01)
     share = system.share.diff(prepend=torch.zeros(1))
     t = 0.01 + 0.99 * (torch.arange(GRID).double() + 0.5) / GRID
-    expected = {"simple": torch.ones(GRID), "likelihood": system.sde.variance(t) / system.sde.noise(t) ** 2}[weighting]
+    expected = {"simple": torch.ones(GRID), "likelihood": system.equation.variance(t) / system.equation.noise(t) ** 2}[
+        weighting
+    ]
     torch.testing.assert_close(share / share.sum(), expected.double() / expected.sum())
     seen = []
     system.noise = lambda x, t, condition: seen.append(t) or x
@@ -112,7 +114,7 @@ def test_loss_is_least_at_the_exact_score():
     system, x = optimal(), MultivariateNormal(MEAN, COVARIANCE).sample((20_000,))
     losses = []
     for factor in (0.9, 1.0, 1.1):
-        system.network.one.data.fill_(factor)
+        system.net.one.data.fill_(factor)
         with seeded(0):
             losses.append(system.loss(Batch(x)).item())
     assert losses[1] < min(losses[0], losses[2])
@@ -190,12 +192,12 @@ def test_ncsnpp_brings_the_image_down_and_ddpmpp_does_not():
 
 def test_ncsnpp_takes_the_logarithm_of_the_noise_as_fourier_features():
     system = ScoreSDE(IMAGE, network="ncsn++", sde="ve", channels=64)
-    frequencies = system.network.time.frequencies
-    assert "network.time.frequencies" in system.state_dict()  # random, so a checkpoint needs them
+    frequencies = system.net.time.frequencies
+    assert "net.time.frequencies" in system.state_dict()  # random, so a checkpoint needs them
     assert frequencies.std().item() == pytest.approx(2 * math.pi * 16, rel=0.25)
     seen = []
-    system.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    system.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     t = torch.tensor([0.1, 0.9])
     system.noise(torch.randn(2, *IMAGE.shape), t, None)
-    torch.testing.assert_close(seen[0], system.sde.noise(t).log())
-    assert "network.time.frequencies" not in ScoreSDE(IMAGE).state_dict()
+    torch.testing.assert_close(seen[0], system.equation.noise(t).log())
+    assert "net.time.frequencies" not in ScoreSDE(IMAGE).state_dict()

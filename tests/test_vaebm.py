@@ -113,7 +113,8 @@ def test_without_steps_samples_are_the_vaes_and_steps_lower_the_energy():
 
 
 def train(system, x, progress, steps=1):
-    optimizers = system.optimizers(lr=1e-2)
+    system.lr = 1e-2
+    optimizers = system.optimizers()
     for _ in range(steps):
         for update in system.updates(Batch(x), progress):
             optimizers[update.player].zero_grad()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.nets.heads import Head, Likelihood
-from fivefold.space import Batch, Space
-from fivefold.system import System
+from fivefold.options import option
+from fivefold.space import Batch
+from fivefold.system import Density, System
 from fivefold.tools.schedule import warm_cosine
 
 
@@ -24,23 +25,34 @@ class AutoregressiveSystem(System):
 
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
 
-    def __init__(
-        self, space: Space, mixtures: int = 8, likelihood: Likelihood = "auto", *, head: nn.Module | None = None
-    ) -> None:
-        super().__init__(space)
-        # Or what draws dimension by dimension as that does: `noise`, `sample_dim`, `temperature`, `dtype`, `width`.
-        self.head: Any = head or Head(space, mixtures, likelihood)
+    densities: ClassVar[dict[str, Density]] = {
+        "image": Density.EXACT,
+        "table": Density.EXACT,
+        "text": Density.EXACT,
+        "audio": Density.EXACT,
+    }
+    free_form: ClassVar[bool] = False
+    sampling: ClassVar[str] = "autoregressive"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"clip": 100.0}}
 
-    @property
-    def temperature(self) -> float:
-        """Of every conditional that is sampled; 1 is the model's own."""
-        return self.head.temperature
+    weight_decay: float = option(
+        0.01, "of matrices and kernels; biases and gains are not decayed", least=0, tune=(1e-4, 1.0), log=True,
+        section="optimizers",
+    )  # fmt: skip
+    likelihood: Likelihood = option(
+        "auto", "logistic-mixture (of ordered levels and real values), categorical, bernoulli (two levels) or gaussian "
+        "(a mixture, of real values); auto takes what suits each dimension"
+    )  # fmt: skip
+    mixtures: int = option(8, "components of mixtures, of logistics or Gaussians", least=1, tune=(1, 16))
+    temperature: float = option(1.0, "of every conditional that is sampled; 1 is the model's own", above=0)
 
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        if value <= 0:
-            raise ValueError(f"a temperature is above 0, got {value}")
-        self.head.temperature = value
+    def build(self) -> None:
+        super().build()
+        self.head: Any = self.make_head()
+
+    def make_head(self) -> nn.Module:
+        """The distribution of a dimension; or what draws as that does: `noise`, `sample_dim`, `dtype`, `width`."""
+        return Head(self.space, self.mixtures, self.likelihood)
 
     @abstractmethod
     def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -57,10 +69,12 @@ class AutoregressiveSystem(System):
         return self.head.log_prob(self.conditionals(x, condition), x).sum(1)
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        self.head.temperature = self.temperature
         return self._sample_from(self.head.noise(n), condition).view(n, *self.space.shape)
 
     def _sample_full(self, n: int, condition: Tensor | None) -> Tensor:
         """As `_sample`, the same samples for the same seed, evaluating the whole network for every dimension."""
+        self.head.temperature = self.temperature
         return self._sample_full_from(self.head.noise(n), condition).view(n, *self.space.shape)
 
     def _sample_full_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
@@ -81,19 +95,14 @@ class AutoregressiveSystem(System):
     def sample_evaluations(self) -> int:
         return self.space.dims
 
-    def optimizers(self, lr: float = 1e-3, weight_decay: float = 0.01) -> dict[nn.Module, torch.optim.Optimizer]:
-        """AdamW.
-
-        Args:
-            lr: largest learning rate; it warms up linearly and decays as a cosine.
-            weight_decay: of matrices and kernels; biases and gains are not decayed.
-        """
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """AdamW, its rate warmed up linearly and then down along a cosine."""
         params = list(self.parameters())
         groups = [
-            {"params": [p for p in params if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        return {self: torch.optim.AdamW([g for g in groups if g["params"]], lr, betas=(0.9, 0.98), fused=True)}
+        return {self: torch.optim.AdamW([g for g in groups if g["params"]], self.lr, betas=(0.9, 0.98), fused=True)}
 
     def learning_rate(self, progress: float) -> float:
         return warm_cosine(progress, warmup=0.03)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.nets.attention import CausalBlock
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimEmbedding
-from fivefold.nets.heads import Likelihood
+from fivefold.options import option
 from fivefold.space import Space
 
 
@@ -21,41 +22,37 @@ class TransformerSystem(AutoregressiveSystem):
 
     The input at a position is the value before it and what is to be predicted there: learned embeddings, for
     images of row, column and colour.
-
-    Args:
-        space: of the examples.
-        mixtures: as `Head` has it.
-        likelihood: as `Head` has it.
-        blocks: of the decoder.
-        width: of the features.
-        dropout: of the input's features in training.
     """
 
     order: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        mixtures: int,
-        likelihood: Likelihood,
-        blocks: Sequence[CausalBlock],
-        width: int,
-        dropout: float,
-    ) -> None:
-        super().__init__(space, mixtures, likelihood)
-        self.register_buffer("order", _raster(space), persistent=False)
-        self.embedding = DimEmbedding(space, width, scale=0.3)
-        self.position = _Position(space, width)
-        self.condition = ConditionEmbedding(space.condition, width)
-        self.dropout = nn.Dropout(dropout)
+    width: int = option(64, "of the features", least=1, tune=(8, 256), log=True)
+    layers: int = option(4, "decoder blocks", least=1, tune=(1, 16))
+    heads: int = option(4, "of the attention", least=1, tune=(1, 8))
+    dropout: float = option(
+        0.1, "share of each branch's outputs that is dropped in training", least=0, below=1, tune=(0.0, 0.5)
+    )
+
+    def build(self) -> None:
+        blocks = self.make_blocks()
+        super().build()
+        self.register_buffer("order", _raster(self.space), persistent=False)
+        self.embedding = DimEmbedding(self.space, self.width, scale=0.3)
+        self.position = _Position(self.space, self.width)
+        self.condition = ConditionEmbedding(self.space.condition, self.width)
+        self.drop = nn.Dropout(self.dropout)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(width)
-        self.last = nn.Linear(width, self.head.width)
+        self.norm = nn.LayerNorm(self.width)
+        self.last = nn.Linear(self.width, self.head.width)
+
+    @abstractmethod
+    def make_blocks(self) -> list[CausalBlock]:
+        """The decoder's blocks."""
 
     def conditionals(self, x: Tensor, condition: Tensor | None, extra: Tensor | float = 0.0) -> Tensor:
         """As every autoregressive system; `extra` `(B, 1, width)` is told to every position."""
         before = F.pad(self.embedding(x)[:, self.order[:-1]], (0, 0, 1, 0))
-        h = self.dropout(before + self._given(condition) + extra)
+        h = self.drop(before + self._given(condition) + extra)
         for block in self.blocks:
             h = block(h)
         return self.last(self.norm(h))[:, self.order.argsort()]

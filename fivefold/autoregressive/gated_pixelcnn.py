@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fivefold.autoregressive._system import AutoregressiveSystem
-from fivefold.nets.heads import Likelihood
 from fivefold.nets.pixelcnn import GatedPixelCNN, raster
-from fivefold.space import Space
+from fivefold.options import option
 from fivefold.system import Density
 
 
@@ -21,27 +20,12 @@ class GatedPixelcnn(AutoregressiveSystem):
     1x1 convolution, the vertical stack; gated layers with residual connections. Within a pixel the features
     are in groups, one a colour channel, each seeing the channels before it. A condition that is an image is
     aligned with this one: each of its places reaches the pixels there.
-
-    Args:
-        space: what the examples are.
-        channels: features of each stack.
-        layers: gated layers after the first.
-        kernel: width of the convolutions, odd; they reach half of it up and left.
-        first_kernel: the same of the first layer.
-        embedding: features of each input value.
-        dropout: share of features that are dropped in training.
-        mixtures: components where an output is a mixture of logistics.
-        likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT}
-    free_form: ClassVar[bool] = False
-    sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # Strong decay lets small data train long enough for its samples to cohere.
-        "default": {
-            "lr": 5e-3, "batch_size": 16, "weight_decay": 0.3, "precision": "auto", "ema": 0.995, "clip": 100.0,
-        },
+        "default": {"batch_size": 16, "precision": "auto", "ema": 0.995},
         "mnist": {
             "channels": 32,
             "layers": 7,
@@ -64,29 +48,24 @@ class GatedPixelcnn(AutoregressiveSystem):
         },
     }  # fmt: skip
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        channels: int = 24,
-        layers: int = 6,
-        kernel: int = 5,
-        first_kernel: int = 5,
-        embedding: int = 16,
-        dropout: float = 0.2,
-        mixtures: int = 8,
-        likelihood: Likelihood = "auto",
-    ) -> None:
-        super().__init__(space, mixtures, likelihood)
+    channels: int = option(24, "features of each stack", least=1, tune=(8, 128), log=True)
+    layers: int = option(6, "gated layers after the first", least=1, tune=(1, 16))
+    kernel: int = option(5, "width of the convolutions, odd; they reach half of it up and left", least=1)
+    first_kernel: int = option(5, "the same of the first layer", least=0)
+    embedding: int = option(16, "features of each input value", least=1, tune=(2, 64), log=True)
+    dropout: float = option(0.2, "share of features that are dropped in training", least=0, below=1, tune=(0.0, 0.5))
+
+    def build(self) -> None:
+        super().build()
         self.net = GatedPixelCNN(
-            space,
+            self.space,
             self.head.width,
-            channels=channels,
-            layers=layers,
-            kernel=kernel,
-            first_kernel=first_kernel,
-            embedding=embedding,
-            dropout=dropout,
+            channels=self.channels,
+            layers=self.layers,
+            kernel=self.kernel,
+            first_kernel=self.first_kernel,
+            embedding=self.embedding,
+            dropout=self.dropout,
         )
 
     def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:

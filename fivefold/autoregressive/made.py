@@ -15,8 +15,8 @@ from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimFeatures
 from fivefold.nets.heads import Head, Likelihood
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
+from fivefold.options import option
 from fivefold.space import Batch, Space
-from fivefold.system import Density
 from fivefold.tools.scaling import log_mean_exp
 
 MOST_WEIGHTS = 2**26
@@ -28,31 +28,10 @@ class Made(AutoregressiveSystem):
     A residual MLP in which every unit has a degree and sees only units and inputs of no higher one, so that
     each dimension's output depends on the dimensions before it. Several orders and masks train one set of
     weights; the density is then that of their mixture.
-
-    Args:
-        space: what the examples are.
-        hidden: units of each layer.
-        layers: hidden layers after the first.
-        orders: orders of the dimensions, the natural one and then random ones.
-        masks: assignments of degrees to hidden units for each order, the even one and then random ones.
-        direct: whether each output also sees the inputs before it linearly; left out where that would need more
-            than 2^26 weights.
-        dropout: share of hidden units that are dropped in training.
-        mixtures: components where an output is a mixture of logistics.
-        likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian; auto takes
-            mixtures rather than categoricals where those would need more than 2^26 weights.
     """
 
-    densities: ClassVar[dict[str, Density]] = {
-        "image": Density.EXACT,
-        "table": Density.EXACT,
-        "text": Density.EXACT,
-        "audio": Density.EXACT,
-    }
-    free_form: ClassVar[bool] = False
-    sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.995, "clip": 100.0},
+        "default": {"ema": 0.995},
         "mnist": {
             "hidden": 1000,
             "layers": 1,
@@ -66,34 +45,40 @@ class Made(AutoregressiveSystem):
     position: Tensor
     degrees: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        hidden: int = 512,
-        layers: int = 1,
-        orders: int = 1,
-        masks: int = 1,
-        direct: bool = True,
-        dropout: float = 0.2,
-        mixtures: int = 8,
-        likelihood: Likelihood = "auto",
-    ) -> None:
-        super().__init__(space, mixtures, _affordable(space, hidden, mixtures, likelihood))
-        dims = space.dims
-        self.features = DimFeatures(space)
-        self.register_buffer("position", _orders(orders, dims))
-        self.register_buffer("degrees", _degrees(masks, hidden, dims))
-        self.members = [(order, mask) for order in range(orders) for mask in range(masks)]
-        self.condition = ConditionEmbedding(space.condition, hidden)
-        self.first = MaskedLinear(len(self.features.dim_of_feature), hidden)
-        self.blocks = nn.ModuleList(MaskedLinear(hidden, hidden) for _ in range(layers))
-        self.last = MaskedLinear(hidden, dims * self.head.width)
-        self.direct = None
-        if direct and self.first.in_features * self.last.out_features <= MOST_WEIGHTS:
-            self.direct = MaskedLinear(self.first.in_features, self.last.out_features, bias=False)
-            nn.init.zeros_(self.direct.weight)
-        self.dropout = nn.Dropout(dropout)
+    hidden: int = option(512, "units of each layer", least=1, tune=(16, 512), log=True)
+    layers: int = option(1, "hidden layers after the first", least=1, tune=(1, 16))
+    orders: int = option(1, "orders of the dimensions, the natural one and then random ones", least=1, tune=(1, 8))
+    masks: int = option(
+        1,
+        "assignments of degrees to hidden units for each order, the even one and then random ones",
+        least=1,
+        tune=(1, 8),
+    )
+    direct: bool = option(
+        True,
+        "whether each output also sees the inputs before it linearly; left out where that would need more than "
+        "2^26 weights",
+    )
+    dropout: float = option(
+        0.2, "share of hidden units that are dropped in training", least=0, below=1, tune=(0.0, 0.5)
+    )
+
+    def build(self) -> None:
+        super().build()
+        dims = self.space.dims
+        self.features = DimFeatures(self.space)
+        self.register_buffer("position", _orders(self.orders, dims))
+        self.register_buffer("degrees", _degrees(self.masks, self.hidden, dims))
+        self.members = [(order, mask) for order in range(self.orders) for mask in range(self.masks)]
+        self.condition = ConditionEmbedding(self.space.condition, self.hidden)
+        self.first = MaskedLinear(len(self.features.dim_of_feature), self.hidden)
+        self.blocks = nn.ModuleList(MaskedLinear(self.hidden, self.hidden) for _ in range(self.layers))
+        self.last = MaskedLinear(self.hidden, dims * self.head.width)
+        self.shortcut = None
+        if self.direct and self.first.in_features * self.last.out_features <= MOST_WEIGHTS:
+            self.shortcut = MaskedLinear(self.first.in_features, self.last.out_features, bias=False)
+            nn.init.zeros_(self.shortcut.weight)
+        self.drop = nn.Dropout(self.dropout)
 
     def loss(self, batch: Batch) -> Tensor:
         member = int(torch.randint(len(self.members), ()))
@@ -116,14 +101,14 @@ class Made(AutoregressiveSystem):
         for block in self.blocks:
             h = h + block(self._activate(h), within)
         params = self.last(self._activate(h), out)
-        if self.direct is not None:
-            params = params + self.direct(
+        if self.shortcut is not None:
+            params = params + self.shortcut(
                 inputs, degree_mask(position[self.features.dim_of_feature], position, strict=True)
             )
         return params.view(len(x), -1, self.head.width)
 
     def _activate(self, h: Tensor) -> Tensor:
-        return self.dropout(F.relu(h))
+        return self.drop(F.relu(h))
 
     def _with_condition(self, h: Tensor, condition: Tensor | None) -> Tensor:
         context = self.condition(condition)
@@ -170,7 +155,7 @@ class Made(AutoregressiveSystem):
         base = base.expand(len(noise), -1)[:, units]
         blocks = [(block.weight[units][:, units], block.bias[units]) for block in self.blocks]  # type: ignore[index]
         last, last_bias = (p.unflatten(0, (-1, self.head.width)) for p in (self.last.weight[:, units], self.last.bias))
-        direct = None if self.direct is None else self.direct.weight[:, columns].unflatten(0, (-1, self.head.width))
+        direct = None if self.shortcut is None else self.shortcut.weight[:, columns].unflatten(0, (-1, self.head.width))
         ends = torch.searchsorted(degrees[units], torch.arange(len(order), device=order.device), right=True).tolist()
 
         x, known, start = self._blank(len(noise)), 0, 0

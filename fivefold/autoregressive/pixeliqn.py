@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.nets.pixelcnn import GatedPixelCNN, raster
+from fivefold.options import fixed, option
 from fivefold.space import Batch, Space
 from fivefold.system import Density
 from fivefold.tools.quantiles import cosines, quantile_huber
@@ -26,28 +27,11 @@ class Pixeliqn(AutoregressiveSystem):
 
     Levels count as the cells of an interval: the target is a random point of the cell, a sample the cell that the
     quantile falls in. A quantile function that is not told otherwise need not rise everywhere: there is no density.
-
-    Args:
-        space: what the examples are.
-        channels: features of each stack.
-        layers: gated layers after the first.
-        kernel: width of the convolutions, odd; they reach half of it up and left.
-        first_kernel: the same of the first layer.
-        embedding: features of each input value.
-        dropout: share of features that are dropped in training.
-        features: of each dimension, that are multiplied by those of tau.
-        cosine_features: cosines that tau is embedded by.
-        quantiles: values of tau for each dimension and training step.
-        kappa: where the loss turns from quadratic to linear, the levels spanning [-1, 1].
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
-    free_form: ClassVar[bool] = False
-    sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {
-            "lr": 5e-3, "batch_size": 32, "weight_decay": 0.3, "precision": "auto", "ema": 0.995, "clip": 100.0,
-        },
+        "default": {"batch_size": 32, "precision": "auto", "ema": 0.995},
         "cifar10": {
             "channels": 128, "layers": 15, "first_kernel": 7, "embedding": 1, "dropout": 0.0, "features": 128,
             "quantiles": 1, "batch_size": 16, "lr": 1e-4, "weight_decay": 0.0, "precision": "32", "ema": 0.9999,
@@ -58,35 +42,33 @@ class Pixeliqn(AutoregressiveSystem):
         },
     }  # fmt: skip
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        channels: int = 32,
-        layers: int = 8,
-        kernel: int = 3,
-        first_kernel: int = 5,
-        embedding: int = 16,
-        dropout: float = 0.1,
-        features: int = 64,
-        cosine_features: int = 64,
-        quantiles: int = 8,
-        kappa: float = 0.004,
-    ) -> None:
-        super().__init__(space, head=QuantileHead(space, features, cosine_features))
-        if kappa <= 0 or quantiles < 1:
-            raise ValueError(f"kappa must be above 0 and quantiles at least 1; got {kappa} and {quantiles}")
-        self.quantiles, self.kappa = quantiles, kappa
+    likelihood, mixtures = fixed("quantiles"), fixed(0)
+    channels: int = option(32, "features of each stack", least=1, tune=(8, 128), log=True)
+    layers: int = option(8, "gated layers after the first", least=1, tune=(1, 16))
+    kernel: int = option(3, "width of the convolutions, odd; they reach half of it up and left", least=1)
+    first_kernel: int = option(5, "the same of the first layer", least=0)
+    embedding: int = option(16, "features of each input value", least=1, tune=(2, 64), log=True)
+    dropout: float = option(0.1, "share of features that are dropped in training", least=0, below=1, tune=(0.0, 0.5))
+    features: int = option(64, "of each dimension, that are multiplied by those of tau", least=1)
+    cosine_features: int = option(64, "cosines that tau is embedded by", least=1)
+    quantiles: int = option(8, "values of tau for each dimension and training step", least=1)
+    kappa: float = option(0.004, "where the loss turns from quadratic to linear, the levels spanning [-1, 1]", above=0)
+
+    def build(self) -> None:
+        super().build()
         self.net = GatedPixelCNN(
-            space,
-            features,
-            channels=channels,
-            layers=layers,
-            kernel=kernel,
-            first_kernel=first_kernel,
-            embedding=embedding,
-            dropout=dropout,
+            self.space,
+            self.features,
+            channels=self.channels,
+            layers=self.layers,
+            kernel=self.kernel,
+            first_kernel=self.first_kernel,
+            embedding=self.embedding,
+            dropout=self.dropout,
         )
+
+    def make_head(self) -> nn.Module:
+        return QuantileHead(self.space, self.features, self.cosine_features)
 
     def loss(self, batch: Batch) -> Tensor:
         target = dequantise(batch.x, self.space).flatten(1).unsqueeze(-1)

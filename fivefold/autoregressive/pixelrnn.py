@@ -13,10 +13,9 @@ from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimEmbedding
-from fivefold.nets.heads import Likelihood
 from fivefold.nets.masked import CausalConv2d, ConvPiece, degree_mask, spread_degrees
 from fivefold.nets.pixelcnn import raster
-from fivefold.space import Space
+from fivefold.options import option
 from fivefold.system import Density
 
 
@@ -45,26 +44,11 @@ class Pixelrnn(AutoregressiveSystem):
     left and above, in both directions, which sees everything (but the end of the row above, where the first convolution
     does not reach it). What enters the gates is masked: the first layer sees only what was before (mask A), later
     ones also the features of the pixel's earlier colours and of its own (mask B).
-
-    Args:
-        space: what the examples are.
-        kind: row | diagonal.
-        channels: features of each state; those between the layers are twice as many.
-        layers: of long short-term memory.
-        kernel: width of what enters a row's gates, odd; it reaches half of it to the left.
-        first_kernel: width of the first convolution, odd; it reaches half of it up and to the left.
-        hidden: features of the last layer but one.
-        embedding: features of each input value.
-        dropout: share of each layer's states that is dropped, for what follows, in training.
-        mixtures: components where an output is a mixture of logistics.
-        likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT}
-    free_form: ClassVar[bool] = False
-    sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 5e-3, "weight_decay": 1.0, "precision": "auto", "ema": 0.99, "clip": 100.0},
+        "default": {"precision": "auto", "ema": 0.99},
         # Table 1 and section 5.3 of the paper.
         "mnist": {
             "channels": 16, "layers": 7, "hidden": 32, "embedding": 1, "dropout": 0.0,
@@ -84,51 +68,56 @@ class Pixelrnn(AutoregressiveSystem):
         },
     }  # fmt: skip
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        kind: Literal["row", "diagonal"] = "diagonal",
-        channels: int = 32,
-        layers: int = 4,
-        kernel: int = 3,
-        first_kernel: int = 7,
-        hidden: int = 64,
-        embedding: int = 16,
-        dropout: float = 0.3,
-        mixtures: int = 8,
-        likelihood: Likelihood = "auto",
-    ) -> None:
-        super().__init__(space, mixtures, likelihood)
-        colours = space.shape[0]
-        if min(channels, hidden) < colours:
-            raise Unfit(f"{colours} colours need as many features, got channels={channels} and hidden={hidden}")
-        if kind not in KINDS or kernel % 2 == 0 or first_kernel % 2 == 0 or first_kernel < 3:
-            raise ValueError(
-                f"kind must be {' or '.join(KINDS)}, kernels odd and the first at least 3; "
-                f"got kind={kind}, kernel={kernel}, first_kernel={first_kernel}"
+    kind: Literal["row", "diagonal"] = option("diagonal", "row | diagonal")
+    channels: int = option(
+        32, "features of each state; those between the layers are twice as many", least=1, tune=(8, 128), log=True
+    )
+    layers: int = option(4, "of long short-term memory", least=1, tune=(1, 16))
+    kernel: int = option(3, "width of what enters a row's gates, odd; it reaches half of it to the left", least=1)
+    first_kernel: int = option(
+        7, "width of the first convolution, odd; it reaches half of it up and to the left", least=0
+    )
+    hidden: int = option(64, "features of the last layer but one", least=1, tune=(16, 512), log=True)
+    embedding: int = option(16, "features of each input value", least=1, tune=(2, 64), log=True)
+    dropout: float = option(
+        0.3,
+        "share of each layer's states that is dropped, for what follows, in training",
+        least=0,
+        below=1,
+        tune=(0.0, 0.5),
+    )
+
+    def build(self) -> None:
+        super().build()
+        colours = self.space.shape[0]
+        if min(self.channels, self.hidden) < colours:
+            raise Unfit(
+                f"{colours} colours need as many features, got channels={self.channels} and hidden={self.hidden}"
             )
-        self.kind = KINDS[kind]
+        if self.kernel % 2 == 0 or self.first_kernel % 2 == 0 or self.first_kernel < 3:
+            raise ValueError(f"kernels must be odd and the first at least 3; got {self.kernel} and {self.first_kernel}")
+        self.way = KINDS[self.kind]
         colour = torch.arange(colours)
-        inputs, outputs = (colour.repeat_interleave(width) for width in (embedding, self.head.width))
-        wide, last = spread_degrees(2 * channels, colours), spread_degrees(hidden, colours)
-        reach, size = first_kernel // 2, embedding * colours
-        self.embedding = DimEmbedding(space, embedding)
-        self.condition = ConditionEmbedding(space.condition, channels)
+        inputs, outputs = (colour.repeat_interleave(width) for width in (self.embedding, self.head.width))
+        wide, last = spread_degrees(2 * self.channels, colours), spread_degrees(self.hidden, colours)
+        reach, size = self.first_kernel // 2, self.embedding * colours
+        self.values = DimEmbedding(self.space, self.embedding)
+        self.condition = ConditionEmbedding(self.space.condition, self.channels)
         # The two halves of a square kernel under mask A: the rows above, and what is to the left.
-        self.above = CausalConv2d(size, 2 * channels, (reach, first_kernel), above=True)
-        self.left = CausalConv2d(size, 2 * channels, (1, reach + 1), mask=degree_mask(inputs, wide, strict=True))
-        self.layers = nn.ModuleList(
-            _Layer(self.kind, channels, colours, kernel, self.condition.width, dropout) for _ in range(layers)
+        self.above = CausalConv2d(size, 2 * self.channels, (reach, self.first_kernel), above=True)
+        self.left = CausalConv2d(size, 2 * self.channels, (1, reach + 1), mask=degree_mask(inputs, wide, strict=True))
+        self.stack = nn.ModuleList(
+            _Layer(self.way, self.channels, colours, self.kernel, self.condition.width, self.dropout)
+            for _ in range(self.layers)
         )
-        self.mix = CausalConv2d(2 * channels, hidden, (1, 1), mask=degree_mask(wide, last))
-        self.last = CausalConv2d(hidden, len(outputs), (1, 1), mask=degree_mask(last, outputs))
+        self.mix = CausalConv2d(2 * self.channels, self.hidden, (1, 1), mask=degree_mask(wide, last))
+        self.last = CausalConv2d(self.hidden, len(outputs), (1, 1), mask=degree_mask(last, outputs))
 
     def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        maps = self.embedding(x).unflatten(1, self.space.shape).movedim(-1, 2).flatten(1, 2)
+        maps = self.values(x).unflatten(1, self.space.shape).movedim(-1, 2).flatten(1, 2)
         context = self.condition(condition)
         h = self.above(maps) + self.left(maps)
-        for layer in self.layers:
+        for layer in self.stack:
             h = layer(h, context)
         return self.head.from_maps(self.last(F.relu(self.mix(F.relu(h)))))
 
@@ -145,7 +134,7 @@ class Pixelrnn(AutoregressiveSystem):
                 for colour in range(colours):
                     dim = (colour * height + row) * width + column
                     x[:, dim] = self.head.sample_dim(dim, cache.params(column, colour), noise[:, dim])
-                    cache.add(column, colour, self.embedding.of(slice(dim, dim + 1), x[:, dim : dim + 1])[:, 0])
+                    cache.add(column, colour, self.values.of(slice(dim, dim + 1), x[:, dim : dim + 1])[:, 0])
         return x
 
 
@@ -242,8 +231,8 @@ class _Cache:
 
     def __init__(self, net: Pixelrnn, n: int, condition: Tensor | None) -> None:
         colours, _, width = net.space.shape
-        self.net, self.both = net, net.kind.both
-        self.layers: list[_Layer] = list(net.layers)  # type: ignore[arg-type]
+        self.net, self.both = net, net.way.both
+        self.layers: list[_Layer] = list(net.stack)  # type: ignore[arg-type]
         deep, inputs, wide = len(self.layers), net.left.in_channels, net.left.out_channels
         zeros, channels = net.last.weight.new_zeros, net.left.out_channels // 2
         self.rows = zeros(n, inputs, net.above.rows, width)
@@ -289,7 +278,7 @@ class _Cache:
         if self.both and row:
             self._from_the_right()
         if not self.both:
-            seen = torch.cat([_shifted(self.h[:, 0], offset) for offset in self.net.kind.reach], -1)
+            seen = torch.cat([_shifted(self.h[:, 0], offset) for offset in self.net.way.reach], -1)
             self.base = (seen.flatten(1, 2) @ self.state[:, 0]).view(*seen.shape[:3], -1) + self.told[:, :, :1]
 
     def _from_the_right(self) -> None:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from fivefold.autoregressive._transformer import TransformerSystem
 from fivefold.errors import Unfit
 from fivefold.nets.attention import Block, CausalBlock, Local, Pattern, Strided, Summary
-from fivefold.nets.heads import Likelihood
+from fivefold.options import option
 from fivefold.space import Batch, Space
-from fivefold.system import Density
 
 
 class SparseTransformer(TransformerSystem):
@@ -26,36 +25,10 @@ class SparseTransformer(TransformerSystem):
 
     In training, some examples are rearranged by an augmentation t and the network is told which by a token: it
     learns p(t(x) | t). Densities and samples are the identity's.
-
-    Args:
-        space: what the examples are.
-        pattern: strided | fixed; auto takes strided for images and fixed for the others.
-        stride: positions of a row or block; 0 for an image's row, or the root of the number of positions.
-        cells: of each block that all later positions see, in the fixed pattern.
-        width: of the features.
-        layers: decoder blocks.
-        heads: of the attention, an even number.
-        expansion: hidden units of the MLPs, as a multiple of the width.
-        key_share: width of queries and keys, as a share of the features'.
-        dropout: share of each branch's outputs that is dropped in training.
-        augmentation: kinds of rearrangement joined by +, of rotation, transposition, reflection, jigsaw and
-            colour for images and reversal for text and audio; none; or auto, for what becomes of a square
-            image by rotation and transposition, of others by reflection, and reversal.
-        augmented: share of the training examples that are rearranged.
-        mixtures: components where an output is a mixture of logistics.
-        likelihood: distribution of each dimension: auto | categorical | logistic-mixture | gaussian.
     """
 
-    densities: ClassVar[dict[str, Density]] = {
-        "image": Density.EXACT,
-        "table": Density.EXACT,
-        "text": Density.EXACT,
-        "audio": Density.EXACT,
-    }
-    free_form: ClassVar[bool] = False
-    sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 4e-3, "batch_size": 16, "precision": "auto", "ema": 0.99, "clip": 100.0},
+        "default": {"batch_size": 16, "precision": "auto", "ema": 0.99},
         "cifar10": {
             "width": 256, "layers": 128, "heads": 2, "expansion": 2, "key_share": 0.5, "stride": 128, "dropout": 0.25,
             "lr": 3.5e-4, "clip": 1.0, "ema": 0.9999,
@@ -75,32 +48,38 @@ class SparseTransformer(TransformerSystem):
 
     arrangements: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        pattern: Literal["auto", "strided", "fixed"] = "auto",
-        stride: int = 0,
-        cells: int = 2,
-        width: int = 64,
-        layers: int = 4,
-        heads: int = 2,
-        expansion: int = 4,
-        key_share: float = 1.0,
-        dropout: float = 0.0,
-        augmentation: str = "auto",
-        augmented: float = 0.1,
-        mixtures: int = 8,
-        likelihood: Likelihood = "auto",
-    ) -> None:
-        patterns = _patterns(pattern, stride or _stride(space), cells, space)
-        key_width = round(width * key_share)
-        blocks = [CausalBlock(width, heads, dropout, expansion, patterns, key_width) for _ in range(layers)]
-        super().__init__(space, mixtures, likelihood, blocks, width, dropout)
-        self.augmented = augmented
-        self.register_buffer("arrangements", _arrangements(augmentation, space), persistent=False)
+    pattern: Literal["auto", "strided", "fixed"] = option(
+        "auto", "strided | fixed; auto takes strided for images and fixed for the others"
+    )
+    stride: int = option(
+        0, "positions of a row or block; 0 for an image's row, or the root of the number of positions", least=0
+    )
+    cells: int = option(2, "of each block that all later positions see, in the fixed pattern", least=1)
+    heads = 2
+    expansion: int = option(4, "hidden units of the MLPs, as a multiple of the width", least=1)
+    key_share: float = option(1.0, "width of queries and keys, as a share of the features'", above=0)
+    dropout = 0.0
+    augmentation: str = option(
+        "auto",
+        "kinds of rearrangement joined by +, of rotation, transposition, reflection, jigsaw and colour for images "
+        "and reversal for text and audio; none; or auto, for what becomes of a square image by rotation and "
+        "transposition, of others by reflection, and reversal",
+    )
+    augmented: float = option(0.1, "share of the training examples that are rearranged", least=0, most=1)
+
+    def make_blocks(self) -> list[CausalBlock]:
+        patterns = _patterns(self.pattern, self.stride or _stride(self.space), self.cells, self.space)
+        key_width = round(self.width * self.key_share)
+        return [
+            CausalBlock(self.width, self.heads, self.dropout, self.expansion, patterns, key_width)
+            for _ in range(self.layers)
+        ]
+
+    def build(self) -> None:
+        super().build()
+        self.register_buffer("arrangements", _arrangements(self.augmentation, self.space), persistent=False)
         # The identity's token is no token: its vector stays zero.
-        self.token = nn.Embedding(len(self.arrangements), width, padding_idx=0)
+        self.token = nn.Embedding(len(self.arrangements), self.width, padding_idx=0)
 
     def loss(self, batch: Batch) -> Tensor:
         kinds = torch.randint(len(self.arrangements), (len(batch.x),), device=batch.x.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fivefold.bijections.base import Bijection, Chain, Exactness, sum_dims
+from fivefold.bijections.base import Bijection, Chain, Exactness, Layer, sum_dims
 from fivefold.bijections.shape import Permutation
 from fivefold.bijections.transforms import Transform, inverse_exactness
 from fivefold.nets.coders import zero
@@ -137,17 +137,15 @@ class AutoregressiveMaps(Bijection):
         return self.transform.forward(x, self.net(x.view(-1, *self.shape), condition).movedim(-1, 0))
 
 
-def masked_autoregressive_flow(
-    dims: int, steps: int, transform: Transform, hidden: int, condition: int = 0
-) -> Bijection:
+def masked_autoregressive_flow(dims: int, steps: int, transform: Transform, hidden: int, condition: int = 0) -> Layer:
     """`steps` of `MaskedAutoregressive`, forwards and backwards by turns."""
     layers = [MaskedAutoregressive(dims, transform, hidden, condition, backwards=i % 2 == 1) for i in range(steps)]
     return Chain(*layers)
 
 
-def in_alternating_order(dims: int, flows: Iterable[Bijection]) -> Bijection:
+def in_alternating_order(dims: int, flows: Iterable[Layer]) -> Layer:
     """Flows of vectors `(B, dims)` one after another, the order of the dimensions reversed in between."""
-    parts: list[Bijection] = []
+    parts: list[Layer] = []
     for flow in flows:
         parts += [Permutation(torch.arange(dims).flip(0)), flow] if parts else [flow]
     return Chain(*parts)

@@ -54,7 +54,7 @@ class Bijection(Layer):
     """
 
 
-class Chain(Bijection):
+class Chain(Layer):
     """One layer after another; their terms add (survey Eq. 30).
 
     Args:
@@ -84,7 +84,7 @@ class Chain(Bijection):
         return y, total(terms)
 
 
-class Inverse(Bijection):
+class Inverse(Layer):
     """A layer with its directions exchanged: of an autoregressive flow it makes an inverse autoregressive one.
 
     Of a surjection from data to noise it makes the one from noise to data: what was exact becomes a bound.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.bijections.base import Bijection, Chain, Exactness
+from fivefold.bijections.base import Bijection, Chain, Exactness, Layer
 from fivefold.nets.masked import degree_mask
 
 
@@ -21,7 +21,7 @@ class Turned(Bijection):
         transpose: whether rows and columns are exchanged, before that.
     """
 
-    def __init__(self, part: Bijection, flip: tuple[int, ...] = (), transpose: bool = False) -> None:
+    def __init__(self, part: Layer, flip: tuple[int, ...] = (), transpose: bool = False) -> None:
         super().__init__()
         self.part, self.flip, self.transpose = part, flip, transpose
 
@@ -152,7 +152,7 @@ def _seen(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     return weights @ x[:, :, places].flatten(1, 2)
 
 
-def emerging(channels: int, size: int = 3) -> Bijection:
+def emerging(channels: int, size: int = 3) -> Layer:
     """Two autoregressive convolutions in opposite orders, rows, columns and channels (Hoogeboom et al., 2019).
 
     Each sees a corner of (size + 1) / 2 squared, so together as much as a `size` x `size` convolution: all of it.

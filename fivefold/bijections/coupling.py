@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, Chain, Exactness, sum_dims, total, weakest
+from fivefold.bijections.base import Bijection, Chain, Exactness, Layer, sum_dims, total, weakest
 from fivefold.bijections.transforms import Transform, inverse_exactness
 
 
@@ -151,7 +151,7 @@ class CouplingRow(_Couplings):
         return list(self.parts)  # type: ignore[arg-type]
 
 
-def in_a_row(parts: Iterable[Bijection]) -> Chain:
+def in_a_row(parts: Iterable[Layer]) -> Chain:
     """One after another; couplings of channels that follow one another are a `CouplingRow`."""
     groups = [list(group) for _, group in groupby(parts, lambda part: isinstance(part, Coupling))]
     rows = [[CouplingRow(*group)] if isinstance(group[0], Coupling) else group for group in groups]  # type: ignore[arg-type]
@@ -240,10 +240,10 @@ class MaskedCoupling(Bijection):
 MakeNet = Callable[[int, int, tuple[int, ...]], nn.Module]  # of input channels, output channels and (H, W) or ()
 
 
-Alternate = Callable[[int, tuple[int, ...], Transform, MakeNet], Bijection]  # the functions that follow
+Alternate = Callable[[int, tuple[int, ...], Transform, MakeNet], Layer]  # the functions that follow
 
 
-def alternate_channels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
+def alternate_channels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Layer:
     """The `layer`-th of a row of couplings of channels: each parity pattern in turn, then its parts exchanged.
 
     Args:
@@ -260,7 +260,7 @@ def alternate_channels(layer: int, shape: tuple[int, ...], transform: Transform,
     return Coupling(mask, transform, make_net(shape[0] - changed, changed * transform.size, shape[1:]))
 
 
-def alternate_pixels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
+def alternate_pixels(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Layer:
     """As `alternate_channels`, by the two colours of a checkerboard; of channels where there is one pixel."""
     if math.prod(shape[1:]) == 1:
         return alternate_channels(layer, shape, transform, make_net)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Chain, Inverse, sum_dims
+from fivefold.bijections.base import Chain, Inverse, Layer, sum_dims
 from fivefold.bijections.laws import FlowLaw, Law, conditional_flow
 from fivefold.bijections.shape import Squeeze
 from fivefold.bijections.transforms import Affine
@@ -51,7 +51,7 @@ class VariationalDequantisation(nn.Module):
         squeeze = bool(spatial) and not any(side % 2 for side in spatial)
         if squeeze:  # so that pixels see one another
             smaller = tuple(side // 2 for side in spatial)
-            flow = conditional_flow(4 * channels, 4 * drawn, smaller, layers, Affine(), make_net)
+            flow: Layer = conditional_flow(4 * channels, 4 * drawn, smaller, layers, Affine(), make_net)
             flow = Chain(Squeeze(), flow, Inverse(Squeeze()))
         else:
             flow = conditional_flow(channels, drawn, spatial, layers, Affine(), make_net)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, Chain, sum_dims
+from fivefold.bijections.base import Chain, Layer, sum_dims
 from fivefold.bijections.coupling import Coupling, MakeNet, in_a_row, parity_mask
 from fivefold.bijections.transforms import Transform, soft_clamp
 from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
@@ -60,7 +60,7 @@ class FlowLaw(Law):
     While `still`, draws are made from zeros in place of noise.
     """
 
-    def __init__(self, channels: int, flow: Bijection | None = None) -> None:
+    def __init__(self, channels: int, flow: Layer | None = None) -> None:
         super().__init__()
         self.channels, self.flow, self.still = channels, Chain() if flow is None else flow, False
 
@@ -84,7 +84,7 @@ class ContextLaw(Law):
         context: of `(given, condition)`.
     """
 
-    def __init__(self, channels: int, flow: Bijection, context: nn.Module) -> None:
+    def __init__(self, channels: int, flow: Layer, context: nn.Module) -> None:
         super().__init__()
         self.channels, self.flow, self.context = channels, flow, context
 
@@ -100,7 +100,7 @@ class ContextLaw(Law):
 
 def conditional_flow(
     given: int, drawn: int, spatial: tuple[int, ...], layers: int, transform: Transform, make_net: MakeNet
-) -> Bijection:
+) -> Layer:
     """Couplings of the last `drawn` channels: all of them given the first, then parts of them given all others.
 
     With an affine transform the first coupling alone makes a Gaussian of independent channels.
@@ -115,7 +115,7 @@ def conditional_flow(
     """
     patterns = (1 << max(1, (drawn - 1).bit_length())) - 1
     everything, kept = torch.ones(drawn, dtype=torch.bool, device="cpu"), torch.zeros(given, device="cpu").bool()
-    parts: list[Bijection] = []
+    parts: list[Layer] = []
     for layer in range(layers):
         part = parity_mask(drawn, patterns - (layer - 1) // 2 % patterns) if layer and drawn > 1 else everything
         mask = torch.cat([kept, ~part if layer and layer % 2 == 0 and drawn > 1 else part])

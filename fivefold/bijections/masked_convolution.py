@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.bijections.base import Bijection, Chain, Exactness, sum_dims
+from fivefold.bijections.base import Bijection, Chain, Exactness, Layer, sum_dims
 from fivefold.bijections.convolution import Turned, causal_mask, causal_pad
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.transforms import Transform, inverse_exactness
@@ -66,7 +66,7 @@ class MaskedConv(Bijection):
 
 def macow_unit(
     channels: int, transform: Transform, kernel: tuple[int, int] = (2, 3), hidden: int = 0, condition: int = 0
-) -> Bijection:
+) -> Layer:
     """Masked convolutions that see above, below, left and right, an actnorm before each pair (Ma et al., 2019).
 
     Args:
@@ -77,7 +77,7 @@ def macow_unit(
         condition: width of the condition, 0 for none.
     """
 
-    def seeing(flip: tuple[int, ...], transpose: bool) -> Bijection:
+    def seeing(flip: tuple[int, ...], transpose: bool) -> Layer:
         return Turned(MaskedConv(channels, transform, kernel, hidden or 4 * channels, condition), flip, transpose)
 
     pairs = [[ActNorm(channels), seeing((), turn), seeing((2,), turn)] for turn in (False, True)]
@@ -182,7 +182,7 @@ def _mix(weights: Tensor, slope: Tensor) -> Tensor:
     return torch.einsum("jkc,bkchw->bjchw", weights, slope)
 
 
-def mint_pair(shape: tuple[int, ...], hidden: int, condition: int = 0, tolerance: float = 1e-6) -> Bijection:
+def mint_pair(shape: tuple[int, ...], hidden: int, condition: int = 0, tolerance: float = 1e-6) -> Layer:
     """Two `MintLayer` in opposite orders, so that every number depends on all near it (Song et al., 2019).
 
     Args:

@@ -79,7 +79,7 @@ class Flatten(Bijection):
         return y.unflatten(1, self.shape), y.new_zeros(len(y))
 
 
-class FactorOut(Bijection):
+class FactorOut(Layer):
     """Multi-scale: the first channels go on through `rest`, the others are finished (Dinh et al., 2017; survey Fig. 8).
 
     Args:
@@ -116,7 +116,7 @@ def multi_scale(
     law: Callable[[Shape, int], Layer] | None = None,
     scales: int | None = None,
     odd: Callable[[Shape], Layer] | None = None,
-) -> Bijection:
+) -> Layer:
     """Squeeze, steps, and half of the channels factored out, again and again (Kingma and Dhariwal, 2018, Figure 2b).
 
     From images `(B, *shape)` to `(B, D)`. Where a side is odd, the last steps come without a squeeze.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.nets.unet import TimedMLP, UNet
-from fivefold.space import Batch, Space
+from fivefold.options import option
+from fivefold.space import Batch
 from fivefold.system import Density, LatentSystem
 from fivefold.tools.diffusion import (
     SCHEDULES,
@@ -51,26 +52,6 @@ class DDPM(LatentSystem):
     columns keep a density. It is the bound of the ancestral sampler with all T steps, also where samples are
     drawn in fewer steps or deterministically. The codes of `encode` are those of the deterministic sampler,
     run backwards.
-
-    Args:
-        timesteps: T, steps of the diffusion.
-        schedule: how the noise grows.
-        first_noise: standard deviation of the first step's noise, in distances between levels (real columns
-            count as having one every 0.04). More is coarse; less makes the network learn what the decoder knows.
-        variance: of the reverse steps in the bound: that of the forward steps, or of the posterior given x_0.
-        weighting: simple (the paper's loss) or elbo (each time as often as it weighs in the bound).
-        sampler: ddpm (the ancestral one) or ddim.
-        eta: noise of ddim: 0 is deterministic, 1 ancestral.
-        sampling_steps: network evaluations a sample, at most T.
-        score_steps: network evaluations to score an example, drawn in pairs from equal shares of the bound;
-            0 sums all T terms.
-        channels: of the U-Net at full resolution (images).
-        multipliers: of the channels at each resolution, the full one first; as many as there are are used (images).
-        blocks: residual blocks of the U-Net at each resolution (images).
-        attention: resolution whose positions attend to each other; 0 for the lowest (images).
-        dropout: in the U-Net's blocks (images).
-        hidden: width of the network (tables).
-        layers: residual layers of the network (tables).
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
@@ -78,9 +59,7 @@ class DDPM(LatentSystem):
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 20, 50)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # At most of the linear schedule's times, made for larger images, too little is left of small ones.
-        "default": {
-            "schedule": "cosine", "lr": 2e-3, "batch_size": 16, "ema": 0.999, "clip": 1.0, "evaluations": 1,
-        },
+        "default": {"batch_size": 16, "ema": 0.999, "clip": 1.0, "evaluations": 1},
         "cifar10": {
             "channels": 128, "blocks": 2, "attention": 16, "dropout": 0.1, "sampler": "ddpm", "sampling_steps": 1000,
             "score_steps": 0, "lr": 2e-4, "batch_size": 128, "ema": 0.9999,
@@ -99,43 +78,60 @@ class DDPM(LatentSystem):
     limit: Tensor
     share: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        timesteps: int = 1000,
-        schedule: Literal["linear", "cosine"] = "linear",
-        first_noise: float = 0.25,
-        variance: Literal["forward", "posterior"] = "forward",
-        weighting: Literal["simple", "elbo"] = "simple",
-        sampler: Literal["ddpm", "ddim"] = "ddim",
-        eta: float = 0.0,
-        sampling_steps: int = 50,
-        score_steps: int = 64,
-        channels: int = 24,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        blocks: int = 1,
-        attention: int = 0,
-        dropout: float = 0.0,
-        hidden: int = 128,
-        layers: int = 3,
-    ) -> None:
-        super().__init__(space)
-        self.sampling_steps = min(sampling_steps, timesteps)
-        self.score_steps, self.eta = score_steps, SAMPLERS[sampler](eta)
-        half = torch.tensor([math.nan if n is None else 1 / max(n - 1, 1) for n in space.dim_levels]).view(space.shape)
+    timesteps: int = option(1000, "T, steps of the diffusion", least=1)
+    schedule: Literal["linear", "cosine"] = option("cosine", "how the noise grows")
+    first_noise: float = option(
+        0.25,
+        "standard deviation of the first step's noise, in distances between levels (real columns count as having "
+        "one every 0.04). More is coarse; less makes the network learn what the decoder knows",
+        least=0,
+    )
+    variance: Literal["forward", "posterior"] = option(
+        "forward", "of the reverse steps in the bound: that of the forward steps, or of the posterior given x_0"
+    )
+    weighting: Literal["simple", "elbo"] = option(
+        "simple", "simple (the paper's loss) or elbo (each time as often as it weighs in the bound)"
+    )
+    sampler: Literal["ddpm", "ddim"] = option("ddim", "ddpm (the ancestral one) or ddim")
+    eta: float = option(0.0, "noise of ddim: 0 is deterministic, 1 ancestral", least=0)
+    sampling_steps: int = option(50, "network evaluations a sample, at most T", least=1)
+    score_steps: int = option(
+        64,
+        "network evaluations to score an example, drawn in pairs from equal shares of the bound; 0 sums all T terms",
+        least=0,
+    )
+    channels: int = option(24, "of the U-Net at full resolution (images)", least=1, tune=(8, 128), log=True)
+    multipliers: tuple[int, ...] = option(
+        (1, 2, 2, 2), "of the channels at each resolution, the full one first; as many as there are are used (images)"
+    )
+    blocks: int = option(1, "residual blocks of the U-Net at each resolution (images)", least=1, tune=(1, 8))
+    attention: int = option(0, "resolution whose positions attend to each other; 0 for the lowest (images)", least=0)
+    dropout: float = option(0.0, "in the U-Net's blocks (images)", least=0, below=1, tune=(0.0, 0.5))
+    hidden: int = option(128, "width of the network (tables)", least=1, tune=(16, 512), log=True)
+    layers: int = option(3, "residual layers of the network (tables)", least=1, tune=(1, 16))
+
+    def build(self) -> None:
+        super().build()
+        self.sampling_steps = min(self.sampling_steps, self.timesteps)
+        self.eta = SAMPLERS[self.sampler](self.eta)
+        half = torch.tensor([math.nan if n is None else 1 / max(n - 1, 1) for n in self.space.dim_levels]).view(
+            self.space.shape
+        )
         self.register_buffer("half_cell", half.nan_to_num(0.0), persistent=False)  # half the distance between levels
         self.register_buffer("limit", torch.where(half.isnan(), math.inf, 1.0), persistent=False)
-        resolution = min(REAL_LEVEL if n is None else 2 / max(n - 1, 1) for n in space.dim_levels)
-        noise = min(max(first_noise * resolution, 1e-3), 0.5)
-        self.diffusion = GaussianDiffusion(alpha_bars(SCHEDULES[schedule], timesteps, noise), variance)
-        self.register_buffer("share", WEIGHTINGS[weighting](self.diffusion).cumsum(0), persistent=False)
+        resolution = min(REAL_LEVEL if n is None else 2 / max(n - 1, 1) for n in self.space.dim_levels)
+        noise = min(max(self.first_noise * resolution, 1e-3), 0.5)
+        self.diffusion = GaussianDiffusion(alpha_bars(SCHEDULES[self.schedule], self.timesteps, noise), self.variance)
+        self.register_buffer("share", WEIGHTINGS[self.weighting](self.diffusion).cumsum(0), persistent=False)
         self.network: nn.Module
-        if space.kind == "image":
-            self.network = UNet(space, channels, multipliers, blocks, attention, dropout)
+        if self.space.kind == "image":
+            self.network = UNet(self.space, self.channels, self.multipliers, self.blocks, self.attention, self.dropout)
         else:
-            self.network = TimedMLP(space, hidden, layers)
-        self.density_note = f"{score_steps or timesteps} of {timesteps} terms"
+            self.network = TimedMLP(self.space, self.hidden, self.layers)
+
+    @property
+    def density_note(self) -> str:
+        return f"{self.score_steps or self.timesteps} of {self.timesteps} terms"
 
     # --- training -------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from torch import Tensor, distributed, nn
 
 from fivefold.flow.glow import Glow
 from fivefold.nets.residual import ConvEnergy, MLPEnergy
-from fivefold.system import Batch, Density, LatentSystem, Space, Update
+from fivefold.options import option
+from fivefold.system import Batch, Density, LatentSystem, Update
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.games import logistic_discriminator
 from fivefold.tools.scaling import dequantise, dequantised_log_prob, log_mean_exp
@@ -32,20 +33,6 @@ class FlowContrastive(LatentSystem):
 
     Samples and codes are the flow's. Both have a density: `scored` says which is shown. The energy's is normalised by
     importance sampling with the flow, which the learned c should agree with (see the monitor).
-
-    Args:
-        scored: whose density log_prob gives: flow or energy.
-        layers: steps of flow at each resolution of an image (on tables: in all).
-        scales: the most resolutions of the flow.
-        hidden: width of the flow's coupling networks.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        warmup: share of the first stage over which the flow's learning rate rises.
-        width: of the energy's network, channels at full resolution (units of a layer on tables).
-        blocks: of the energy's network.
-        first_stage: share of the budget for the flow alone.
-        energy_steps: steps of the energy for one of the flow.
-        score_samples: points in each cell when discrete examples are scored.
-        temperature: the standard deviation of the noise that samples are made from.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -66,39 +53,52 @@ class FlowContrastive(LatentSystem):
 
     started: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        scored: Literal["flow", "energy"] = "flow",
-        layers: int = 6,
-        scales: int = 3,
-        hidden: int = 64,
-        margin: float = 0.05,
-        warmup: float = 0.0,
-        width: int = 16,
-        blocks: int = 3,
-        first_stage: float = 0.6,
-        energy_steps: int = 2,
-        score_samples: int = 16,
-        temperature: float = 1.0,
-    ) -> None:
-        super().__init__(space)
+    scored: Literal["flow", "energy"] = option("flow", "whose density log_prob gives: flow or energy")
+    layers: int = option(6, "steps of flow at each resolution of an image (on tables: in all)", least=1, tune=(1, 16))
+    scales: int = option(3, "the most resolutions of the flow", least=0)
+    hidden: int = option(64, "width of the flow's coupling networks", least=1, tune=(16, 512), log=True)
+    margin: float = option(
+        0.05, "how far the logit of discrete images keeps from 0 and 1; 0 for no logit", least=0, below=0.5
+    )
+    warmup: float = option(0.0, "share of the first stage over which the flow's learning rate rises", least=0, most=1)
+    width: int = option(
+        16,
+        "of the energy's network, channels at full resolution (units of a layer on tables)",
+        least=1,
+        tune=(8, 256),
+        log=True,
+    )
+    blocks: int = option(3, "of the energy's network", least=1, tune=(1, 8))
+    first_stage: float = option(0.6, "share of the budget for the flow alone", least=0, most=1)
+    energy_steps: int = option(2, "steps of the energy for one of the flow", least=1)
+    score_samples: int = option(16, "points in each cell when discrete examples are scored", least=1)
+    temperature: float = option(1.0, "the standard deviation of the noise that samples are made from", above=0)
+    lr = 5e-3
+    weight_decay: float = option(1e-4, "of the flow, decoupled", least=0, section="optimizers")
+    energy_lr: float = option(
+        1e-3, "learning rate of the energy", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers"
+    )
+
+    def build(self) -> None:
+        super().build()
         self.flow = Glow(
-            space,
-            layers=layers,
-            scales=scales,
-            hidden=hidden,
-            margin=margin,
-            score_samples=score_samples,
-            warmup=warmup,
+            self.space,
+            layers=self.layers,
+            scales=self.scales,
+            hidden=self.hidden,
+            margin=self.margin,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            score_samples=self.score_samples,
+            warmup=self.warmup,
         )
-        self.energy = NormalisedEnergy(NETS[space.kind](space, width, lambda layer: layer, blocks))
-        self.scored, self.first_stage, self.energy_steps = scored, first_stage, energy_steps
-        self.score_samples, self.temperature = score_samples, temperature
-        self.density = Density.ESTIMATE if scored == "energy" else self.flow.density
-        self.density_note = f"of the {scored}"
+        self.energy = NormalisedEnergy(NETS[self.space.kind](self.space, self.width, lambda layer: layer, self.blocks))
+        self.density = Density.ESTIMATE if self.scored == "energy" else self.flow.density
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def density_note(self) -> str:
+        return f"of the {self.scored}"
 
     # --- training -------------------------------------------------------------------------------
 
@@ -146,19 +146,11 @@ class FlowContrastive(LatentSystem):
         self.energy.constant.add_(gap)
         self.started.fill_(True)
 
-    def optimizers(
-        self, lr: float = 5e-3, weight_decay: float = 1e-4, energy_lr: float = 1e-3
-    ) -> dict[nn.Module, torch.optim.Optimizer]:
-        """AdamW for the flow, Adam for the energy.
-
-        Args:
-            lr: learning rate of the flow at the start.
-            weight_decay: of the flow, decoupled.
-            energy_lr: learning rate of the energy.
-        """
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """AdamW for the flow, Adam for the energy."""
         # the schedule's factor is one for both, and SECOND_RATE while the energy learns
-        energy = torch.optim.Adam(self.energy.parameters(), energy_lr / SECOND_RATE, (0.5, 0.999), fused=True)
-        return {**self.flow.optimizers(lr, weight_decay), self.energy: energy}
+        energy = torch.optim.Adam(self.energy.parameters(), self.energy_lr / SECOND_RATE, (0.5, 0.999), fused=True)
+        return {**self.flow.optimizers(), self.energy: energy}
 
     def learning_rate(self, progress: float) -> float:
         """The flow's cosine, never below SECOND_RATE; then that, with a fall to a tenth over the last half."""

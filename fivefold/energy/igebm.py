@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fivefold.nets.norm import frozen, spectral_norm
 from fivefold.nets.residual import ConvEnergy, MLPEnergy
-from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.options import option
+from fivefold.system import Batch, Density, System, Update
 from fivefold.tools.games import duplicate_rate
 from fivefold.tools.mcmc import energy_gradient, sgld
 from fivefold.tools.scaling import centre, uncentre
@@ -41,21 +42,6 @@ class IGEBM(System):
 
     It works on centred examples: discrete dimensions in [-1, 1], with noise of up to half a level on
     the data; categories are taken in their order.
-
-    Args:
-        space: what one example is.
-        width: channels at full resolution (units of a layer on tables).
-        blocks: widths on images, each twice the one before at half the sides.
-        depth: residual blocks of each width (on tables: of one width, `blocks` times as many).
-        chain_steps: Langevin steps for one training step.
-        step_size: of the drift, in units of f; 0 for the usual one on this kind of data.
-        noise: standard deviation of the noise; 0 for the usual one on this kind of data.
-        clamp: largest component of df/dx that moves a chain; 0 for the usual one on this kind of data.
-        buffer_size: chains in the replay buffer.
-        reset_rate: share of chains that start from noise again when they are drawn.
-        regularisation: weight of E_data^2 + E_chains^2, which keeps f near 0.
-        start: where sampling starts, buffer or noise.
-        sample_steps: Langevin steps for a sample; 0 gives where it starts.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
@@ -82,37 +68,41 @@ class IGEBM(System):
     ages: Tensor
     reach: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        width: int = 16,
-        blocks: int = 3,
-        depth: int = 1,
-        chain_steps: int = 20,
-        step_size: float = 0.0,
-        noise: float = 0.0,
-        clamp: float = 0.0,
-        buffer_size: int = 1024,
-        reset_rate: float = 0.05,
-        regularisation: float = 0.1,
-        start: str = "buffer",
-        sample_steps: int = 60,
-    ) -> None:
-        super().__init__(space)
-        if start not in ("buffer", "noise"):
-            raise ValueError(f"start is buffer or noise, not {start!r}")
-        usual = LANGEVIN[space.kind]
-        self.langevin = Langevin(step_size or usual.step_size, noise or usual.noise, clamp or usual.clamp)
-        self.chain_steps, self.sample_steps, self.from_noise = chain_steps, sample_steps, start == "noise"
-        self.reset_rate, self.regularisation = reset_rate, regularisation
-        self.f = NETS[space.kind](space, width, spectral_norm, blocks, depth)
-        condition_shape = space.condition.shape if space.condition else (0,)
-        reach = torch.tensor([REACH if levels is None else 1.0 for levels in space.dim_levels])
-        self.register_buffer("reach", reach.view(space.shape), persistent=False)
-        self.register_buffer("chains", torch.zeros(buffer_size, *space.shape))
-        self.register_buffer("conditions", torch.zeros(buffer_size, *condition_shape))
-        self.register_buffer("ages", torch.full((buffer_size,), -1))  # in training steps; -1: never used
+    width: int = option(
+        16, "channels at full resolution (units of a layer on tables)", least=1, tune=(8, 256), log=True
+    )
+    blocks: int = option(3, "widths on images, each twice the one before at half the sides", least=1, tune=(1, 8))
+    depth: int = option(
+        1, "residual blocks of each width (on tables: of one width, `blocks` times as many)", least=1, tune=(1, 8)
+    )
+    chain_steps: int = option(20, "Langevin steps for one training step", least=1)
+    step_size: float = option(0.0, "of the drift, in units of f; 0 for the usual one on this kind of data", least=0)
+    noise: float = option(0.0, "standard deviation of the noise; 0 for the usual one on this kind of data", least=0)
+    clamp: float = option(
+        0.0, "largest component of df/dx that moves a chain; 0 for the usual one on this kind of data", least=0
+    )
+    buffer_size: int = option(1024, "chains in the replay buffer", least=1)
+    reset_rate: float = option(0.05, "share of chains that start from noise again when they are drawn", least=0, most=1)
+    regularisation: float = option(0.1, "weight of E_data^2 + E_chains^2, which keeps f near 0", least=0)
+    start: Literal["buffer", "noise"] = option("buffer", "where sampling starts")
+    sample_steps: int = option(60, "Langevin steps for a sample; 0 gives where it starts", least=0)
+    lr = 1e-3
+    beta1: float = option(0.0, "decay of Adam's mean of gradients", least=0, section="optimizers")
+
+    def build(self) -> None:
+        super().build()
+        usual = LANGEVIN[self.space.kind]
+        self.langevin = Langevin(
+            self.step_size or usual.step_size, self.noise or usual.noise, self.clamp or usual.clamp
+        )
+        self.from_noise = self.start == "noise"
+        self.f = NETS[self.space.kind](self.space, self.width, spectral_norm, self.blocks, self.depth)
+        condition_shape = self.space.condition.shape if self.space.condition else (0,)
+        reach = torch.tensor([REACH if levels is None else 1.0 for levels in self.space.dim_levels])
+        self.register_buffer("reach", reach.view(self.space.shape), persistent=False)
+        self.register_buffer("chains", torch.zeros(self.buffer_size, *self.space.shape))
+        self.register_buffer("conditions", torch.zeros(self.buffer_size, *condition_shape))
+        self.register_buffer("ages", torch.full((self.buffer_size,), -1))  # in training steps; -1: never used
 
     @property
     def temperature(self) -> float:
@@ -165,14 +155,9 @@ class IGEBM(System):
         y = centre(x, self.space)
         return (y + half * (2 * torch.rand_like(y) - 1)).clamp(-self.reach, self.reach)
 
-    def optimizers(self, lr: float = 1e-3, beta1: float = 0.0) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam.
-
-        Args:
-            lr: learning rate.
-            beta1: decay of Adam's mean of gradients.
-        """
-        return {self: torch.optim.Adam(self.parameters(), lr, (beta1, 0.999), fused=True)}
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam."""
+        return {self: torch.optim.Adam(self.parameters(), self.lr, (self.beta1, 0.999), fused=True)}
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """-E, up to the unknown -ln Z, in nats `(B,)`."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.visible import VisibleUnits, bernoulli
+from fivefold.options import option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System, Update, seeded
 from fivefold.tools.ais import LogPartition, anneal, block_gibbs, log_partition
@@ -33,17 +34,6 @@ class RBM(System):
     Gaussian (reals) or softmax (categories) visible units. ln Z is estimated by annealed importance sampling,
     once for each state of the parameters: its error is common to all examples, so it does not average out over
     them, and differences between examples are exact.
-
-    Args:
-        hidden: hidden units.
-        k: Gibbs steps of the chain at each update (CD-k).
-        persistent: chains go on from update to update (persistent CD) instead of starting at the data.
-        chains: persistent chains, of each condition where there is one.
-        centred: biases belong to centred units, which conditions the gradient (Montavon and Müller 2012).
-        sampling_steps: Gibbs steps a sample takes, the first half of them annealed from independent units.
-        ais_steps: temperatures of annealed importance sampling; its standard error includes the change from
-            half as many.
-        ais_chains: its chains.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.ESTIMATE, "table": Density.ESTIMATE}
@@ -62,40 +52,51 @@ class RBM(System):
     updated: Tensor
     chain: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        hidden: int = 256,
-        k: int = 1,
-        persistent: bool = True,
-        chains: int = 128,
-        centred: bool = True,
-        sampling_steps: int = 1000,
-        ais_steps: int = 4000,
-        ais_chains: int = 100,
-    ) -> None:
-        super().__init__(space)
-        _refuse_unfit(space)
-        self.k, self.persistent, self.centred = k, persistent, centred
-        self.sampling_steps, self.ais_steps, self.ais_chains = sampling_steps, ais_steps, ais_chains
-        self.units = VisibleUnits(space)
-        self.weight = nn.Parameter(0.01 * torch.randn(self.units.width, hidden))
+    hidden: int = option(256, "hidden units", least=1, tune=(16, 512), log=True)
+    k: int = option(1, "Gibbs steps of the chain at each update (CD-k)", least=1, tune=(1, 10))
+    persistent: bool = option(
+        True, "chains go on from update to update (persistent CD) instead of starting at the data"
+    )
+    chains: int = option(128, "persistent chains, of each condition where there is one", least=1)
+    centred: bool = option(
+        True, "biases belong to centred units, which conditions the gradient (Montavon and Müller 2012)"
+    )
+    sampling_steps: int = option(
+        1000, "Gibbs steps a sample takes, the first half of them annealed from independent units", least=1
+    )
+    ais_steps: int = option(
+        4000,
+        "temperatures of annealed importance sampling; its standard error includes the change from half as many",
+        least=1,
+    )
+    ais_chains: int = option(100, "its chains", least=1)
+    lr = 0.1
+    momentum: float = option(0.5, "of the gradient", least=0, section="optimizers")
+    weight_decay: float = option(1e-5, "pulls the parameters to 0", least=0, section="optimizers")
+
+    def build(self) -> None:
+        super().build()
+        _refuse_unfit(self.space)
+        self.units = VisibleUnits(self.space)
+        self.weight = nn.Parameter(0.01 * torch.randn(self.units.width, self.hidden))
         self.visible_bias = nn.Parameter(torch.zeros(self.units.width))
-        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
-        self.embed = ConditionEmbedding(space.condition, 32)
-        self.shift = nn.Linear(self.embed.width, self.units.width + hidden) if space.condition else None
-        self.register_buffer("conditions", _all_conditions(space.condition), persistent=False)
+        self.hidden_bias = nn.Parameter(torch.zeros(self.hidden))
+        self.embed = ConditionEmbedding(self.space.condition, 32)
+        self.shift = nn.Linear(self.embed.width, self.units.width + self.hidden) if self.space.condition else None
+        self.register_buffer("conditions", _all_conditions(self.space.condition), persistent=False)
         self.register_buffer("offset", torch.zeros(self.units.width))  # of centred visible units
         self.register_buffer("mean", torch.zeros(self.units.width))  # running mean of the data's statistics
         self.register_buffer("updated", torch.tensor(0))
         count = len(self.conditions)
-        start = self.units.sample(torch.zeros(count * chains if persistent else 0, self.units.width))
-        self.register_buffer("chain", start.view(count, -1, space.dims).detach())
+        start = self.units.sample(torch.zeros(count * self.chains if self.persistent else 0, self.units.width))
+        self.register_buffer("chain", start.view(count, -1, self.space.dims).detach())
         self.register_buffer("log_z", torch.zeros(count, dtype=torch.float64))
         self.register_buffer("log_z_error", torch.zeros(count, dtype=torch.float64))
         self.register_buffer("log_z_of", torch.tensor(-1))  # fingerprint of the parameters that log_z belongs to
-        self.density_note = f"log Z by AIS, {ais_chains} chains, {ais_steps} temperatures"
+
+    @property
+    def density_note(self) -> str:
+        return f"log Z by AIS, {self.ais_chains} chains, {self.ais_steps} temperatures"
 
     # --- the model: v flat and float (B, D), h (B, hidden) ---------------------------------------
 
@@ -127,17 +128,9 @@ class RBM(System):
 
     # --- training -------------------------------------------------------------------------------
 
-    def optimizers(
-        self, lr: float = 0.1, momentum: float = 0.5, weight_decay: float = 1e-5
-    ) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Stochastic gradient descent.
-
-        Args:
-            lr: learning rate.
-            momentum: of the gradient.
-            weight_decay: pulls the parameters to 0.
-        """
-        return {self: torch.optim.SGD(self.parameters(), lr, momentum, weight_decay=weight_decay)}
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Stochastic gradient descent."""
+        return {self: torch.optim.SGD(self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)}
 
     def learning_rate(self, progress: float) -> float:
         """Linear decay, which persistent chains need to catch up with the model."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fivefold.nets.norm import frozen
 from fivefold.nets.residual import ConvEnergy
-from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.options import option
+from fivefold.system import Batch, Density, System, Update
 from fivefold.tools.games import duplicate_rate
 from fivefold.tools.mcmc import energy_gradient, sgld
 from fivefold.tools.scaling import centre, uncentre
@@ -31,34 +32,14 @@ class VAEBM(System):
 
     Each pixel has one logistic component, so that its noise moves it smoothly; discrete levels are rounded, with the
     gradient of the value before. The energy's layers are held by a penalty on their spectral norms.
-
-    Args:
-        width: channels of the VAE's residual stream.
-        latent: channels of each of its codes.
-        blocks: of the VAE on each grid, where the next two do not say.
-        encoder_blocks: bottom-up blocks on each grid, largest first: 12,7,7,4,3.
-        decoder_blocks: top-down blocks on each grid, smallest first: 1,3,6,11,22.
-        channels: of the energy's network at full resolution.
-        depth: residual blocks of the energy's network; images are halved between them.
-        first_stage: share of the budget for the VAE.
-        warmup: share of that over which the weight of the VAE's divergence rises to 1, so that codes are used early.
-        chain_steps: Langevin steps for one training step of the energy.
-        sample_steps: Langevin steps for a sample; 0 gives the VAE's.
-        step_size: of them; their noise has this variance.
-        replay: share of a training step's chains that go on from earlier ones; the others start from the VAE.
-        buffer_size: how many chains are kept for that.
-        spectral: weight of the sum of the layers' spectral norms.
-        energy_rate: learning rate of the energy, as a multiple of the VAE's.
-        score_samples: of all codes for each example in the VAE's importance-weighted bound.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED}
     free_form: ClassVar[bool] = True
     sampling: ClassVar[str] = "mcmc"
-    density_note = "the VAE's is a bound"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sample_steps": (0, 5, 10, 20, 40)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 4e-3, "batch_size": 32, "ema": 0.99, "clip": 200.0, "skip": 400.0},
+        "default": {"batch_size": 32, "ema": 0.99, "clip": 200.0, "skip": 400.0},
         "cifar10": {
             "width": 384, "latent": 16, "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22", "warmup": 0.3,
             "channels": 128, "depth": 4, "chain_steps": 10, "sample_steps": 16, "step_size": 8e-5, "spectral": 0.2,
@@ -69,41 +50,58 @@ class VAEBM(System):
     chains: Tensor
     conditions: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        width: int = 48,
-        latent: int = 8,
-        blocks: int = 1,
-        encoder_blocks: str = "",
-        decoder_blocks: str = "",
-        channels: int = 16,
-        depth: int = 3,
-        first_stage: float = 0.6,
-        warmup: float = 0.5,
-        chain_steps: int = 5,
-        sample_steps: int = 12,
-        step_size: float = 0.1,
-        replay: float = 0.5,
-        buffer_size: int = 1024,
-        spectral: float = 0.02,
-        energy_rate: float = 0.5,
-        score_samples: int = 16,
-    ) -> None:
-        super().__init__(space)
-        self.first_stage, self.chain_steps, self.sample_steps = first_stage, chain_steps, sample_steps
-        self.step_size, self.replay, self.spectral, self.energy_rate = step_size, replay, spectral, energy_rate
+    width: int = option(48, "channels of the VAE's residual stream", least=1, tune=(8, 256), log=True)
+    latent: int = option(8, "channels of each of its codes", least=1, tune=(2, 128), log=True)
+    blocks: int = option(1, "of the VAE on each grid, where the next two do not say", least=1, tune=(1, 8))
+    encoder_blocks: str = option("", "bottom-up blocks on each grid, largest first: 12,7,7,4,3")
+    decoder_blocks: str = option("", "top-down blocks on each grid, smallest first: 1,3,6,11,22")
+    channels: int = option(16, "of the energy's network at full resolution", least=1, tune=(8, 128), log=True)
+    depth: int = option(
+        3, "residual blocks of the energy's network; images are halved between them", least=1, tune=(1, 8)
+    )
+    first_stage: float = option(0.6, "share of the budget for the VAE", least=0, most=1)
+    warmup: float = option(
+        0.5,
+        "share of that over which the weight of the VAE's divergence rises to 1, so that codes are used early",
+        least=0,
+        most=1,
+    )
+    chain_steps: int = option(5, "Langevin steps for one training step of the energy", least=1)
+    sample_steps: int = option(12, "Langevin steps for a sample; 0 gives the VAE's", least=0)
+    step_size: float = option(0.1, "of them; their noise has this variance", least=0)
+    replay: float = option(
+        0.5, "share of a training step's chains that go on from earlier ones; the others start from the VAE", least=0
+    )
+    buffer_size: int = option(1024, "how many chains are kept for that", least=1)
+    spectral: float = option(0.02, "weight of the sum of the layers' spectral norms", least=0)
+    energy_rate: float = option(0.5, "learning rate of the energy, as a multiple of the VAE's", least=0)
+    score_samples: int = option(16, "of all codes for each example in the VAE's importance-weighted bound", least=1)
+    lr = 4e-3
+    weight_decay: float = option(
+        0.01,
+        "of the VAE, decoupled from the gradient; it is multiplied by the learning rate",
+        least=0,
+        section="optimizers",
+    )
+    beta1: float = option(0.0, "decay of the energy's mean of gradients", least=0, section="optimizers")
+
+    def build(self) -> None:
+        super().build()
         self.vae = VDVAE(
-            space, width=width, bottleneck=0.25, latent=latent, blocks=blocks,
-            encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks,
-            mixtures=1, warmup=warmup, score_samples=score_samples,
+            self.space, width=self.width, bottleneck=0.25, latent=self.latent, blocks=self.blocks,
+            encoder_blocks=self.encoder_blocks, decoder_blocks=self.decoder_blocks,
+            mixtures=1, warmup=self.warmup, score_samples=self.score_samples,
+            lr=self.lr, weight_decay=self.weight_decay,
         )  # fmt: skip
-        self.energy = ConvEnergy(space, channels, lambda layer: layer, depth)
+        self.energy = ConvEnergy(self.space, self.channels, lambda layer: layer, self.depth)
         self.codes = sum(math.prod(shape) for shape in self.vae.code_shapes)
-        condition_shape = space.condition.shape if space.condition else (0,)
-        self.register_buffer("chains", torch.randn(buffer_size, self.codes + space.dims))
-        self.register_buffer("conditions", torch.full((buffer_size, *condition_shape), math.nan))
+        condition_shape = self.space.condition.shape if self.space.condition else (0,)
+        self.register_buffer("chains", torch.randn(self.buffer_size, self.codes + self.space.dims))
+        self.register_buffer("conditions", torch.full((self.buffer_size, *condition_shape), math.nan))
+
+    @property
+    def density_note(self) -> str:
+        return "the VAE's is a bound"
 
     # --- training -------------------------------------------------------------------------------
 
@@ -149,19 +147,10 @@ class VAEBM(System):
         weights = [p.flatten(1) for p in self.energy.parameters() if p.dim() > 1]
         return torch.stack([torch.linalg.matrix_norm(weight.float(), 2) for weight in weights]).sum()
 
-    def optimizers(
-        self, lr: float = 1e-3, weight_decay: float = 0.01, beta1: float = 0.0
-    ) -> dict[nn.Module, torch.optim.Optimizer]:
-        """AdamW for the VAE, Adam for the energy.
-
-        Args:
-            lr: learning rate of the VAE.
-            weight_decay: of the VAE, decoupled from the gradient; it is multiplied by the learning rate.
-            beta1: decay of the energy's mean of gradients.
-        """
-        rate = lr * self.energy_rate
-        energy = torch.optim.Adam(self.energy.parameters(), rate, (beta1, 0.999), fused=True)
-        self.vae.lr, self.vae.weight_decay = lr, weight_decay
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """AdamW for the VAE, Adam for the energy."""
+        rate = self.lr * self.energy_rate
+        energy = torch.optim.Adam(self.energy.parameters(), rate, (self.beta1, 0.999), fused=True)
         return {**self.vae.optimizers(), self.energy: energy}
 
     def learning_rate(self, progress: float) -> float:

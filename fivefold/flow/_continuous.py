@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, Chain, Layer
+from fivefold.bijections.base import Chain, Layer
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.ode import ContinuousFlow, Gradients, Trace, measured
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
 from fivefold.flow._system import FlowSystem
-from fivefold.nets.potential import PotentialVelocity
 from fivefold.nets.velocity import TimeLayer, Velocity
-from fivefold.space import Batch, Space
+from fivefold.options import fixed, option
+from fivefold.space import Batch
 from fivefold.system import Density, Update, seeded
 from fivefold.tools.scaling import averaged_log_prob, dequantise
 
-CONDITION_WIDTH = 16
 CHUNK = 2**18  # numbers scored at once by Hutchinson's estimator
 MONITORED = 64  # examples
 SMALLEST = 4  # the smallest side that multi-scale flows reach
@@ -41,42 +42,49 @@ class Solver(NamedTuple):
 class ContinuousSystem(FlowSystem):
     """Flows with `ContinuousFlow`s among their parts, each equation solved by a solver that fits what is done.
 
-    The loss is minus the log-density, and the costs of the way times `weights`. Subclasses set `flow`.
-
-    Args:
-        space: of the examples.
-        trace: of the parts when scoring: exact, hutchinson or closed.
-        training: the solver.
-        scoring: the solver, and that of codes and reconstructions.
-        score_samples: draws for each example that is scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        weights: of the two costs of the way in the loss (see `bijections.ode.measured`).
+    The loss is minus the log-density, and the costs of the way times `weights`.
     """
 
+    free_form: ClassVar[bool] = True
+    sampling: ClassVar[str] = "iterative"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"evaluations": 6}}
+    condition_width: ClassVar[int] = 16
     costs: ClassVar[tuple[str, str]] = ("kinetic", "jacobian")  # the costs' names
 
-    def __init__(
-        self,
-        space: Space,
-        trace: Trace,
-        training: Solver,
-        scoring: Solver,
-        score_samples: int,
-        temperature: float,
-        weights: tuple[float, float] = (0.0, 0.0),
-    ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
-        self.trace, self.training_solver, self.scoring_solver, self.weights = trace, training, scoring, weights
+    lr = 1e-2
+    margin = 0.003
+
+    def build(self) -> None:
         self.evaluations = 1
-        how = f"Hutchinson's trace, {score_samples} draws" if trace == "hutchinson" else "exact trace"
-        self.density_note = f"{how}, {scoring.note}"
-        if trace == "hutchinson" and self.density is Density.EXACT:
+        super().build()
+        if self.trace == "hutchinson" and self.density is Density.EXACT:
             self.density = Density.ESTIMATE
 
     @property
+    def density_note(self) -> str:
+        """How the trace is found, and the equation solved."""
+        how = f"Hutchinson's trace, {self.score_samples} draws" if self.trace == "hutchinson" else "exact trace"
+        return f"{how}, {self.scoring_solver.note}"
+
+    @property
+    @abstractmethod
+    def trace(self) -> Trace:
+        """Of the parts when scoring."""
+
+    @property
+    @abstractmethod
+    def training_solver(self) -> Solver:
+        """That of losses."""
+
+    @property
+    @abstractmethod
+    def scoring_solver(self) -> Solver:
+        """That of densities, and of codes and reconstructions."""
+
+    @property
+    @abstractmethod
     def sampling_solver(self) -> Solver:
         """That of samples: what the dials say."""
-        return self.scoring_solver
 
     # --- the equation ---------------------------------------------------------------------------
 
@@ -119,6 +127,11 @@ class ContinuousSystem(FlowSystem):
             loss = loss + costs @ costs.new_tensor(self.weights)
             stats |= dict(zip(self.costs, costs.detach(), strict=True))
         return loss, stats
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of the two costs of the way in the loss, in nats."""
+        return 0.0, 0.0
 
     def _costly(self) -> list[ContinuousFlow]:
         """The parts whose costs count."""
@@ -174,127 +187,98 @@ class ContinuousSystem(FlowSystem):
 
 
 class FreeFormSystem(ContinuousSystem):
-    """Flows whose velocities are any smooth network, their trace by autograd.
+    """Flows whose velocities are any smooth network, their trace by autograd."""
 
-    Args:
-        space: of the examples.
-        flows: in a row (on multi-scale images: before and after each squeeze).
-        layers: hidden layers of each velocity.
-        hidden: width of velocities that are fully connected.
-        channels: width of convolutional velocities.
-        time_layer: how the time enters a layer.
-        dense_dims: images of up to so many dimensions have fully connected velocities.
-        steps: of the solver in training; 0 to adapt them.
-        tolerance: of the solver when training (without steps) and scoring.
-        sampling_tolerance: of the solver when sampling.
-        gradients: direct or adjoint.
-        exact_dims: up to how many dimensions the trace is exact when scoring.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: draws for each example that is scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        weights: of the two costs of the way in the loss.
-        extra: channels (of convolutional flows) or dimensions that `augment` adds.
-        augment: makes the layer that adds them, from the shape of an example.
-    """
-
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.995}}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {
         "temperature": (0.7, 0.85, 1.0),
         "sampling_tolerance": (0.3, 1e-1, 1e-2, 1e-3),
     }
+    extra = 0  # channels (of convolutional flows) or dimensions that are added
 
-    def __init__(
-        self,
-        space: Space,
-        flows: int,
-        layers: int,
-        hidden: int,
-        channels: int,
-        time_layer: TimeLayer,
-        dense_dims: int,
-        steps: int,
-        tolerance: float,
-        sampling_tolerance: float,
-        gradients: Gradients,
-        exact_dims: int,
-        margin: float,
-        score_samples: int,
-        temperature: float,
-        weights: tuple[float, float] = (0.0, 0.0),
-        extra: int = 0,
-        augment: Callable[[Shape, int], Layer] | None = None,
-    ) -> None:
-        is_dense = space.kind != "image" or space.dims <= dense_dims
-        shape = (space.dims,) if is_dense else space.shape
-        whole = (shape[0] + extra, *shape[1:])
-        noise_dims = torch.Size(whole).numel()
-        trace: Trace = "exact" if noise_dims <= exact_dims else "hutchinson"
-        solvers = Solver(steps, tolerance), Solver(0, tolerance)
-        super().__init__(space, trace, *solvers, score_samples, temperature, weights)
-        self.noise_dims, self.sampling_tolerance = noise_dims, sampling_tolerance
+    score_samples = 4
+    flows: int = option(1, "in a row (on multi-scale images: before and after each squeeze)", least=1, tune=(1, 4))
+    layers: int = option(2, "hidden layers of each velocity", least=1, tune=(1, 4))
+    hidden: int = option(192, "width of velocities that are fully connected", least=1, tune=(32, 512), log=True)
+    channels: int = option(32, "width of convolutional velocities", least=1, tune=(16, 128), log=True)
+    time_layer: TimeLayer = option(
+        "concatsquash", "how the time enters a layer: concat (one more channel) or concatsquash (a gate and a shift)"
+    )
+    dense_dims: int = option(
+        256, "images of up to so many dimensions have fully connected velocities; larger ones are multi-scale with "
+        "convolutions, as all are in the papers (0)", least=0,
+    )  # fmt: skip
+    steps: int = option(4, "of Runge-Kutta's method in training; 0 to adapt them to the tolerance", least=0)
+    tolerance: float = option(3e-2, "of the adaptive solver, absolute and relative, when training and scoring", above=0)
+    sampling_tolerance: float = option(1e-3, "of the adaptive solver when sampling", above=0)
+    gradients: Gradients = option(
+        "direct", "direct (through the solver's steps) or adjoint (a second equation backwards; least memory)"
+    )
+    exact_dims: int = option(64, "up to how many dimensions the trace is exact when scoring", least=0)
 
-        def row(shape: Shape) -> list[Bijection]:
-            width = hidden if is_dense else channels
-            nets = (Velocity(shape, width, layers, self.embedding.width, time_layer) for _ in range(flows))
-            return [ContinuousFlow(net, tolerance, trace, gradients) for net in nets]
+    @property
+    def trace(self) -> Trace:
+        return "exact" if self.noise_dims <= self.exact_dims else "hutchinson"
 
-        wider = [] if augment is None else [augment(shape, extra)]
-        flat = [Flatten(space.shape)] if is_dense else []
-        inner = [ActNorm(noise_dims), *row(whole)] if is_dense else [image_flow(whole, row)]
-        self.flow = self._onto_line(Chain(*flat, *wider, *inner), margin)
+    @property
+    def training_solver(self) -> Solver:
+        return Solver(self.steps, self.tolerance)
+
+    @property
+    def scoring_solver(self) -> Solver:
+        return Solver(0, self.tolerance)
 
     @property
     def sampling_solver(self) -> Solver:
         return Solver(0, self.sampling_tolerance)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether velocities are fully connected."""
+        return self.space.kind != "image" or self.space.dims <= self.dense_dims
+
+    def body(self) -> Layer:
+        shape = (self.space.dims,) if self.is_dense else self.space.shape
+        whole = (shape[0] + self.extra, *shape[1:])
+        self.noise_dims = math.prod(whole)
+        wider = self.widen(shape)
+        if self.is_dense:
+            return Chain(Flatten(self.space.shape), *wider, ActNorm(self.noise_dims), *self._row(whole))
+        return Chain(*wider, image_flow(whole, self._row))
+
+    def widen(self, shape: Shape) -> list[Layer]:
+        """What adds the `extra` channels or dimensions to `(B, *shape)`."""
+        return []
+
+    def _row(self, shape: Shape) -> list[Layer]:
+        width = self.hidden if self.is_dense else self.channels
+        nets = (Velocity(shape, width, self.layers, self.embedding.width, self.time_layer) for _ in range(self.flows))
+        return [ContinuousFlow(net, self.tolerance, self.trace, self.gradients) for net in nets]
+
 
 class ClosedFormSystem(ContinuousSystem):
-    """One flow of vectors after an actnorm, its velocity's trace by a formula.
+    """One flow of vectors after an actnorm, its velocity's trace by a formula."""
 
-    Args:
-        space: of the examples.
-        velocity: makes it, from the number of dimensions and the width of a condition.
-        training: the solver.
-        scoring: the solver, and that of codes and reconstructions.
-        gradients: direct or adjoint.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: points in each cell of a discrete example that is scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        weights: of the two costs of the way in the loss.
-    """
+    gradients: Gradients = option(
+        "direct", "direct (through the solver's steps) or adjoint (memory does not grow with the steps)"
+    )
 
-    def __init__(
-        self,
-        space: Space,
-        velocity: Callable[[int, int], nn.Module],
-        training: Solver,
-        scoring: Solver,
-        gradients: Gradients,
-        margin: float,
-        score_samples: int,
-        temperature: float,
-        weights: tuple[float, float] = (0.0, 0.0),
-    ) -> None:
-        super().__init__(space, "closed", training, scoring, score_samples, temperature, weights)
-        net = velocity(space.dims, self.embedding.width)
-        part = ContinuousFlow(net, scoring.tolerance, "closed", gradients, scoring.steps)
-        self.flow = self._onto_line(Chain(Flatten(space.shape), ActNorm(space.dims), part), margin)
+    @property
+    def trace(self) -> Trace:
+        return "closed"
+
+    @abstractmethod
+    def velocity(self, dims: int, condition: int) -> nn.Module:
+        """Of vectors of so many dimensions, given a condition of that width."""
+
+    def body(self) -> Layer:
+        net, solver = self.velocity(self.space.dims, self.embedding.width), self.scoring_solver
+        part = ContinuousFlow(net, solver.tolerance, "closed", self.gradients, solver.steps)
+        return Chain(Flatten(self.space.shape), ActNorm(self.space.dims), part)
 
 
 class PotentialSystem(ClosedFormSystem):
-    """A flow along the gradient of a potential, in equal steps of Runge-Kutta's method, differentiated through them.
-
-    Args:
-        space: of the examples.
-        velocity: makes it, from the number of dimensions and the width of a condition.
-        steps: of the solver in training.
-        scoring_steps: of the solver when scoring.
-        sampling_steps: of the solver when sampling.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: points in each cell of a discrete example that is scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        transport: weight in the loss of the transport cost, the integral of |dx/dt|^2 / 2.
-        residual: weight in the loss of the Hamilton-Jacobi residual (see `PotentialVelocity`), integrated.
-    """
+    """A flow along the gradient of a potential, in equal steps of Runge-Kutta's method, differentiated through them."""
 
     dials: ClassVar[dict[str, tuple[float, ...]]] = {
         "temperature": (0.7, 0.85, 1.0),
@@ -302,38 +286,27 @@ class PotentialSystem(ClosedFormSystem):
     }
     costs = ("kinetic", "residual")
 
-    def __init__(
-        self,
-        space: Space,
-        velocity: Callable[[int, int], PotentialVelocity],
-        steps: int,
-        scoring_steps: int,
-        sampling_steps: int,
-        margin: float,
-        score_samples: int,
-        temperature: float,
-        transport: float = 0.0,
-        residual: float = 0.0,
-    ) -> None:
-        super().__init__(
-            space,
-            velocity,
-            training=Solver(steps),
-            scoring=Solver(scoring_steps),
-            gradients="direct",
-            margin=margin,
-            score_samples=score_samples,
-            temperature=temperature,
-            weights=(transport / 2, residual),
-        )
-        self.sampling_steps = sampling_steps
+    gradients = fixed("direct")
+    hidden: int = option(64, "width of the potential's network", least=1, tune=(16, 512), log=True)
+    layers: int = option(2, "of that network: the first, and residual ones", least=1, tune=(1, 4))
+    steps: int = option(4, "of the solver in training", least=1)
+    scoring_steps: int = option(8, "of the solver when scoring", least=1)
+    sampling_steps: int = option(8, "of the solver when sampling", least=1)
+
+    @property
+    def training_solver(self) -> Solver:
+        return Solver(self.steps)
+
+    @property
+    def scoring_solver(self) -> Solver:
+        return Solver(self.scoring_steps)
 
     @property
     def sampling_solver(self) -> Solver:
         return Solver(self.sampling_steps)
 
 
-def image_flow(shape: Shape, row: Callable[[Shape], list[Bijection]]) -> Bijection:
+def image_flow(shape: Shape, row: Callable[[Shape], list[Layer]]) -> Layer:
     """Flows, and while the sides allow a squeeze, more flows, half of the channels taken out and the next scale.
 
     Args:

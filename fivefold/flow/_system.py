@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from fivefold.bijections.base import Chain, Layer
 from fivefold.bijections.dequantisation import VariationalDequantisation
 from fivefold.bijections.elementwise import Logit
 from fivefold.nets.condition import ConditionEmbedding
+from fivefold.options import option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
 from fivefold.tools.distributions import standard_normal_log_prob
@@ -23,56 +25,76 @@ Dequantisation = Literal["uniform", "variational"]
 class FlowSystem(LatentSystem):
     """A bijection to standard normal noise: log p(x) = log N(f(x); 0, I) + ln |det df/dx| (survey Eq. 29, 30).
 
-    Discrete dimensions are dequantised, which makes the density a lower bound. Subclasses set `flow`,
-    from encoded (and dequantised) examples `(B, *shape)` to noise `(B, D)`. Where it has surjections (survey Eq. 39)
-    noise may have other dimensions (`noise_dims`); where a layer draws on the way there they set `density` to a bound.
-
-    Args:
-        space: of the examples.
-        condition_width: of the condition's embedding.
-        score_samples: points in each cell when discrete examples are scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        dequantisation: uniform noise in the cells, or variational: noise from a flow given the example.
+    Discrete dimensions are dequantised, which makes the density a lower bound. Subclasses write `body`, or the `steps`
+    of one scale, from encoded (and dequantised) examples `(B, *shape)` to noise `(B, D)`. Where it has surjections
+    (survey Eq. 39) noise may have other dimensions (`noise_dims`).
     """
 
+    densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
+    free_form: ClassVar[bool] = False
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
+    condition_width: ClassVar[int] = 32  # of the condition's embedding
+    draws: ClassVar[bool] = False  # whether a layer draws on the way to noise, which makes the density a bound
 
-    flow: Layer
-    warmup: float = 0.0  # share of the budget over which the learning rate rises
+    lr = 5e-3
+    weight_decay: float = option(
+        1e-4, "decoupled weight decay", least=0, tune=(1e-6, 1.0), log=True, section="optimizers"
+    )
+    warmup: float = option(
+        0.0, "share of the budget over which the learning rate rises; many couplings diverge at once without", least=0,
+        most=1, section="optimizers",
+    )  # fmt: skip
+    margin: float = option(
+        0.05, "how far the logit of discrete images keeps from 0 and 1; 0 for no logit, as in most papers", least=0,
+        below=0.5,
+    )  # fmt: skip
+    dequantisation: Dequantisation = option(
+        "uniform", "of discrete dimensions: uniform noise in the cells, or variational, by a flow given the example"
+    )
+    score_samples: int = option(
+        16, "draws (of points in the cell of a discrete example, of what layers draw) for each example scored", least=1
+    )
+    temperature: float = option(1.0, "the standard deviation of the noise that samples are made from", above=0)
 
-    def __init__(
-        self,
-        space: Space,
-        condition_width: int,
-        score_samples: int,
-        temperature: float,
-        dequantisation: Dequantisation = "uniform",
-    ) -> None:
-        super().__init__(space)
+    @classmethod
+    def density_on(cls, space: Space) -> Density | None:
+        if space.kind not in cls.densities:
+            return None
         is_real = all(levels is None for levels in space.dim_levels)
-        self.density = Density.EXACT if is_real else Density.LOWER_BOUND
-        self.score_samples, self.temperature = score_samples, temperature
-        self.embedding = ConditionEmbedding(space.condition, condition_width)
-        self.noise_dims = space.dims
-        learns = dequantisation == "variational" and not is_real
-        self.dequantisation = VariationalDequantisation(space, self.embedding.width) if learns else None
+        return Density.EXACT if is_real and not cls.draws else Density.LOWER_BOUND
 
-    def _onto_line(self, flow: Layer, margin: float) -> Layer:
-        """`flow`, behind a logit where the data are discrete images, which fill an interval; none at margin 0."""
-        fills_cube = self.space.kind == "image" and self.space.levels is not None
-        return Chain(Logit(margin), flow) if fills_cube and margin > 0 else flow
+    def build(self) -> None:
+        super().build()
+        self.embedding = ConditionEmbedding(self.space.condition, self.condition_width)
+        self.noise_dims = self.space.dims
+        learns = self.dequantisation == "variational" and any(levels is not None for levels in self.space.dim_levels)
+        self.cells = VariationalDequantisation(self.space, self.embedding.width) if learns else None
+        self.flow: Layer = self._onto_line(self.body())
+
+    @property
+    def density_note(self) -> str:
+        return f"{self.score_samples} samples" if self.draws else ""
+
+    @abstractmethod
+    def body(self) -> Layer:
+        """From points on the line `(B, *shape)` to noise `(B, noise_dims)`."""
+
+    @property
+    def fills_cube(self) -> bool:
+        """Whether dequantised examples fill [-1, 1]^D: those of discrete images do."""
+        return self.space.kind == "image" and self.space.levels is not None
+
+    def _onto_line(self, flow: Layer) -> Layer:
+        """`flow`, behind a logit where the data fill an interval; none at margin 0."""
+        return Chain(Logit(self.margin), flow) if self.fills_cube and self.margin > 0 else flow
 
     def loss(self, batch: Batch) -> Tensor:
         return -self._drawn_log_prob(batch.x, batch.condition).mean()
 
-    def optimizers(self, lr: float = 5e-3, weight_decay: float = 1e-4) -> dict[torch.nn.Module, torch.optim.Optimizer]:
-        """AdamW, its rate following a cosine to zero.
-
-        Args:
-            lr: learning rate at the start.
-            weight_decay: decoupled weight decay.
-        """
-        return {self: torch.optim.AdamW(self.parameters(), lr, weight_decay=weight_decay, fused=True)}
+    def optimizers(self) -> dict[torch.nn.Module, torch.optim.Optimizer]:
+        """AdamW, its rate following a cosine to zero."""
+        return {self: torch.optim.AdamW(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
         return warm_cosine(progress, self.warmup, floor=0.0)
@@ -84,9 +106,9 @@ class FlowSystem(LatentSystem):
 
     def _drawn_log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Nats `(B,)`: ln of an unbiased estimate of P(x), from one draw of all that is drawn."""
-        if self.dequantisation is None:
+        if self.cells is None:
             return self._point_log_prob(dequantise(x, self.space), condition) + dequantise_log_det(self.space)
-        y, term = self.dequantisation(x, self.embedding(condition))
+        y, term = self.cells(x, self.embedding(condition))
         return self._point_log_prob(y, condition) + term
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,6 +119,12 @@ class FlowSystem(LatentSystem):
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self._decode(self.temperature * torch.randn(n, self.noise_dims, device=self.device), condition)
+
+    def draw(self, n: int, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Real-valued examples `(n, *shape)` by reparameterisation and their log-densities, nats `(n,)`."""
+        z = self.temperature * torch.randn(n, self.noise_dims, device=self.device)
+        y, log_det = self.flow.inverse(z, self.embedding(condition))
+        return y, standard_normal_log_prob(z) - log_det
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
         z, _ = self.flow(midpoint(x, self.space), self.embedding(condition))

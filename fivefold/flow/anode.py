@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
+from fivefold.bijections.base import Layer
 from fivefold.bijections.laws import FlowLaw
-from fivefold.bijections.ode import Gradients
+from fivefold.bijections.shape import Shape
 from fivefold.bijections.surjections import augment
 from fivefold.flow._continuous import CHUNK, FreeFormSystem
-from fivefold.nets.velocity import TimeLayer
-from fivefold.space import Space
+from fivefold.options import fixed, option
 from fivefold.system import Density
 from fivefold.tools.scaling import averaged_log_prob, dequantise, dequantise_log_det, log_mean_exp
 
@@ -27,76 +27,16 @@ class ANODE(FreeFormSystem):
     augmented normalizing flows (survey 6.4): ln p(x) >= E[ln p(x, a) - ln q(a)] (survey Eq. 39), p(x) being that of
     samples. Scores tighten it by a mean of p(x, a) / q(a) over draws; beyond `exact_dims` dimensions they average
     logarithms. (The paper, which has no density, starts a at 0; so do `encode` and `reconstruct` here.)
-
-    Args:
-        space: of the examples.
-        extra: dimensions that are added; channels, where the velocities are convolutions.
-        flows: in a row (on multi-scale images: before and after each squeeze).
-        layers: hidden layers of each velocity.
-        hidden: width of velocities that are fully connected.
-        channels: width of convolutional velocities.
-        time_layer: how the time enters a layer: concat (one more channel) or concatsquash (a gate and a shift).
-        dense_dims: images of up to so many dimensions have fully connected velocities; larger ones are multi-scale
-            with convolutions.
-        tolerance: of the solver, absolute and relative, when training and scoring.
-        sampling_tolerance: of the solver when sampling.
-        gradients: direct (through the solver's steps) or adjoint (a second equation backwards; least memory).
-        exact_dims: up to how many dimensions, the further ones counted, the trace is exact when scoring.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: draws (of a, of points in the cell of a discrete example, of probes) when scoring.
-        temperature: the standard deviation of the noise that samples are made from.
     """
 
-    densities = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
-    sampling = "iterative"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"lr": 1e-2, "ema": 0.995, "clip": 5.0, "evaluations": 6}
-    }
+    densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
+    draws: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        extra: int = 5,
-        flows: int = 1,
-        layers: int = 2,
-        hidden: int = 192,
-        channels: int = 32,
-        time_layer: TimeLayer = "concatsquash",
-        dense_dims: int = 256,
-        tolerance: float = 3e-2,
-        sampling_tolerance: float = 1e-3,
-        gradients: Gradients = "direct",
-        exact_dims: int = 72,
-        margin: float = 0.003,
-        score_samples: int = 4,
-        temperature: float = 1.0,
-    ) -> None:
-        if extra < 1:
-            raise ValueError(f"an augmented flow needs at least 1 extra dimension, got {extra}; ffjord has none")
-        super().__init__(
-            space,
-            flows=flows,
-            layers=layers,
-            hidden=hidden,
-            channels=channels,
-            time_layer=time_layer,
-            dense_dims=dense_dims,
-            steps=0,
-            tolerance=tolerance,
-            sampling_tolerance=sampling_tolerance,
-            gradients=gradients,
-            exact_dims=exact_dims,
-            margin=margin,
-            score_samples=score_samples,
-            temperature=temperature,
-            extra=extra,
-            augment=lambda shape, extra: augment(shape[0], FlowLaw(extra)),
-        )
-        self.density = Density.LOWER_BOUND
-        self.density_note += f", {score_samples} draws of {extra} extra " + (
-            "dimensions" if self.noise_dims == space.dims + extra else "channels"
-        )
+    steps = fixed(0)
+    extra: int = option(
+        5, "dimensions that are added; channels, where velocities are convolutions", least=1, tune=(1, 16)
+    )
+    exact_dims = 72
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.trace == "hutchinson":
@@ -113,3 +53,11 @@ class ANODE(FreeFormSystem):
             return super()._encode(x, condition)
         finally:
             noise.still = False
+
+    @property
+    def density_note(self) -> str:
+        what = "dimensions" if self.is_dense else "channels"
+        return f"{super().density_note}, {self.score_samples} draws of {self.extra} extra {what}"
+
+    def widen(self, shape: Shape) -> list[Layer]:
+        return [augment(shape[0], FlowLaw(self.extra))]

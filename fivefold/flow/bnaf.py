@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fivefold.bijections.autoregressive import in_alternating_order
-from fivefold.bijections.base import Chain
+from fivefold.bijections.base import Chain, Layer
 from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.flow._system import FlowSystem
-from fivefold.space import Space
-from fivefold.system import Density
-
-CONDITION_WIDTH = 16
+from fivefold.options import option
 
 
 class BNAF(FlowSystem):
@@ -23,37 +20,25 @@ class BNAF(FlowSystem):
     row and column of blocks for each dimension, positive on the diagonal and free below, so that every output
     increases in its own input. A gate adds the input, and the order is reversed between flows. A density takes one
     pass, a sample goes dimension by dimension, a scalar root each. Images are flattened.
-
-    Args:
-        space: of the examples.
-        flows: networks in a row.
-        layers: hidden layers of each.
-        width: units of each dimension in a hidden layer; fewer where a layer would pass 2^24 weights.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: points in each cell when discrete examples are scored.
-        temperature: the standard deviation of the noise that samples are made from.
     """
 
-    densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
-    free_form: ClassVar[bool] = False
+    condition_width: ClassVar[int] = 16
     sampling: ClassVar[str] = "autoregressive"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        flows: int = 2,
-        layers: int = 2,
-        width: int = 8,
-        margin: float = 0.05,
-        score_samples: int = 16,
-        temperature: float = 1.0,
-    ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
-        blocks = [BlockAutoregressive(space.dims, width, layers, self.embedding.width) for _ in range(flows)]
-        flow = Chain(Flatten(space.shape), ActNorm(space.dims), in_alternating_order(space.dims, blocks))
-        self.flow = self._onto_line(flow, margin)
+    flows: int = option(2, "networks in a row", least=1, tune=(1, 6))
+    layers: int = option(2, "hidden layers of each", least=1, tune=(1, 16))
+    width: int = option(
+        8,
+        "units of each dimension in a hidden layer; fewer where a layer would pass 2^24 weights",
+        least=1,
+        tune=(8, 256),
+        log=True,
+    )
+
+    def body(self) -> Layer:
+        dims, condition = self.space.dims, self.embedding.width
+        blocks = [BlockAutoregressive(dims, self.width, self.layers, condition) for _ in range(self.flows)]
+        return Chain(Flatten(self.space.shape), ActNorm(dims), in_alternating_order(dims, blocks))
 
     @property
     def sample_evaluations(self) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from fivefold.bijections.base import Bijection, Chain
+from fivefold.bijections.base import Chain, Layer
 from fivefold.bijections.convolution import ConvExp
 from fivefold.bijections.linear import LULinear
 from fivefold.flow._glow import GlowSystem
@@ -21,15 +19,12 @@ class ConvExpFlow(GlowSystem):
     """
 
     densities = {"image": Density.LOWER_BOUND}
-    free_form = False
-    sampling = "direct"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99, "clip": 5.0},
+    presets = {
         # The paper's resolutions and steps; its coupling networks are densely connected, these are Glow's.
         "cifar10": {
             "layers": 10, "scales": 2, "hidden": 512, "margin": 0.0, "warmup": 0.01, "batch_size": 256, "lr": 1e-3,
         },
     }  # fmt: skip
 
-    def _mixing(self, channels: int) -> Bijection:
+    def _mixing(self, channels: int) -> Layer:
         return Chain(LULinear(channels, rotation=True), ConvExp(channels, KERNEL))

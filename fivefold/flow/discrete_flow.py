@@ -12,7 +12,8 @@ from fivefold.bijections.discrete import ModuloAutoregressive, ModuloCoupling, R
 from fivefold.errors import Unfit
 from fivefold.nets.coders import zero
 from fivefold.nets.condition import ConditionEmbedding
-from fivefold.space import Batch, Space
+from fivefold.options import option
+from fivefold.space import Batch
 from fivefold.system import Density, LatentSystem
 from fivefold.tools.laws import Draw, Levels
 from fivefold.tools.schedule import warm_cosine
@@ -28,16 +29,6 @@ class DiscreteFlow(LatentSystem):
     Each dimension becomes (mu + sigma x) mod K, both functions of other dimensions and whole numbers themselves, chosen
     by an argmax whose gradient is a softmax's. What comes out is modelled as independent: a flow permutes the values
     of the joint probability table until they are. No order of the values is assumed.
-
-    Args:
-        space: of the examples.
-        layers: flows one after another; every second has the dimensions in the opposite order.
-        hidden: units of the two hidden layers of a flow's network.
-        order: given which dimensions each is mapped: those before it (autoregressive: an exact density in one pass,
-            samples dimension by dimension), or every second one given the others (bipartite: one pass both ways).
-        scales: whether sigma is learned, among the numbers without a factor in common with K; 1 if not.
-        softness: of the softmax whose gradient an argmax takes.
-        warmup: share of the budget over which the learning rate rises.
     """
 
     densities: ClassVar[dict[str, Density]] = {
@@ -49,36 +40,43 @@ class DiscreteFlow(LatentSystem):
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        layers: int = 2,
-        hidden: int = 256,
-        order: Literal["autoregressive", "bipartite"] = "autoregressive",
-        scales: bool = True,
-        softness: float = 0.1,
-        warmup: float = 0.02,
-    ) -> None:
-        super().__init__(space)
-        if not space.discrete:
-            raise Unfit(f"DiscreteFlow models levels, integers, categories and text, not {space.describe()}")
-        self.warmup, self.order, self.layers = warmup, order, layers
-        self.levels = tuple(levels or 1 for levels in space.dim_levels)
-        _check_affordable(space.dims * max(self.levels), hidden)
-        self.embedding = ConditionEmbedding(space.condition, CONDITION_WIDTH)
+    layers: int = option(
+        2, "flows one after another; every second has the dimensions in the opposite order", least=1, tune=(1, 16)
+    )
+    hidden: int = option(256, "units of the two hidden layers of a flow's network", least=1, tune=(16, 512), log=True)
+    order: Literal["autoregressive", "bipartite"] = option(
+        "autoregressive",
+        "given which dimensions each is mapped: those before it (autoregressive: an exact density in one pass, "
+        "samples dimension by dimension), or every second one given the others (bipartite: one pass both ways)",
+    )
+    scales: bool = option(
+        True, "whether sigma is learned, among the numbers without a factor in common with K; 1 if not"
+    )
+    softness: float = option(0.1, "of the softmax whose gradient an argmax takes", above=0)
+    warmup: float = option(0.02, "share of the budget over which the learning rate rises", least=0, most=1)
+    lr = 1e-2
+
+    def build(self) -> None:
+        super().build()
+        if not self.space.discrete:
+            raise Unfit(f"DiscreteFlow models levels, integers, categories and text, not {self.space.describe()}")
+        self.levels = tuple(levels or 1 for levels in self.space.dim_levels)
+        _check_affordable(self.space.dims * max(self.levels), self.hidden)
+        self.embedding = ConditionEmbedding(self.space.condition, CONDITION_WIDTH)
         self.remainders = Remainders(self.levels)
-        self.flow = Chain(*[self._flow(i, hidden, scales, softness) for i in range(layers)])
+        self.flow = Chain(*[self._flow(i) for i in range(self.layers)])
         width = self.embedding.width
-        self.base = nn.Parameter(torch.zeros(space.dims, max(self.levels)))
+        self.base = nn.Parameter(torch.zeros(self.space.dims, max(self.levels)))
         self.base_of = zero(nn.Linear(width, self.base.numel(), bias=False)) if width else None
 
-    def _flow(self, layer: int, hidden: int, scales: bool, softness: float) -> Bijection:
+    def _flow(self, layer: int) -> Bijection:
         width = self.embedding.width
         if self.order == "autoregressive":
-            return ModuloAutoregressive(self.levels, hidden, width, scales, softness, reverse=layer % 2 == 1)
+            return ModuloAutoregressive(
+                self.levels, self.hidden, width, self.scales, self.softness, reverse=layer % 2 == 1
+            )
         mask = (torch.arange(self.space.dims, device="cpu") + layer) % 2 == 0
-        return ModuloCoupling(mask, self.levels, hidden, width, scales, softness)
+        return ModuloCoupling(mask, self.levels, self.hidden, width, self.scales, self.softness)
 
     def _law(self, n: int, context: Tensor | None) -> Levels:
         """What comes out: independent values `(n, D)`."""
@@ -92,13 +90,9 @@ class DiscreteFlow(LatentSystem):
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()
 
-    def optimizers(self, lr: float = 1e-2) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam, its rate following a cosine to zero.
-
-        Args:
-            lr: largest learning rate.
-        """
-        return {self: torch.optim.Adam(self.parameters(), lr, fused=True)}
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam, its rate following a cosine to zero."""
+        return {self: torch.optim.Adam(self.parameters(), self.lr, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
         return warm_cosine(progress, self.warmup, floor=0.0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from fivefold.bijections.base import Bijection, Chain
+from fivefold.bijections.base import Chain, Layer
 from fivefold.bijections.convolution import emerging
 from fivefold.bijections.linear import LULinear
 from fivefold.flow._glow import GlowSystem
@@ -22,10 +20,7 @@ class Emerging(GlowSystem):
     """
 
     densities = {"image": Density.LOWER_BOUND}
-    free_form = False
-    sampling = "direct"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99, "clip": 5.0},
+    presets = {
         "cifar10": {
             "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "batch_size": 512, "lr": 1e-3,
         },
@@ -37,5 +32,5 @@ class Emerging(GlowSystem):
         },
     }  # fmt: skip
 
-    def _mixing(self, channels: int) -> Bijection:
+    def _mixing(self, channels: int) -> Layer:
         return Chain(LULinear(channels, rotation=True), emerging(channels, KERNEL))

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, Chain
-from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
+from fivefold.bijections.base import Chain, Layer
+from fivefold.bijections.coupling import Alternate
 from fivefold.bijections.linear import LULinear
-from fivefold.bijections.shape import multi_scale
+from fivefold.bijections.shape import Shape
 from fivefold.bijections.stochastic import Mixture
-from fivefold.bijections.transforms import Affine
-from fivefold.flow._system import Dequantisation, FlowSystem
+from fivefold.flow._coupling import CouplingFlowSystem
 from fivefold.nets.coders import zero
-from fivefold.nets.conditioner import ConditionedLayer, Conditioner
-from fivefold.space import Batch, Space
-from fivefold.system import Density
+from fivefold.nets.conditioner import ConditionedLayer
+from fivefold.options import option
+from fivefold.space import Batch
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.scaling import midpoint, quantise
 
-CONDITION_WIDTH = 32
 
-
-class FlowMixture(FlowSystem):
+class FlowMixture(CouplingFlowSystem):
     """Mixture of normalizing flows (survey 6.4; Pires and Figueiredo, 2020).
 
     Several flows, each with a weight that may depend on the condition; the density is the weighted sum of theirs,
@@ -32,59 +27,23 @@ class FlowMixture(FlowSystem):
 
     The sum over flows is taken whole in training, where the paper bounds it by an inference network. A code is the
     noise of the flow to which the example most likely belongs, after one more number that says which it is.
-
-    Args:
-        space: of the examples.
-        flows: how many.
-        layers: coupling layers of each flow (at each resolution of an image).
-        hidden: width of the coupling networks.
-        blocks: residual blocks of a coupling network.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: points in each cell when discrete examples are scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        dequantisation: of discrete dimensions, uniform or variational (by a flow given the example).
     """
 
-    densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
-    free_form = False
-    sampling = "direct"
-    presets = {"default": {"ema": 0.99, "clip": 5.0}}
+    flows: int = option(4, "how many", least=1, tune=(1, 6))
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        flows: int = 4,
-        layers: int = 4,
-        hidden: int = 48,
-        blocks: int = 1,
-        margin: float = 0.05,
-        score_samples: int = 16,
-        temperature: float = 1.0,
-        dequantisation: Dequantisation = "uniform",
-    ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
-        self.layers, self.transform = layers, Affine()
-        self.make_net = partial(Conditioner, hidden=hidden, blocks=blocks, condition=self.embedding.width)
-        weights = zero(ConditionedLayer(0, flows, condition=self.embedding.width))
-        self.mixture = Mixture([self._one_flow(space) for _ in range(flows)], weights)
-        self.onto_line = self._onto_line(Chain(), margin)
-        self.noise_dims = space.dims + 1  # which flow, and its noise
+    def body(self) -> Layer:
+        """The way onto the line, which all flows share; they are in `mixture`."""
+        weights = zero(ConditionedLayer(0, self.flows, condition=self.embedding.width))
+        self.mixture = Mixture([super(FlowMixture, self).body() for _ in range(self.flows)], weights)
+        self.noise_dims = self.space.dims + 1  # which flow, and its noise
+        return Chain()
 
-    def _one_flow(self, space: Space) -> Bijection:
-        """Its rotations (of columns, shifts too) are at random at first, so that no two flows learn the same."""
-        by_pixels = partial(self._couplings, alternate=alternate_pixels)
-        image = space.kind == "image"
-        return multi_scale(space.shape, self._couplings, odd=by_pixels) if image else self._couplings(space.shape)
-
-    def _couplings(self, shape: tuple[int, ...], alternate: Alternate = alternate_channels) -> Bijection:
-        parts: list[Bijection] = []
-        for layer in range(self.layers):
-            linear = LULinear(shape[0], rotation=True)
-            if len(shape) == 1:  # in many dimensions shifts at random would let one flow take all examples at once
-                nn.init.normal_(linear.bias, std=0.5)
-            parts += [linear, alternate(layer, shape, self.transform, self.make_net)]
-        return Chain(*parts)
+    def step(self, layer: int, shape: Shape, alternate: Alternate) -> list[Layer]:
+        """Rotations (of columns, shifts too) are at random at first, so that no two flows learn the same."""
+        linear = LULinear(shape[0], rotation=True)
+        if len(shape) == 1:  # in many dimensions shifts at random would let one flow take all examples at once
+            nn.init.normal_(linear.bias, std=0.5)
+        return [linear, self.couple(layer, shape, alternate)]
 
     # --- density --------------------------------------------------------------------------------
 
@@ -96,7 +55,7 @@ class FlowMixture(FlowSystem):
     def _joint(self, y: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """The noise of every flow `(K, B, D)`, and ln of its weight times its density `(K, B)`."""
         embedded = self.embedding(condition)
-        y, log_det = self.onto_line(y, embedded)
+        y, log_det = self.flow(y, embedded)
         z, terms = self.mixture.branches(y, embedded)
         z = z.flatten(2)
         return z, standard_normal_log_prob(z.flatten(0, 1)).view(len(z), -1) + terms + log_det
@@ -122,7 +81,7 @@ class FlowMixture(FlowSystem):
         below = self._chances(z, condition).cumsum(1)[:, :-1]
         which = (torch.special.ndtr(z[:, :1]) > below).sum(1)
         y, _ = self.mixture.inverse_of(z[:, 1:], which, embedded)
-        y, _ = self.onto_line.inverse(y, embedded)
+        y, _ = self.flow.inverse(y, embedded)
         return quantise(y, self.space)
 
     def _chances(self, x: Tensor, condition: Tensor | None) -> Tensor:

@@ -8,23 +8,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Bijection, Chain, Inverse
+from fivefold.bijections.base import Chain, Inverse, Layer
 from fivefold.bijections.coupling import Alternate, Coupling, MakeNet, alternate_channels, alternate_pixels
 from fivefold.bijections.laws import ContextLaw
 from fivefold.bijections.linear import ActNorm, LULinear
 from fivefold.bijections.monotone import MixtureCDF
 from fivefold.bijections.shape import Checkerboard, Flatten, Squeeze
 from fivefold.bijections.transforms import Transform
-from fivefold.flow._system import Dequantisation, FlowSystem
+from fivefold.flow._coupling import CouplingFlowSystem
 from fivefold.nets.attentive import AttentiveNet, GatedContext
-from fivefold.space import Space
-from fivefold.system import Density
+from fivefold.options import option
 
-CONDITION_WIDTH = 32
 CONTEXT = 32  # maps of an example that the networks of its noise see
 
 
-class FlowPP(FlowSystem):
+class FlowPP(CouplingFlowSystem):
     """Flow++ (survey 6.1.2; Ho et al., 2019).
 
     Couplings whose map is the distribution function of a mixture of logistics, then a logit and an affine map, each
@@ -32,30 +30,10 @@ class FlowPP(FlowSystem):
     On images couplings by a checkerboard, a squeeze, couplings by channels and by a checkerboard again. Discrete
     data get noise from a flow of its own, given the example (variational dequantisation): of images one of the same
     couplings, by a checkerboard, whose networks also see maps of the example.
-
-    Args:
-        space: of the examples.
-        layers: couplings before the squeeze of an image; half as many by channels and one fewer by pixels after it. On
-            tables: in all.
-        hidden: channels of the coupling networks.
-        blocks: of a coupling network, each a gated convolution and an attention.
-        heads: of the attention; must divide `hidden`.
-        components: of a mixture.
-        dropout: in the coupling networks.
-        margin: how far the logit of discrete images keeps from 0 and 1.
-        score_samples: points in each cell when discrete examples are scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        dequantisation: of discrete dimensions, variational or uniform.
-        noise_layers: couplings of the noise of images, where their width is even.
-        noise_blocks: of each one's network.
-        warmup: share of the budget over which the learning rate rises.
     """
 
-    densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
-    free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "iterative"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99, "clip": 5.0},
+    presets = {
         "cifar10": {
             "hidden": 96, "blocks": 10, "components": 32, "dropout": 0.2, "noise_layers": 4, "noise_blocks": 2,
             "batch_size": 64, "lr": 3e-4, "weight_decay": 0.0, "warmup": 0.01, "ema": 0.999, "clip": 1.0,
@@ -71,41 +49,47 @@ class FlowPP(FlowSystem):
         "cifar10-uniform": (32_324_408, "the authors' program, its ablation with uniform dequantisation"),
     }
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        layers: int = 4,
-        hidden: int = 32,
-        blocks: int = 1,
-        heads: int = 4,
-        components: int = 8,
-        dropout: float = 0.0,
-        margin: float = 0.05,
-        score_samples: int = 16,
-        temperature: float = 1.0,
-        dequantisation: Dequantisation = "variational",
-        noise_layers: int = 2,
-        noise_blocks: int = 1,
-        warmup: float = 0.0,
-    ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
-        self.warmup, self.transform = warmup, MixtureCDF(components)
-        width = self.embedding.width
-        make_net = partial(AttentiveNet, hidden=hidden, heads=heads, dropout=dropout)
-        self.make_net = partial(make_net, blocks=blocks, condition=width)
-        flow = (
-            self._image_flow(space.shape, layers)
-            if space.kind == "image"
-            else Chain(*self._row(alternate_channels, space.shape, layers, self.make_net))
-        )
-        self.flow = self._onto_line(flow, margin)
-        if self.dequantisation is not None and space.kind == "image" and space.shape[2] % 2 == 0:
-            make_net = partial(make_net, blocks=noise_blocks, condition=CONTEXT)
-            flow = Inverse(Chain(*self._row(by_checkerboard, space.shape, noise_layers, make_net)))
-            self.dequantisation.law = ContextLaw(space.shape[0], flow, _Context(space.shape, width, dropout))
+    layers: int = option(
+        4,
+        "couplings before the squeeze of an image; half as many by channels and one fewer by pixels after it. On "
+        "tables: in all",
+        least=1,
+        tune=(1, 16),
+    )
+    hidden = 32
+    blocks: int = option(1, "of a coupling network, each a gated convolution and an attention", least=1, tune=(1, 8))
+    heads: int = option(4, "of the attention; must divide `hidden`", least=1, tune=(1, 8))
+    components: int = option(8, "of a mixture", least=1, tune=(2, 32))
+    dropout: float = option(0.0, "in the coupling networks", least=0, below=1, tune=(0.0, 0.5))
+    dequantisation = "variational"
+    noise_layers: int = option(2, "couplings of the noise of images, where their width is even", least=1)
+    noise_blocks: int = option(1, "of each one's network", least=1)
 
-    def _image_flow(self, shape: tuple[int, ...], layers: int) -> Bijection:
+    def build(self) -> None:
+        super().build()
+        if self.cells is not None and self.space.kind == "image" and self.space.shape[2] % 2 == 0:
+            make_net = partial(self._net, blocks=self.noise_blocks, condition=CONTEXT)
+            flow = Inverse(Chain(*self._row(by_checkerboard, self.space.shape, self.noise_layers, make_net)))
+            context = _Context(self.space.shape, self.embedding.width, self.dropout)
+            self.cells.law = ContextLaw(self.space.shape[0], flow, context)
+
+    def transform(self) -> Transform:
+        return MixtureCDF(self.components)
+
+    @property
+    def _net(self) -> partial[Any]:
+        return partial(AttentiveNet, hidden=self.hidden, heads=self.heads, dropout=self.dropout)
+
+    @property
+    def make_net(self) -> partial[Any]:
+        return partial(self._net, blocks=self.blocks, condition=self.embedding.width)
+
+    def body(self) -> Layer:
+        if self.space.kind == "image":
+            return self._image_flow(self.space.shape, self.layers)
+        return Chain(*self._row(alternate_channels, self.space.shape, self.layers, self.make_net))
+
+    def _image_flow(self, shape: tuple[int, ...], layers: int) -> Layer:
         """The paper's order; without the squeeze and what follows it where a side is odd."""
         channels, height, width = shape
         parts = self._row(by_checkerboard, shape, layers, self.make_net)
@@ -116,9 +100,10 @@ class FlowPP(FlowSystem):
         last = self._row(by_checkerboard, squeezed, layers - 1, self.make_net)
         return Chain(*parts, *last, Flatten(squeezed))
 
-    def _row(self, coupling: Alternate, shape: tuple[int, ...], count: int, make_net: MakeNet) -> list[Bijection]:
+    def _row(self, coupling: Alternate, shape: tuple[int, ...], count: int, make_net: MakeNet) -> list[Layer]:
         steps = [
-            (ActNorm(shape[0]), LULinear(shape[0]), coupling(i, shape, self.transform, make_net)) for i in range(count)
+            (ActNorm(shape[0]), LULinear(shape[0]), coupling(i, shape, self.transform(), make_net))
+            for i in range(count)
         ]
         return [part for step in steps for part in step]
 
@@ -136,7 +121,7 @@ class _Context(nn.Module):
         return self.net(self.board(x)[0], condition)
 
 
-def by_halves(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
+def by_halves(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Layer:
     """The second half of the channels given the first, and the other way round in every other layer."""
     kept = shape[0] // 2
     mask = (torch.arange(shape[0], device="cpu") >= kept) ^ (layer % 2 == 1)
@@ -144,7 +129,7 @@ def by_halves(layer: int, shape: tuple[int, ...], transform: Transform, make_net
     return Coupling(mask, transform, make_net(shape[0] - changed, changed * transform.size, shape[1:]))
 
 
-def by_checkerboard(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Bijection:
+def by_checkerboard(layer: int, shape: tuple[int, ...], transform: Transform, make_net: MakeNet) -> Layer:
     """One colour of a checkerboard given the other, whose pixels are all that the network sees, side by side."""
     channels, height, width = shape
     if width % 2:

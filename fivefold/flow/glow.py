@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from fivefold.bijections.base import Bijection
+from fivefold.bijections.base import Layer
 from fivefold.bijections.linear import LULinear
 from fivefold.flow._glow import GlowSystem
-from fivefold.system import Density
 
 
 class Glow(GlowSystem):
@@ -18,11 +17,7 @@ class Glow(GlowSystem):
     steps, and half of the variables factored out, with a Gaussian law given the other half.
     """
 
-    densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
-    free_form = False
-    sampling = "direct"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99, "clip": 5.0},
+    presets = {
         "cifar10": {
             "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "batch_size": 512, "lr": 1e-3,
         },
@@ -43,5 +38,5 @@ class Glow(GlowSystem):
         "cifar10": (44.0e6, "Chen et al. 2019, table 5")
     }
 
-    def _mixing(self, channels: int) -> Bijection:
+    def _mixing(self, channels: int) -> Layer:
         return LULinear(channels, rotation=True)

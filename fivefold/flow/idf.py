@@ -17,7 +17,8 @@ from fivefold.errors import Unfit
 from fivefold.nets.coders import zero
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.dense import DenseConditioner
-from fivefold.space import Batch, Space
+from fivefold.options import option
+from fivefold.space import Batch
 from fivefold.system import Density, LatentSystem
 from fivefold.tools.laws import Draw, IntegerLogistics, Law
 from fivefold.tools.schedule import warm_cosine
@@ -37,25 +38,10 @@ class Idf(LatentSystem):
     Sums are modulo the number of levels, so that all probability lies on the data's levels. Without `wrap` they are of
     all integers, as in the paper: what is reported is then exact as a code length, and a lower bound of how probable
     samples are, which are clamped to the levels.
-
-    Args:
-        space: of the examples.
-        layers: couplings at each resolution of an image (on tables: in all).
-        scales: the most resolutions; fewer where a side becomes odd.
-        hidden: features that the layers of a coupling network add together.
-        depth: of a coupling network.
-        mixtures: logistics of each dimension at the end.
-        factored: logistics of each dimension that is factored out; 1 in the paper.
-        wrap: whether sums are modulo the number of levels; if not, the flow is of all integers.
-        restore: whether each coupling's permutation of channels is undone after it (IDF++).
-        rezero: whether translations start at 0 by a learned factor in place of a last layer of zeros (IDF++).
-        normed: group normalisation and swish in coupling networks in place of ReLU (IDF++).
-        warmup: share of the budget over which the learning rate rises.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT, "table": Density.EXACT}
     free_form: ClassVar[bool] = False
-    sampling: ClassVar[str] = "direct"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99, "clip": 5.0},
         # The sizes and rates of the authors' program; learning rates fall as a cosine in place of by epochs.
@@ -82,51 +68,60 @@ class Idf(LatentSystem):
         "imagenet64": (84_333_916, "the authors' program: its weights, counted from their shapes"),
     }
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        layers: int = 2,
-        scales: int = 3,
-        hidden: int = 48,
-        depth: int = 2,
-        mixtures: int = 5,
-        factored: int = 5,
-        wrap: bool = True,
-        restore: bool = False,
-        rezero: bool = False,
-        normed: bool = False,
-        warmup: float = 0.02,
-    ) -> None:
-        super().__init__(space)
-        if not space.discrete:
-            raise Unfit(f"Idf models whole numbers: levels, integers and categories, not {space.describe()}")
-        if not wrap:
-            self.density, self.density_note = Density.LOWER_BOUND, "exact on all integers"
-        self.warmup, self.wrap, self.restore = warmup, wrap, restore
-        self.embedding = ConditionEmbedding(space.condition, CONDITION_WIDTH)
-        self.translation = partial(Translation, rezero=rezero)
-        self.net = partial(DenseConditioner, hidden=hidden, depth=depth, condition=self.embedding.width, normed=normed)
-        self.coupling_net = partial(self.net, zeroed=not rezero)
-        levels = torch.tensor(space.dim_levels, device="cpu")
-        levels = levels if space.columns else levels[0].view(*[1] * len(space.shape))  # alike where they are pixels
+    layers: int = option(2, "couplings at each resolution of an image (on tables: in all)", least=1, tune=(1, 16))
+    scales: int = option(3, "the most resolutions; fewer where a side becomes odd", least=0)
+    hidden: int = option(
+        48, "features that the layers of a coupling network add together", least=1, tune=(16, 512), log=True
+    )
+    depth: int = option(2, "of a coupling network", least=1, tune=(1, 8))
+    mixtures: int = option(5, "logistics of each dimension at the end", least=1, tune=(1, 16))
+    factored: int = option(5, "logistics of each dimension that is factored out; 1 in the paper", least=1, tune=(1, 8))
+    wrap: bool = option(True, "whether sums are modulo the number of levels; if not, the flow is of all integers")
+    restore: bool = option(False, "whether each coupling's permutation of channels is undone after it (IDF++)")
+    rezero: bool = option(
+        False, "whether translations start at 0 by a learned factor in place of a last layer of zeros (IDF++)"
+    )
+    normed: bool = option(False, "group normalisation and swish in coupling networks in place of ReLU (IDF++)")
+    warmup: float = option(0.02, "share of the budget over which the learning rate rises", least=0, most=1)
+    lr = 3e-3
+
+    def build(self) -> None:
+        super().build()
+        if not self.space.discrete:
+            raise Unfit(f"Idf models whole numbers: levels, integers and categories, not {self.space.describe()}")
+        if not self.wrap:
+            self.density = Density.LOWER_BOUND
+        self.embedding = ConditionEmbedding(self.space.condition, CONDITION_WIDTH)
+        self.translation = partial(Translation, rezero=self.rezero)
+        self.net = partial(
+            DenseConditioner, hidden=self.hidden, depth=self.depth, condition=self.embedding.width, normed=self.normed
+        )
+        self.coupling_net = partial(self.net, zeroed=not self.rezero)
+        levels = torch.tensor(self.space.dim_levels, device="cpu")
+        levels = (
+            levels if self.space.columns else levels[0].view(*[1] * len(self.space.shape))
+        )  # alike where they are pixels
         self.register_buffer("levels", levels.double(), persistent=False)
         self.register_buffer("lowest", -(levels // 2).double(), persistent=False)
         self.levels: Tensor
         self.lowest: Tensor
-        self.stages = nn.ModuleList(self._stages(layers, scales, mixtures, factored))
+        self.stages = nn.ModuleList(self._stages())
+
+    @property
+    def density_note(self) -> str:
+        return "" if self.wrap else "exact on all integers"
 
     # --- the flow -------------------------------------------------------------------------------
 
-    def _stages(self, layers: int, most: int, mixtures: int, factored: int) -> list[_Stage]:
+    def _stages(self) -> list[_Stage]:
         """From the full resolution on."""
         shape, made = self.space.shape, list[_Stage]()
         while True:
-            squeezed = self.space.kind == "image" and len(made) < most and not (shape[1] % 2 or shape[2] % 2)
+            squeezed = self.space.kind == "image" and len(made) < self.scales and not (shape[1] % 2 or shape[2] % 2)
             shape = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeezed else shape
-            steps = [step for layer in range(layers) for step in self._step(layer, shape)]
-            kept = shape[0] // 2 if squeezed and len(made) + 1 < most else 0
-            law = self._law(kept, (shape[0] - kept, *shape[1:]), factored if kept else mixtures)
+            steps = [step for layer in range(self.layers) for step in self._step(layer, shape)]
+            kept = shape[0] // 2 if squeezed and len(made) + 1 < self.scales else 0
+            law = self._law(kept, (shape[0] - kept, *shape[1:]), self.factored if kept else self.mixtures)
             made.append(_Stage(Chain(*[Squeeze()] * squeezed, *self._wrap(), *steps), law, kept))
             if not kept:
                 return made
@@ -170,13 +165,9 @@ class Idf(LatentSystem):
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()
 
-    def optimizers(self, lr: float = 3e-3) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam, its rate following a cosine to zero.
-
-        Args:
-            lr: largest learning rate.
-        """
-        return {self: torch.optim.Adam(self.parameters(), lr, fused=True)}
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam, its rate following a cosine to zero."""
+        return {self: torch.optim.Adam(self.parameters(), self.lr, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
         return warm_cosine(progress, self.warmup, floor=0.0)

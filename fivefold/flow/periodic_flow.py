@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from fivefold.bijections.base import Bijection
+from fivefold.bijections.base import Layer
 from fivefold.bijections.convolution import PeriodicConv
 from fivefold.flow._glow import GlowSystem
 from fivefold.system import Density
@@ -21,9 +19,7 @@ class PeriodicFlow(GlowSystem):
     """
 
     densities = {"image": Density.LOWER_BOUND}
-    free_form = False
-    sampling = "direct"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets = {
         "default": {"ema": 0.99, "clip": 5.0, "lr": 2e-3},  # 5e-3, as of the others, learns digits more slowly
         # What the paper had for galaxies of 32 x 32 pixels.
         "galaxies": {
@@ -31,5 +27,5 @@ class PeriodicFlow(GlowSystem):
         },
     }  # fmt: skip
 
-    def _mixing(self, channels: int) -> Bijection:
+    def _mixing(self, channels: int) -> Layer:
         return PeriodicConv(channels, KERNEL, rotation=True)

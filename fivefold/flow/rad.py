@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from fivefold.bijections.base import Bijection, Chain, Layer
-from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
+from fivefold.bijections.base import Chain, Layer
+from fivefold.bijections.coupling import Alternate, alternate_channels
 from fivefold.bijections.linear import ActNorm, LULinear
-from fivefold.bijections.shape import multi_scale
+from fivefold.bijections.shape import Shape
 from fivefold.bijections.surjections import Piecewise
-from fivefold.bijections.transforms import Affine
-from fivefold.flow._system import Dequantisation, FlowSystem
-from fivefold.nets.conditioner import Conditioner
-from fivefold.space import Space
-from fivefold.system import Density
-
-CONDITION_WIDTH = 32
+from fivefold.flow._coupling import CouplingFlowSystem
+from fivefold.options import option
 
 
-class RAD(FlowSystem):
+class RAD(CouplingFlowSystem):
     """Real and discrete flow (survey 6.4; Dinh et al., 2019).
 
     Space is cut into regions, each taken onto all of noise by a bijection of its own; a gating network gives the chance
@@ -26,57 +19,20 @@ class RAD(FlowSystem):
 
     After coupling layers come folds: every dimension's line is cut at learned knots and each piece is stretched over
     the whole line. The chances of the pieces are such that the density is continuous at the knots.
-
-    Args:
-        space: of the examples.
-        layers: coupling layers before the folds (at each resolution of an image).
-        folds: how many, each followed by two coupling layers.
-        pieces: of every dimension in a fold.
-        hidden: width of the coupling and gating networks.
-        blocks: their residual blocks.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: points in each cell when discrete examples are scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        dequantisation: of discrete dimensions, uniform or variational (by a flow given the example).
     """
 
-    densities = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
-    free_form = False
-    sampling = "direct"
-    presets = {"default": {"ema": 0.99, "clip": 5.0}}
+    folds: int = option(1, "how many, each followed by two coupling layers", least=1, tune=(1, 4))
+    pieces: int = option(2, "of every dimension in a fold", least=2, tune=(2, 6))
+    hidden = 64
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        layers: int = 4,
-        folds: int = 1,
-        pieces: int = 2,
-        hidden: int = 64,
-        blocks: int = 1,
-        margin: float = 0.05,
-        score_samples: int = 16,
-        temperature: float = 1.0,
-        dequantisation: Dequantisation = "uniform",
-    ) -> None:
-        if pieces < 2:
-            raise ValueError(f"a fold needs at least 2 pieces, got {pieces}")
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
-        self.layers, self.pieces, self.transform = layers, pieces, Affine()
-        self.make_net = partial(Conditioner, hidden=hidden, blocks=blocks, condition=self.embedding.width)
-        by_pixels = partial(self._couplings, alternate=alternate_pixels)
-        image = space.kind == "image"
-        body = multi_scale(space.shape, self._couplings, odd=by_pixels) if image else self._couplings(space.shape)
-        self.flow = self._onto_line(Chain(body, *[self._fold(space.dims) for _ in range(folds)]), margin)
+    def body(self) -> Layer:
+        return Chain(super().body(), *[self._fold(self.space.dims) for _ in range(self.folds)])
 
-    def _couplings(self, shape: tuple[int, ...], alternate: Alternate = alternate_channels) -> Bijection:
-        parts: list[Bijection] = []
-        for layer in range(self.layers):
-            parts += [ActNorm(shape[0]), LULinear(shape[0]), alternate(layer, shape, self.transform, self.make_net)]
-        return Chain(*parts)
+    def step(self, layer: int, shape: Shape, alternate: Alternate) -> list[Layer]:
+        return [ActNorm(shape[0]), LULinear(shape[0]), self.couple(layer, shape, alternate)]
 
     def _fold(self, dims: int) -> Layer:
         """The map of every piece onto the line, and couplings of what lies there upon one another."""
         gate = self.make_net(dims, self.pieces * dims)
-        couplings = [alternate_channels(layer, (dims,), self.transform, self.make_net) for layer in range(2)]
+        couplings = [self.couple(layer, (dims,), alternate_channels) for layer in range(2)]
         return Chain(ActNorm(dims), Piecewise(dims, self.pieces, gate), *couplings)

@@ -2,83 +2,48 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.bijections.base import Bijection, Chain, Layer
-from fivefold.bijections.coupling import Alternate, alternate_channels, alternate_pixels
+from fivefold.bijections.base import Layer
+from fivefold.bijections.coupling import Alternate
 from fivefold.bijections.linear import ActNorm, LULinear
-from fivefold.bijections.shape import multi_scale
+from fivefold.bijections.shape import Shape
 from fivefold.bijections.stochastic import Kernel, MarkovChain
-from fivefold.bijections.transforms import Affine
-from fivefold.flow._system import Dequantisation, FlowSystem
+from fivefold.flow._coupling import CouplingFlowSystem
 from fivefold.nets.coders import zero
-from fivefold.nets.conditioner import ConditionedLayer, Conditioner
-from fivefold.space import Space
+from fivefold.nets.conditioner import ConditionedLayer
+from fivefold.options import option
 from fivefold.system import Density
 
-CONDITION_WIDTH = 32
 
-
-class StochasticFlow(FlowSystem):
+class StochasticFlow(CouplingFlowSystem):
     """Stochastic normalizing flow (survey 6.4; Wu et al., 2020).
 
     Between bijections come steps of Markov chains, each towards the law of a small energy model of its own: what a
     bijection cannot tear apart, their noise does. A step adds the ratio of its path's probabilities there and back to
     the log-likelihood: a lower bound, which `log_prob` tightens by importance weights.
-
-    Args:
-        space: of the examples.
-        layers: couplings, each with a chain after it (at each resolution of an image).
-        kernel: langevin or metropolis. Learning by Metropolis steps leaves out the gradient of their choices.
-        kernel_steps: steps of each chain.
-        step_size: of a step at first; it is learnt.
-        hidden: width of all networks.
-        blocks: residual blocks of a coupling network.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: paths (and points in each cell of discrete examples) for each example scored.
-        temperature: the standard deviation of the noise that samples are made from.
-        dequantisation: of discrete dimensions, uniform or variational (by a flow given the example).
     """
 
-    densities = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
-    sampling = "direct"
-    presets = {"default": {"ema": 0.99, "clip": 5.0}}
+    densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.LOWER_BOUND}
+    free_form: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        layers: int = 3,
-        kernel: Kernel = "langevin",
-        kernel_steps: int = 1,
-        step_size: float = 0.02,
-        hidden: int = 48,
-        blocks: int = 1,
-        margin: float = 0.05,
-        score_samples: int = 64,
-        temperature: float = 1.0,
-        dequantisation: Dequantisation = "uniform",
-    ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature, dequantisation)
-        self.density, self.density_note = Density.LOWER_BOUND, f"{score_samples} samples"
-        self.layers, self.hidden, self.transform = layers, hidden, Affine()
-        self.make_chain = partial(MarkovChain, kernel=kernel, steps=kernel_steps, step_size=step_size)
-        self.make_net = partial(Conditioner, hidden=hidden, blocks=blocks, condition=self.embedding.width)
-        by_pixels = partial(self._steps, alternate=alternate_pixels)
-        image = space.kind == "image"
-        flow = multi_scale(space.shape, self._steps, odd=by_pixels) if image else self._steps(space.shape)
-        self.flow = self._onto_line(flow, margin)
+    layers = 3
+    kernel: Kernel = option(
+        "langevin", "langevin or metropolis. Learning by Metropolis steps leaves out the gradient of their choices"
+    )
+    kernel_steps: int = option(1, "steps of each chain", least=0)
+    step_size: float = option(0.02, "of a step at first; it is learnt", least=0)
+    score_samples = 64
 
-    def _steps(self, shape: tuple[int, ...], alternate: Alternate = alternate_channels) -> Bijection:
-        parts: list[Layer] = []
-        for layer in range(self.layers):
-            coupling = alternate(layer, shape, self.transform, self.make_net)
-            chain = self.make_chain(SmallEnergy(shape, self.hidden, self.embedding.width))
-            parts += [ActNorm(shape[0]), LULinear(shape[0]), coupling, chain]
-        return Chain(*parts)
+    def step(self, layer: int, shape: Shape, alternate: Alternate) -> list[Layer]:
+        coupling = self.couple(layer, shape, alternate)
+        energy = SmallEnergy(shape, self.hidden, self.embedding.width)
+        chain = MarkovChain(energy, self.kernel, self.kernel_steps, self.step_size)
+        return [ActNorm(shape[0]), LULinear(shape[0]), coupling, chain]
 
     def networks(self) -> list[nn.Module]:
         """None: the energies are differentiated twice, and compiled code has no double backward."""

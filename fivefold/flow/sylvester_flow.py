@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from fivefold.bijections.base import Chain
+from fivefold.bijections.base import Chain, Layer
 from fivefold.bijections.determinant import Basis, Sylvester
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.flow._system import FlowSystem
-from fivefold.space import Space
-from fivefold.system import Density
-
-CONDITION_WIDTH = 16
+from fivefold.options import option
 
 
 class SylvesterFlow(FlowSystem):
@@ -21,33 +18,18 @@ class SylvesterFlow(FlowSystem):
     Planar flow with M directions at once: x + Q R tanh(R~ Q^T x + b), Q with orthonormal columns, R and R~ upper
     triangular. Sylvester's identity turns the determinant into that of an M x M triangular matrix. Data become noise
     in the direction that is a formula; samples take M scalar roots a layer. Images are flattened.
-
-    Args:
-        space: of the examples.
-        basis: how Q is made: orthogonal (by a QR decomposition) or householder (a product of M reflections).
-        layers: in a row.
-        rank: M, at most the number of dimensions.
-        margin: how far the logit of discrete images keeps from 0 and 1; 0 for no logit.
-        score_samples: points in each cell when discrete examples are scored.
-        temperature: the standard deviation of the noise that samples are made from.
     """
 
-    densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
-    free_form: ClassVar[bool] = False
+    condition_width: ClassVar[int] = 16
     sampling: ClassVar[str] = "iterative"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        basis: Basis = "orthogonal",
-        layers: int = 8,
-        rank: int = 32,
-        margin: float = 0.05,
-        score_samples: int = 16,
-        temperature: float = 1.0,
-    ) -> None:
-        super().__init__(space, CONDITION_WIDTH, score_samples, temperature)
-        parts = [Sylvester(space.dims, rank, basis, self.embedding.width) for _ in range(layers)]
-        self.flow = self._onto_line(Chain(Flatten(space.shape), ActNorm(space.dims), *parts), margin)
+    basis: Basis = option(
+        "orthogonal", "how Q is made: orthogonal (by a QR decomposition) or householder (a product of M reflections)"
+    )
+    layers: int = option(8, "in a row", least=1, tune=(1, 16))
+    rank: int = option(32, "M, at most the number of dimensions", least=1, tune=(2, 64))
+
+    def body(self) -> Layer:
+        dims, width = self.space.dims, self.embedding.width
+        parts = [Sylvester(dims, self.rank, self.basis, width) for _ in range(self.layers)]
+        return Chain(Flatten(self.space.shape), ActNorm(dims), *parts)

@@ -16,6 +16,7 @@ from fivefold.nets.attention import Attending, attend, refuse_dense
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.norm import BatchNorm, spectral_norm
 from fivefold.nets.stylegan import widths
+from fivefold.options import option
 from fivefold.system import Batch, Density, Space, System, Update
 from fivefold.tools import games
 from fivefold.tools.distributions import truncated_normal
@@ -209,22 +210,11 @@ class BigGAN(System):
     code; a residual critic to which the class is projected; spectral norm and self-attention in both; the hinge loss,
     several steps of the critic for one of the generator, large batches (`accumulate` splits them). The generator's
     filters are kept near orthogonal, so that truncated codes, of more typical images, stay within what it has learnt.
-
-    Args:
-        space: what one example is.
-        latent: width of codes.
-        shared: width of the embedded class.
-        width: channels at full resolution, doubled at each halving.
-        widest: the most channels that a layer has.
-        attention: shorter side in pixels from which on the first resolution attends to itself.
-        critics: steps of the critic for one of the generator, on the same examples against new fakes.
-        orthogonal: weight of the products of different filters of the generator.
-        truncation: largest absolute value of a sample's latent code; others are drawn again. 0 for no bound.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 32, "lr": 1e-3, "critic_lr": 4e-3, "ema": 0.99},
+        "default": {"batch_size": 32, "ema": 0.99},
         "cifar10": {
             "latent": 128, "width": 256, "widest": 256, "attention": 32, "critics": 4, "batch_size": 50, "lr": 2e-4,
             "critic_lr": 2e-4, "ema": 0.9999,
@@ -239,28 +229,33 @@ class BigGAN(System):
     }
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 1.0, 2.0, 5.0)}
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        latent: int = 48,
-        shared: int = 32,
-        width: int = 32,
-        widest: int = 1536,
-        attention: int = 8,
-        critics: int = 1,
-        orthogonal: float = 1e-4,
-        truncation: float = 0.0,
-    ) -> None:
-        super().__init__(space)
-        self.latent, self.critics, self.orthogonal, self.truncation = latent, critics, orthogonal, truncation
-        depth = halvings(space)
-        channels, level = widths(width, widest, depth), _attending_level(space, depth, attention)
-        made = [-(-side // 2**depth) * 2**level for side in space.shape[1:]]
-        seen = [side // 2 ** min(max(1, depth - level), depth) for side in space.shape[1:]]
+    latent: int = option(48, "width of codes", least=1, tune=(2, 128), log=True)
+    shared: int = option(32, "width of the embedded class", least=0)
+    width: int = option(32, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
+    widest: int = option(1536, "the most channels that a layer has", least=0)
+    attention: int = option(8, "shorter side in pixels from which on the first resolution attends to itself", least=0)
+    critics: int = option(
+        1, "steps of the critic for one of the generator, on the same examples against new fakes", least=0
+    )
+    orthogonal: float = option(1e-4, "weight of the products of different filters of the generator", least=0)
+    truncation: float = option(
+        0.0, "largest absolute value of a sample's latent code; others are drawn again. 0 for no bound", least=0
+    )
+    lr = 1e-3
+    critic_lr: float = option(
+        4e-3, "learning rate of the critic", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers"
+    )
+    beta2: float = option(0.999, "decay of Adam's mean of squared gradients", least=0, section="optimizers")
+
+    def build(self) -> None:
+        super().build()
+        depth = halvings(self.space)
+        channels, level = widths(self.width, self.widest, depth), _attending_level(self.space, depth, self.attention)
+        made = [-(-side // 2**depth) * 2**level for side in self.space.shape[1:]]
+        seen = [side // 2 ** min(max(1, depth - level), depth) for side in self.space.shape[1:]]
         refuse_dense("BigGAN", [_attending(made), _attending(seen)], "a smaller --attention or smaller images (--size)")
-        self.generator = Generator(space, latent, shared, channels, level)
-        self.critic = Critic(space, channels, level)
+        self.generator = Generator(self.space, self.latent, self.shared, channels, level)
+        self.critic = Critic(self.space, channels, level)
         for weight in [p for p in self.parameters() if p.dim() > 1]:
             nn.init.orthogonal_(weight)
 
@@ -284,19 +279,11 @@ class BigGAN(System):
     def _generate(self, n: int, condition: Tensor | None) -> Tensor:
         return self.generator(torch.randn(n, self.latent, device=self.device), condition)
 
-    def optimizers(
-        self, lr: float = 2e-4, critic_lr: float = 4e-4, beta2: float = 0.999
-    ) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam without momentum for both players.
-
-        Args:
-            lr: learning rate of the generator.
-            critic_lr: learning rate of the critic.
-            beta2: decay of Adam's mean of squared gradients.
-        """
-        rates = {self.generator: lr, self.critic: critic_lr}
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam without momentum for both players."""
+        rates = {self.generator: self.lr, self.critic: self.critic_lr}
         return {
-            player: torch.optim.Adam(player.parameters(), rate, (0.0, beta2), fused=True)
+            player: torch.optim.Adam(player.parameters(), rate, (0.0, self.beta2), fused=True)
             for player, rate in rates.items()
         }
 

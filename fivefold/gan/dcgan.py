@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.nets.adversarial import critic_net, generator_net
-from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.options import option
+from fivefold.system import Batch, Density, System, Update
 from fivefold.tools import games
 from fivefold.tools.distributions import truncated_normal
 from fivefold.tools.scaling import centre, uncentre
@@ -22,29 +23,14 @@ class DCGAN(System):
     A generator and a critic play one of the games of `fivefold.tools.games` (survey 4.1.1): strided
     convolutions with batch norm on images, multi-layer perceptrons on tables. It samples in one pass
     and has no density.
-
-    Args:
-        space: what one example is.
-        loss: the game: non-saturating, minimax, wasserstein, wasserstein-gp, least-squares, hinge or relativistic.
-        latent: width of the generator's code.
-        layout: of the layers on images: fine ends with one at full size; strided and alternating are the paper's, of
-            5x5 kernels that all double or halve the sides, and of 3x3 ones of which every other does.
-        width: channels of the largest features, doubled at each halving (a quarter of the units of a layer on tables).
-        critics: steps of the critic for one of the generator, on the same examples against new fakes; 0 for one
-            on images and three on tables, where one loses modes.
-        batch_norm: batch norm in both convolutional networks; a critic under a gradient penalty never has it.
-        weight_clip: bound on the critic's weights, for wasserstein.
-        penalty: weight of the gradient penalty, for wasserstein-gp.
-        truncation: largest absolute value of a sample's latent code; others are drawn again, as BigGAN does. 0 for
-            no bound.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE, "table": Density.NONE}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 1.0, 2.0, 5.0)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.995},
-        "wgan": {"loss": "wasserstein", "critics": 5, "lr": 2e-4, "beta1": 0.0},
-        "wgan-gp": {"loss": "wasserstein-gp", "critics": 5, "lr": 1e-4, "beta1": 0.0},
+        "wgan": {"game": "wasserstein", "critics": 5, "lr": 2e-4, "beta1": 0.0},
+        "wgan-gp": {"game": "wasserstein-gp", "critics": 5, "lr": 1e-4, "beta1": 0.0},
         # The paper's CIFAR-10 network is the one it trained on ImageNet.
         "cifar10": {
             "layout": "alternating", "width": 128, "latent": 256, "batch_size": 128, "lr": 2e-4, "beta1": 0.5,
@@ -68,26 +54,53 @@ class DCGAN(System):
         "lsun64": (36_118_528, "the authors' program for faces of that size: its weights, counted from their shapes"),
     }
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        loss: str = "non-saturating",
-        latent: int = 64,
-        layout: Literal["fine", "strided", "alternating"] = "fine",
-        width: int = 32,
-        critics: int = 0,
-        batch_norm: bool = True,
-        weight_clip: float = 0.01,
-        penalty: float = 10.0,
-        truncation: float = 0.0,
-    ) -> None:
-        super().__init__(space)
-        self.game = games.game(loss)
-        self.latent, self.weight_clip, self.penalty, self.truncation = latent, weight_clip, penalty, truncation
-        self.critics = critics or {"image": 1, "table": 3}[space.kind]
-        self.generator = generator_net(space, latent, width, batch_norm, layout)
-        self.critic = critic_net(space, width, batch_norm and not self.game.penalised, layout)
+    game: str = option(
+        "non-saturating", "what the players minimise (survey Fig. 5a)", choices=tuple(games.GAMES),
+        tune=("non-saturating", "hinge", "least-squares", "relativistic"),
+    )  # fmt: skip
+    latent: int = option(64, "width of the generator's code", least=1, tune=(2, 128), log=True)
+    layout: Literal["fine", "strided", "alternating"] = option(
+        "fine",
+        "of the layers on images: fine ends with one at full size; strided and alternating are the paper's, of "
+        "5x5 kernels that all double or halve the sides, and of 3x3 ones of which every other does",
+    )
+    width: int = option(
+        32,
+        "channels of the largest features, doubled at each halving (a quarter of the units of a layer on tables)",
+        least=1,
+        tune=(8, 256),
+        log=True,
+    )
+    critics: int = option(
+        0,
+        "steps of the critic for one of the generator, on the same examples against new fakes; 0 for one on "
+        "images and three on tables, where one loses modes",
+        least=0,
+    )
+    batch_norm: bool = option(
+        True, "batch norm in both convolutional networks; a critic under a gradient penalty never has it"
+    )
+    weight_clip: float = option(0.01, "bound on the critic's weights, for wasserstein", least=0)
+    penalty: float = option(10.0, "weight of the gradient penalty, for wasserstein-gp", least=0)
+    truncation: float = option(
+        0.0,
+        "largest absolute value of a sample's latent code; others are drawn again, as BigGAN does. 0 for no bound",
+        least=0,
+    )
+    lr = 2e-4
+    beta1: float = option(
+        0.5,
+        "decay of Adam's mean of gradients: 0.5 as in the paper, 0 for Wasserstein games",
+        least=0,
+        section="optimizers",
+    )
+
+    def build(self) -> None:
+        super().build()
+        self.rules = games.GAMES[self.game]
+        self.critics = self.critics or {"image": 1, "table": 3}[self.space.kind]
+        self.generator = generator_net(self.space, self.latent, self.width, self.batch_norm, self.layout)
+        self.critic = critic_net(self.space, self.width, self.batch_norm and not self.rules.penalised, self.layout)
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
         real, condition = centre(batch.x, self.space), batch.condition
@@ -95,42 +108,37 @@ class DCGAN(System):
             with torch.set_grad_enabled(turn == self.critics - 1):  # the last fakes are the generator's own turn's too
                 fake = self._generate(len(real), condition)
             yield self._critic_update(real, fake.detach(), condition)
-            if self.game.clipped:
+            if self.rules.clipped:
                 games.clip_weights(self.critic, self.weight_clip)
         yield self._generator_update(real, fake, condition)
 
     def _critic_update(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> Update:
         real_score, fake_score = self.critic(real, condition), self.critic(fake, condition)
-        loss = self.game.discriminator(real_score, fake_score)
-        if self.game.penalised:
+        loss = self.rules.discriminator(real_score, fake_score)
+        if self.rules.penalised:
             loss = loss + self.penalty * games.gradient_penalty(lambda x: self.critic(x, condition), real, fake)
         return Update(self.critic, loss, {"real": real_score.mean(), "fake": fake_score.mean()})
 
     def _generator_update(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> Update:
         fake_score = self.critic(fake, condition)
         with torch.no_grad():  # the generator does not enter the critic's value of the data
-            real_score = self.critic(real, condition) if self.game.relative else fake_score.detach()
-        loss = self.game.generator(real_score, fake_score)
+            real_score = self.critic(real, condition) if self.rules.relative else fake_score.detach()
+        loss = self.rules.generator(real_score, fake_score)
         return Update(self.generator, loss, {"fooled": (fake_score > 0).float().mean()})
 
     def _generate(self, n: int, condition: Tensor | None) -> Tensor:
         return self.generator(torch.randn(n, self.latent, device=self.device), condition)
 
-    def optimizers(self, lr: float = 2e-4, beta1: float = 0.5) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam for both players.
-
-        Args:
-            lr: learning rate.
-            beta1: decay of Adam's mean of gradients: 0.5 as in the paper, 0 for Wasserstein games.
-        """
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam for both players."""
         return {
-            player: torch.optim.Adam(player.parameters(), lr, (beta1, 0.999), fused=True)
+            player: torch.optim.Adam(player.parameters(), self.lr, (self.beta1, 0.999), fused=True)
             for player in (self.generator, self.critic)
         }
 
     def networks(self) -> list[nn.Module]:
         """Not the critic under a gradient penalty: compiled code has no double backward."""
-        return [self.generator] if self.game.penalised else [self.generator, self.critic]
+        return [self.generator] if self.rules.penalised else [self.generator, self.critic]
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         z = truncated_normal((n, self.latent), self.truncation or math.inf, self.device)

@@ -15,6 +15,7 @@ from fivefold.nets.adversarial import halvings
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.equalised import CriticHead, EqualConv, EqualLinear, leaky, pixel_norm
 from fivefold.nets.stylegan import widths
+from fivefold.options import option
 from fivefold.system import Batch, Density, Space, System, Update
 from fivefold.tools import games
 from fivefold.tools.scaling import centre, uncentre
@@ -129,23 +130,11 @@ class ProGAN(System):
     BigGAN's truncation would do next to nothing: codes are normed to a sphere, and whatever bound their components had,
     by symmetry they keep mean 0 and covariance I on it. What changes samples is to draw the normed code towards that
     mean, as StyleGAN does with its styles: `truncation` is the share of the way that is left.
-
-    Args:
-        space: what one example is.
-        latent: width of codes.
-        width: channels at full resolution, doubled at each halving.
-        widest: the most channels that a layer has.
-        growth: share of the training in which the resolution grows; 0 starts at the full one.
-        group: examples that the critic's deviation within the batch is taken over; 1 for none.
-        critics: steps of the critic for one of the generator, on the same examples against new fakes.
-        penalty: weight of the gradient penalty.
-        drift: weight of the critic's squared output on the data, which keeps it near 0.
-        truncation: of samples: their normed codes are multiplied by it; 0 gives one image (of a class), 1 all.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 16, "lr": 5e-3, "ema": 0.99},
+        "default": {"batch_size": 16, "ema": 0.99},
         "cifar10": {"latent": 512, "width": 128, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
         "lsun256": {"latent": 512, "width": 64, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
         "celebahq256": {"latent": 512, "width": 64, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
@@ -158,27 +147,30 @@ class ProGAN(System):
 
     level: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        latent: int = 64,
-        width: int = 32,
-        widest: int = 512,
-        growth: float = 0.4,
-        group: int = 4,
-        critics: int = 1,
-        penalty: float = 10.0,
-        drift: float = 1e-3,
-        truncation: float = 1.0,
-    ) -> None:
-        super().__init__(space)
-        self.latent, self.growth, self.critics, self.truncation = latent, growth, critics, truncation
-        self.penalty, self.drift = penalty, drift
-        self.depth = halvings(space)
-        channels = widths(width, widest, self.depth)
-        self.generator = GrowingGenerator(space, latent, channels)
-        self.critic = GrowingCritic(space, channels, group)
+    latent: int = option(64, "width of codes", least=1, tune=(2, 128), log=True)
+    width: int = option(32, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
+    widest: int = option(512, "the most channels that a layer has", least=0)
+    growth: float = option(
+        0.4, "share of the training in which the resolution grows; 0 starts at the full one", least=0
+    )
+    group: int = option(4, "examples that the critic's deviation within the batch is taken over; 1 for none", least=0)
+    critics: int = option(
+        1, "steps of the critic for one of the generator, on the same examples against new fakes", least=0
+    )
+    penalty: float = option(10.0, "weight of the gradient penalty", least=0)
+    drift: float = option(1e-3, "weight of the critic's squared output on the data, which keeps it near 0", least=0)
+    truncation: float = option(
+        1.0, "of samples: their normed codes are multiplied by it; 0 gives one image (of a class), 1 all", least=0
+    )
+    lr = 5e-3
+    beta2: float = option(0.99, "decay of Adam's mean of squared gradients", least=0, section="optimizers")
+
+    def build(self) -> None:
+        super().build()
+        self.depth = halvings(self.space)
+        channels = widths(self.width, self.widest, self.depth)
+        self.generator = GrowingGenerator(self.space, self.latent, channels)
+        self.critic = GrowingCritic(self.space, channels, self.group)
         self.register_buffer("level", torch.zeros(()))
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
@@ -210,15 +202,10 @@ class ProGAN(System):
         whole = [side * 2**self.depth for side in self.generator.start[1:]]
         return F.pad(centre(x, self.space), (0, whole[1] - width, 0, whole[0] - height), mode="replicate")
 
-    def optimizers(self, lr: float = 2e-3, beta2: float = 0.99) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam without momentum for both players.
-
-        Args:
-            lr: learning rate.
-            beta2: decay of Adam's mean of squared gradients.
-        """
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam without momentum for both players."""
         return {
-            player: torch.optim.Adam(player.parameters(), lr, (0.0, beta2), fused=True)
+            player: torch.optim.Adam(player.parameters(), self.lr, (0.0, self.beta2), fused=True)
             for player in (self.generator, self.critic)
         }
 

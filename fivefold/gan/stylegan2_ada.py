@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fivefold.nets.adversarial import halvings
 from fivefold.nets.stylegan import ResidualCritic, StyleGenerator, widths
-from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.options import option
+from fivefold.system import Batch, Density, System, Update
 from fivefold.tools import games
 from fivefold.tools.augment import augment
 from fivefold.tools.scaling import centre, uncentre
@@ -28,25 +29,6 @@ class StyleGAN2ADA(System):
     is held by R1, the generator by path-length regularisation, both every few steps (lazy). All that the critic sees
     is augmented, with a probability that rises while it overfits: while E sign D(x) on the data is above `target`.
     Truncation moves styles towards their mean.
-
-    Args:
-        space: what one example is.
-        latent: width of codes z and styles w.
-        layers: of the mapping network.
-        width: channels at full resolution, doubled at each halving.
-        widest: the most channels that a layer has.
-        residual: whether the critic's blocks are.
-        group: examples that the critic's deviation within the batch is taken over; 1 for none.
-        mixing: probability that the layers from a random one on take another code's style.
-        r1_weight: of the critic's squared gradient on the data.
-        r1_every: how many steps there are for one with that penalty.
-        path_weight: of the squared deviation of path lengths from their mean.
-        path_every: how many steps there are for one with that penalty.
-        target: E sign D(x) on the data that the augmentation's probability is moved towards.
-        ada_examples: examples in which that probability can go from 0 to 1; 0 holds it.
-        augmentation: the probability at the start.
-        decay: share of the budget over which the learning rates fall at the end; 0 as in the paper.
-        truncation: psi: samples have styles mean + psi (w - mean); 1 for all of them.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
@@ -106,39 +88,36 @@ class StyleGAN2ADA(System):
     probability: Tensor
     signs: Tensor
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        latent: int = 64,
-        layers: int = 2,
-        width: int = 16,
-        widest: int = 512,
-        residual: bool = True,
-        group: int = 4,
-        mixing: float = 0.5,
-        r1_weight: float = 1.0,
-        r1_every: int = 16,
-        path_weight: float = 2.0,
-        path_every: int = 8,
-        target: float = 0.6,
-        ada_examples: int = 200_000,
-        augmentation: float = 0.0,
-        decay: float = 0.0,
-        truncation: float = 1.0,
-    ) -> None:
-        super().__init__(space)
-        self.latent, self.mixing, self.decay, self.truncation = latent, mixing, decay, truncation
-        self.r1_weight, self.r1_every = r1_weight, r1_every
-        self.path_weight, self.path_every = path_weight, path_every
-        self.target, self.ada_examples = target, ada_examples
-        channels = widths(width, widest, halvings(space))
-        self.generator = StyleGenerator(space, latent, layers, channels)
-        self.critic = ResidualCritic(space, channels, group, residual)
+    latent: int = option(64, "width of codes z and styles w", least=1, tune=(2, 128), log=True)
+    layers: int = option(2, "of the mapping network", least=1, tune=(1, 16))
+    width: int = option(16, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
+    widest: int = option(512, "the most channels that a layer has", least=0)
+    residual: bool = option(True, "whether the critic's blocks are")
+    group: int = option(4, "examples that the critic's deviation within the batch is taken over; 1 for none", least=0)
+    mixing: float = option(0.5, "probability that the layers from a random one on take another code's style", least=0)
+    r1_weight: float = option(1.0, "of the critic's squared gradient on the data", least=0)
+    r1_every: int = option(16, "how many steps there are for one with that penalty", least=0)
+    path_weight: float = option(2.0, "of the squared deviation of path lengths from their mean", least=0)
+    path_every: int = option(8, "how many steps there are for one with that penalty", least=0)
+    target: float = option(0.6, "E sign D(x) on the data that the augmentation's probability is moved towards", least=0)
+    ada_examples: int = option(200_000, "examples in which that probability can go from 0 to 1; 0 holds it", least=0)
+    augmentation: float = option(0.0, "the probability at the start", least=0)
+    decay: float = option(
+        0.5, "share of the budget over which the learning rates fall at the end; 0 as in the paper", least=0, below=1
+    )
+    truncation: float = option(1.0, "psi: samples have styles mean + psi (w - mean); 1 for all of them", least=0)
+    lr = 1.2e-2
+    beta2: float = option(0.99, "decay of Adam's mean of squared gradients", least=0, section="optimizers")
+
+    def build(self) -> None:
+        super().build()
+        channels = widths(self.width, self.widest, halvings(self.space))
+        self.generator = StyleGenerator(self.space, self.latent, self.layers, channels)
+        self.critic = ResidualCritic(self.space, channels, self.group, self.residual)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self.register_buffer("w_mean", torch.zeros(latent))
+        self.register_buffer("w_mean", torch.zeros(self.latent))
         self.register_buffer("path_mean", torch.zeros(()))  # 0 until the first measurement
-        self.register_buffer("probability", torch.tensor(augmentation))  # of each augmentation
+        self.register_buffer("probability", torch.tensor(self.augmentation))  # of each augmentation
         self.register_buffer("signs", torch.zeros(2))  # of D on data since the probability moved: their sum, how many
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
@@ -212,17 +191,13 @@ class StyleGAN2ADA(System):
             self.path_mean.lerp_(length / count, max(PATH_RATE, 1 / (step // self.path_every + 1)))
         self.steps += 1
 
-    def optimizers(self, lr: float = 0.0025, beta2: float = 0.99) -> dict[nn.Module, torch.optim.Optimizer]:
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
         """Adam without momentum for both players.
 
         Regularisation joins a step of the game and makes none of its own, so the rates need no correction for it.
-
-        Args:
-            lr: learning rate.
-            beta2: decay of Adam's mean of squared gradients.
         """
         return {
-            player: torch.optim.Adam(player.parameters(), lr, (0.0, beta2), fused=True)
+            player: torch.optim.Adam(player.parameters(), self.lr, (0.0, self.beta2), fused=True)
             for player in (self.generator, self.critic)
         }
 

@@ -130,7 +130,7 @@ class VariationalSystem(LatentSystem):
         return 1.0
 
     @property
-    def density_note(self) -> str:  # type: ignore[override]
+    def density_note(self) -> str:
         return f"{self.score_samples} samples"
 
     def terms(self, x: Tensor, condition: Tensor | None = None, draws: int = 1) -> Terms:
@@ -149,7 +149,7 @@ class VariationalSystem(LatentSystem):
             loss = loss + weight * (self.free_bits * self.space.dims - rate).clamp(min=0)
         yield Update(self, self.loss_scale * loss, {"kl": rate})
 
-    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:  # type: ignore[override]
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
         """AdamW; the systems in slots have their own learning rates and weight decays."""
         parts = [part for part in self.modules() if isinstance(part, System) and part is not self]
         theirs = {id(parameter) for part in parts for parameter in part.parameters()}

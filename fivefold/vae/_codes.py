@@ -167,7 +167,7 @@ class CodeSystem(LatentSystem):
                 start = f"{name}."
                 model.book(name).move({key[len(start) :]: v for key, v in total.items() if key.startswith(start)})
 
-    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:  # type: ignore[override]
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
         """Adam for the autoencoder; the priors bring their own optimizers."""
         players: dict[nn.Module, torch.optim.Optimizer] = {
             self.autoencoder: torch.optim.Adam(self.autoencoder.parameters(), self.lr, fused=True)
