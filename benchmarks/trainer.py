@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import machine, write_result
-from fivefold import Batch, Density, System, load_data
+from fivefold import Batch, Density, System, load_data, option
 from fivefold.data import Data
 from fivefold.training.trainer import Trainer
 
@@ -25,9 +25,11 @@ class TinyRegression(System):
 
     densities = {"table": Density.UNNORMALISED}
 
-    def __init__(self, space, *, hidden: int = 768):  # type: ignore[no-untyped-def]
-        super().__init__(space)
-        self.net = nn.Sequential(nn.Linear(space.dims, hidden), nn.ReLU(), nn.Linear(hidden, space.dims))
+    hidden: int = option(768, "units", least=1)
+
+    def build(self) -> None:
+        dims = self.space.dims
+        self.net = nn.Sequential(nn.Linear(dims, self.hidden), nn.ReLU(), nn.Linear(self.hidden, dims))
 
     def loss(self, batch: Batch) -> Tensor:
         return (self.net(batch.x) - batch.x).square().mean()

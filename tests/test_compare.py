@@ -20,16 +20,15 @@ from fivefold.report import write_report
 SYSTEM = '''
 import os, signal, time, torch
 from torch import nn
-from fivefold.system import Density, System
+from fivefold import Density, System, option
 
 class Toy(System):
     """Toy (survey 0; nobody, 2020)."""
     densities = {{"{kind}": Density.EXACT}}
     presets = {presets}
-    def __init__(self, space, *, trouble: str = "{trouble}"):
-        super().__init__(space)
+    trouble: str = option("{trouble}", "what its loss does")
+    def build(self):
         self.mean, self.log_scale = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-        self.trouble = trouble
     def law(self):
         return torch.distributions.Normal(self.mean, self.log_scale.exp())
     def loss(self, batch):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fivefold import Density, Space, catalog, load_data
 from fivefold.evaluation.diagnostics import diagnose
+from fivefold.options import option
 from fivefold.report.columns import Line
 from fivefold.report.page import _diagnostics
 from fivefold.report.survey import TABLE_1
@@ -22,9 +23,10 @@ class Dialled(LatentSystem):
     densities: ClassVar = {"table": Density.NONE}
     dials: ClassVar = {"spread": (0.0, 0.5, 1.0), "steps": (1, 4)}
 
-    def __init__(self, space, *, spread: float = 1.0, steps: int = 2) -> None:
-        super().__init__(space)
-        self.spread, self.steps = spread, steps
+    spread: float = option(1.0, "of the samples", least=0)
+    steps: int = option(2, "evaluations", least=1)
+
+    def build(self) -> None:
         self.scale = nn.Parameter(torch.ones(()))
 
     @property

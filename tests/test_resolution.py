@@ -10,6 +10,7 @@ from fivefold import Density, System
 from fivefold.errors import Unfit
 from fivefold.evaluation import resolution
 from fivefold.evaluation.evaluate import resolution_stars
+from fivefold.options import option
 from fivefold.space import Space
 
 GREY = Space("image", (1, 8, 8), levels=4)
@@ -20,9 +21,10 @@ class Pixels(System):
 
     densities = {"image": Density.NONE}
 
-    def __init__(self, space, *, fault: str = ""):
-        super().__init__(space)
-        self.scale, self.fault = nn.Parameter(torch.ones(())), fault if space.shape[1] >= 64 else ""
+    fault: str = option("", "what goes wrong")
+
+    def build(self):
+        self.scale, self.fault = nn.Parameter(torch.ones(())), self.fault if self.space.shape[1] >= 64 else ""
         if self.fault == "unfit":
             raise Unfit("too many positions")
 

@@ -155,7 +155,7 @@ def test_every_space(space, code_maps):
         assert all(p.grad is not None for p in system.parameters())
         assert not torch.allclose(system.log_prob(data, 0), system.log_prob(data, 2))
     with system.turned(temperature=0.5):
-        assert system.decoder.system.head.temperature == 0.5
+        assert system.decoder.system.temperature == 0.5
 
 
 @pytest.mark.slow

@@ -205,7 +205,7 @@ def test_rate_is_what_the_codes_cost_and_temperature_the_priors():
     assert torch.allclose((log_likelihood - nats).double(), system.score_encoded(Batch(x)).log_prob, atol=1e-4)
     assert torch.equal(reconstruction, system._decode(system._encode(x, None), None))
     with system.turned(temperature=0.5):
-        assert system.priors[0].head.temperature == 0.5
+        assert system.priors[0].temperature == 0.5
     assert system.temperature == 1
 
 

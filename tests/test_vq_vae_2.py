@@ -135,7 +135,7 @@ def test_samples_reconstructions_and_levels(prior, space):
 def test_temperature_is_both_priors():
     system = build(TINY)
     with system.turned(temperature=0.5):
-        assert [prior.head.temperature for prior in system.priors] == [0.5, 0.5]
+        assert [prior.temperature for prior in system.priors] == [0.5, 0.5]
     assert system.temperature == 1
     with pytest.raises(Unfit, match="made"):
         VQVAE2(TINY, prior="vae")

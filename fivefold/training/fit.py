@@ -116,8 +116,7 @@ def _trainer(
     ranks.start(place)
     torch.manual_seed(split["fit"].get("seed", 0))
     model = catalog.build(system, data.space, **split["system"]).to(place)
-    optimizers = model.optimizers(**split["optimizers"])
-    return Trainer(model, data, optimizers, run if ranks.rank() == 0 else None, watch, **split["fit"])
+    return Trainer(model, data, model.optimizers(), run if ranks.rank() == 0 else None, watch, **split["fit"])
 
 
 def _describe(data: Data, trainer: Trainer, split: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import typing
 from typing import TYPE_CHECKING, Any, Literal
 
 from fivefold.options import (
     Configured,
     Option,
-    Section,
     names_in,
     option,
     options_of,
@@ -65,7 +62,7 @@ class Settings(Configured):
 
 def options(cls: type[System]) -> dict[str, Option]:
     """All options of a system's training by name: the model's, its optimisers' and those of `fit`."""
-    own, fit = options_of(cls) if _declares(cls) else _signature(cls), options_of(Settings)
+    own, fit = options_of(cls), options_of(Settings)
     both = own.keys() & fit.keys()
     if both:
         raise TypeError(f"{cls.__name__}: {', '.join(sorted(both))} are options of training too")
@@ -79,12 +76,11 @@ def arguments(cls: type[System], preset: str | None, given: dict[str, Any]) -> d
     """
     known = options(cls)
     chosen = preset_of(cls, preset) | given
-    split: dict[str, dict[str, Any]] = {"system": {}, "optimizers": {}, "fit": {}}
+    split: dict[str, dict[str, Any]] = {"system": {}, "fit": {}}
     for name, value in reach_into_slots(chosen, known).items():
         if name not in known:
             raise unknown(cls.__name__, name, known)
-        home = known[name].section
-        split["system" if home == "optimizers" and _declares(cls) else home][name] = known[name].check(value)
+        split["fit" if known[name].section == "fit" else "system"][name] = known[name].check(value)
     return split
 
 
@@ -93,29 +89,3 @@ def typed_names(cls: type[System], given: dict[str, Any]) -> list[str]:
     known = options(cls)
     slots = {key: value for key, value in given.items() if key in known and known[key].needs is not None}
     return [name for value in slots.values() for name in names_in(value)]
-
-
-# --- until every system declares its options --------------------------------------------------------
-
-
-def _declares(cls: type[System]) -> bool:
-    from fivefold.system import System
-
-    return cls.__init__ is System.__init__
-
-
-def _signature(cls: type[System]) -> dict[str, Option]:
-    import docstring_parser
-
-    found = {}
-    section: Section
-    for section, function, owner in (("system", cls.__init__, cls), ("optimizers", cls.optimizers, cls.optimizers)):
-        documents = (inspect.getdoc(owner) or "", inspect.getdoc(function) or "")
-        params = [p for document in documents for p in docstring_parser.parse(document).params]
-        helps = {p.arg_name: " ".join((p.description or "").split()) for p in params}
-        types = typing.get_type_hints(function)
-        for p in inspect.signature(function).parameters.values():
-            if p.default is not inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD:
-                kind = types.get(p.name, str)
-                found[p.name] = Option(p.default, helps.get(p.name, ""), section=section, name=p.name, type=kind)
-    return found
