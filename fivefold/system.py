@@ -171,7 +171,7 @@ class System(Configured, nn.Module, ABC):
         need, content = options_of(type(self))[name].needs, self.arguments[name]
         assert need is not None
         cls = class_in(content, need)
-        known = _known(cls)
+        known = options_of(cls)
         chosen = {n: value for n, value in usual.items() if n in known} | part_options(cls, content)
         if not issubclass(cls, System):
             assert make is not None
@@ -351,17 +351,9 @@ class LatentSystem(System):
             return f(x, self._encode_condition(condition, len(x)))
 
 
-def _known(cls: type) -> dict[str, Any]:
-    """Until every system declares its options."""
-    import inspect
-
-    old = issubclass(cls, System) and cls.__init__ is not System.__init__
-    return dict(inspect.signature(cls).parameters) if old else options_of(cls)
-
-
 def part_options(cls: type, content: Slot) -> dict[str, Any]:
     """The options of a slot's part: of its preset, those that are its own and not of `fit`, under those given."""
-    known = _known(cls)
+    known = options_of(cls)
     preset = {name: value for name, value in preset_of(cls, content.preset).items() if name.partition(".")[0] in known}
     return reach_into_slots(preset | dict(content.options), known)
 

@@ -39,7 +39,7 @@ RNG = np.random.default_rng(0)
 def small(name: str) -> dict:
     known = options(catalog.class_of(name))
     chosen = {key: value for key, value in SMALL.items() if key in known and known[key].section == "system"}
-    return {k: type(known[k].default)(v) for k, v in chosen.items()}
+    return {k: v if known[k].default is None else type(known[k].default)(v) for k, v in chosen.items()}
 
 
 def build(name: str, space: Space, seed: int = 0) -> fivefold.System:

@@ -277,3 +277,34 @@ def test_learns_digits_level_by_level():
     distortions = [(y - test.x).double().square().mean().item() for _, y in system.rate_distortion(test.x)]
     assert distortions == sorted(distortions, reverse=True)
     assert distortions[-1] < 0.5 * distortions[0]
+
+
+class Disguised:
+    """A Gaussian that does not say that it is one, as a flow would not."""
+
+    def __init__(self, law: Gaussian) -> None:
+        self.law, self.mean = law, law.mean
+
+    def draw(self):
+        return self.law.draw()
+
+    def log_prob(self, z):
+        return self.law.log_prob(z)
+
+
+@torch.no_grad()
+def test_a_posterior_without_a_closed_form_costs_what_its_draws_say(monkeypatch):
+    system, x = build(TINY), everything(TINY)
+    with seeded(0):
+        closed = system.terms(x, None, 3000)
+    for rung in system.rungs:
+        gaussian = rung.posterior_of
+        monkeypatch.setattr(rung, "posterior_of", lambda h, found, prior, of=gaussian: Disguised(of(h, found, prior)))
+    with seeded(0):
+        drawn = system.terms(x, None, 3000)
+    assert torch.equal(closed.log_weights, drawn.log_weights)
+    assert torch.allclose(drawn.rate, -drawn.log_ratio.mean(0), atol=1e-4)
+    assert torch.allclose(closed.log_prior - closed.log_posterior, closed.log_ratio, atol=1e-3)
+    error = 4 * drawn.log_ratio.std(0) / 3000**0.5
+    assert ((closed.rate - drawn.rate).abs() < error + 1e-3).all()
+    assert not torch.equal(closed.rate, drawn.rate)

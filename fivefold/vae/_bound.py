@@ -15,6 +15,7 @@ from fivefold.space import Batch
 from fivefold.system import LatentSystem, System, Update
 from fivefold.tools.scaling import log_mean_exp
 
+SAMPLES = 64  # of z for each example, unless a system or the user says otherwise
 MOST_NUMBERS = 2**22  # outputs of the decoder held at once when scoring
 
 Lazy = Callable[[], Tensor]
@@ -108,7 +109,10 @@ class VariationalSystem(LatentSystem):
         None, "nats for each dimension of x that z may cost for nothing, on average over a batch; unless given 0, or "
         "0.05 where the decoder is a system, which could do without z", least=0, tune=(0.0, 0.2),
     )  # fmt: skip
-    score_samples: int = option(64, "of z for each example in the importance-weighted bound", least=1)
+    score_samples: int | None = option(
+        None, "of z for each example in the importance-weighted bound; unless given 64, or 16 where the decoder is a "
+        "system, which costs more", least=1,
+    )  # fmt: skip
     weight_decay: float = option(
         1e-2, "decoupled from the gradient; multiplied by the learning rate", least=0, section="optimizers"
     )
@@ -131,7 +135,7 @@ class VariationalSystem(LatentSystem):
 
     @property
     def density_note(self) -> str:
-        return f"{self.score_samples} samples"
+        return f"{self.score_samples or SAMPLES} samples"
 
     def terms(self, x: Tensor, condition: Tensor | None = None, draws: int = 1) -> Terms:
         """The terms of the bound of encoded examples."""
@@ -165,8 +169,9 @@ class VariationalSystem(LatentSystem):
 
         The encoder runs once; the decoder on many z at once, as memory allows.
         """
-        bound, size = self.bound(x, condition), max(1, MOST_NUMBERS // (len(x) * self.numbers))
-        counts = [min(size, self.score_samples - i) for i in range(0, self.score_samples, size)]
+        bound, samples = self.bound(x, condition), self.score_samples or SAMPLES
+        size = max(1, MOST_NUMBERS // (len(x) * self.numbers))
+        counts = [min(size, samples - i) for i in range(0, samples, size)]
         return log_mean_exp(torch.cat([bound(k).log_weights for k in counts]))
 
 

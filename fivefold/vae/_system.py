@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fivefold.errors import Unfit
 from fivefold.nets.coders import ConvDecoder, ConvEncoder, Maps, MLPDecoder, MLPEncoder, Output
@@ -21,6 +22,7 @@ from fivefold.vae._parts import AutoregressivePrior, NetworkDecoder, StandardNor
 NETWORKS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 SMALLEST_CONV = 16  # sides of an image from which on convolutions pay
 ACTIVE = 0.01  # variance of a unit's posterior mean over the data, above which it is in use (Burda et al., 2016)
+FEWER = 16  # draws of z when scoring, where the decoder is a system
 FREE = 0.05  # nats a dimension that z may cost for nothing where the decoder could do without it
 
 PRIOR = Need(
@@ -29,8 +31,9 @@ PRIOR = Need(
     parts={"standard-normal": StandardNormal, "autoregressive": AutoregressivePrior},
 )
 POSTERIOR = Need(
-    "draws of real vectors given others, with their densities and with gradients",
+    "draws of real vectors given others, with their exact densities and with gradients",
     methods=("draw",),
+    densities=("EXACT",),
     parts={"gaussian": StandardNormal},
 )
 DECODER = Need(
@@ -93,8 +96,9 @@ class VAESystem(VariationalSystem):
         self.codes = self.code_space().conditioned_on(self.space.condition)
         self.latent = self.codes.dims
         by_system, flexible = self._is_system("decoder", DECODER), self._is_system("posterior", POSTERIOR)
-        if self.free_bits is None and by_system:
-            self.free_bits = FREE
+        if by_system:
+            self.free_bits = FREE if self.free_bits is None else self.free_bits
+            self.score_samples = self.score_samples or FEWER
         features = 2 * self.latent if flexible else 0
         head = None if by_system else Head(self.space, self.mixtures, self.likelihood)
         seen = self._seen() if by_system else self.space
@@ -143,7 +147,8 @@ class VAESystem(VariationalSystem):
     def encoded(self, x: Tensor, condition: Tensor | None) -> Posterior:
         """What the encoder says of q(z|x)."""
         mean, log_scale, features = self.encoder(x, condition).float().tensor_split([self.latent, 2 * self.latent], 1)
-        return Posterior(mean, log_scale.clamp(-7.0, 5.0), features if features.shape[1] else None)
+        features = F.layer_norm(features, features.shape[1:]) if features.shape[1] else None
+        return Posterior(mean, log_scale.clamp(-7.0, 5.0), features)
 
     def bound(self, x: Tensor, condition: Tensor | None) -> Callable[[int], Terms]:
         return partial(self._terms, x, condition, self.encoded(x, condition))
