@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
-import tempfile
+import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+WRITING = ".writing"
+
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary path (same suffix) to write; renamed to `path` at the end, removed on an error."""
+    """A temporary path (same suffix) to write; renamed to `path` at the end, removed on an error.
+
+    It carries this process's name. What a process that was killed left of the same file is removed first.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*{WRITING}{glob.escape(path.suffix)}"):
+        process, _, where = left.name.removeprefix(f".{path.stem}.").partition(WRITING)[0].partition("-")
+        if where == host and not _is_alive(process):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{host}{WRITING}{path.suffix}")
+    temporary.touch()
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
         temporary.replace(path)
         _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that `replacing` writes before it has its name."""
+    return path.name.startswith(".") and WRITING in path.name
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -333,6 +333,22 @@ def plain(value: Any) -> Any:
     return value
 
 
+def flags(values: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that give these options; slots' parts have theirs after a dot."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, Slot) or (isinstance(value, Mapping) and "slot" in value):
+            content = slot_of(plain(slot_of(value)))
+            words += [flag, f"{content.name}{f':{content.preset}' if content.preset else ''}"]
+            words += flags({f"{name}.{inner}": part for inner, part in content.options.items()})
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)]
+    return words
+
+
 def names_in(value: Any) -> Iterator[str]:
     """The names of systems in what fills a slot, at any depth."""
     content = value if isinstance(value, type) else slot_of(value)

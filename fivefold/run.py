@@ -18,7 +18,7 @@ import json
 import platform
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,8 +27,8 @@ from torch import Tensor
 
 import fivefold
 from fivefold import catalog
-from fivefold.errors import RunError
-from fivefold.files import replacing, write_json
+from fivefold.errors import OptionError, RunError
+from fivefold.files import is_temporary, replacing, write_json
 from fivefold.options import names_in
 from fivefold.space import Space
 from fivefold.system import System
@@ -48,14 +48,20 @@ class Run:
         return catalog.trusting(self.trust)
 
     @classmethod
-    def create(cls, directory: str | Path, record: dict[str, Any]) -> Self:
-        """A new folder; an existing one that is not empty is refused."""
+    def begin(cls, directory: str | Path, record: dict[str, Any]) -> Self:
+        """A new folder, or one where the same training was begun and is not finished; any other is refused."""
         path = Path(directory)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            what = "holds a run already: fivefold resume goes on with it" if (path / "run.json").exists() else "exists"
-            raise RunError(f"{path} {what}; choose another --out for a new run")
-        versions = {"fivefold": fivefold.__version__, "torch": torch.__version__, "python": platform.python_version()}
-        run = cls(path, {**record, "versions": versions, "status": "running"})
+        if (path / "run.json").exists():
+            run = cls.open(path, trust=record["system"])
+            asked = json.loads(json.dumps(record))
+            if run.record["status"] != "finished" and all(run.record[key] == asked[key] for key in _SAME):
+                return run
+            raise RunError(
+                f"{path} holds a run already: fivefold resume goes on with it; choose another --out for a new run"
+            )
+        if path.exists() and not (path.is_dir() and all(map(is_temporary, path.iterdir()))):
+            raise RunError(f"{path} exists; choose another --out for a new run")
+        run = cls(path, {**record, "versions": _versions(), "status": "running"})
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.update()
@@ -76,6 +82,7 @@ class Run:
             raise RunError(f"{path} is truncated or not fivefold's; the run cannot be used without it") from None
         if checksum != _digest(record):
             raise RunError(f"{path} was changed since it was written; put it back or train again")
+        _check_record(path, record)
         run = cls(Path(directory), record, trust)
         with run.trusting():
             for name in _names(record["system"], record["arguments"]):
@@ -88,7 +95,8 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Change fields of run.json."""
         self.record.update(changes)
-        write_json(self.directory / "run.json", {**self.record, "checksum": _digest(self.record)})
+        with self._writing("run.json"):
+            write_json(self.directory / "run.json", {**self.record, "checksum": _digest(self.record)})
 
     def save(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
         """Write the checkpoint; where that fails the last one stays whole."""
@@ -96,19 +104,27 @@ class Run:
 
         weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
         metadata = {"sha256": _weights_digest(weights), "system": self.record["system"]}
-        try:
+        with self._writing("the checkpoint"):
             with replacing(self.directory / "training.pt") as path:
                 torch.save(training, path)
             with replacing(self.directory / "weights.safetensors") as path:
                 save_file(weights, path, metadata)
-        except (OSError, RuntimeError) as error:
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Whatever a writer raises as a sentence; what was there before stays whole."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise RunError(
-                f"cannot save to {self.directory}: {error}; the last checkpoint is whole: "
+                f"cannot save {what} to {self.directory}: {error}; what was saved before is whole: "
                 f"make room, then fivefold resume {self.directory}"
             ) from error
 
     def append_log(self, event: dict[str, Any]) -> None:
-        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+        with self._writing("the log"), (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
     def log_bytes(self) -> int:
@@ -118,22 +134,19 @@ class Run:
     def truncate_log(self, size: int) -> None:
         """Drop what was logged after the checkpoint that training resumes from."""
         path = self.directory / "log.jsonl"
-        if self.log_bytes() < size:
-            raise RunError(f"{path} is shorter than when it was written ({self.log_bytes()} of {size} bytes)")
-        if path.exists():
+        if path.exists() and self.log_bytes() > size:
             with path.open("r+b") as file:
                 file.truncate(size)
 
     # --- reading --------------------------------------------------------------------------------
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of log.jsonl; a last line that a kill cut short is left out."""
-        path = self.directory / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-        try:
-            return [json.loads(line) for line in lines[:-1]]
-        except ValueError:
-            raise RunError(f"{path} has a line that is not JSON: the file was changed") from None
+        """The lines of log.jsonl that can be read; it is for people, and nothing depends on it."""
+        path, events = self.directory / "log.jsonl", []
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+            with suppress(ValueError):
+                events.append(json.loads(line))
+        return [event for event in events if isinstance(event, dict)]
 
     def load_training(self, device: torch.device) -> dict[str, Any] | None:
         """The state to resume from; None where nothing was saved yet."""
@@ -181,7 +194,10 @@ class Run:
         """The system with its best weights, in eval mode, on the CPU."""
         space = Space.from_json(self.record["space"])
         with self.trusting():
-            system = catalog.build(self.record["system"], space, **self.record["arguments"]["system"])
+            try:
+                system = catalog.build(self.record["system"], space, **self.record["arguments"]["system"])
+            except OptionError as error:
+                raise RunError(f"{self.directory} {_other_version(self.record)}: {error}") from error
         weights = self.load_weights()
         try:
             system.load_state_dict(weights)
@@ -197,6 +213,37 @@ def load(directory: str | Path, *, trust: str | None = None) -> System:
     system lives outside the package and `trust` does not name its module.
     """
     return Run.open(directory, trust=trust).load_system()
+
+
+_SAME = ("system", "preset", "arguments", "budget", "data")  # what makes two trainings the same
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "system": str, "preset": (str, type(None)), "device": str, "arguments": dict, "given": dict, "space": dict,
+    "data": dict, "budget": str, "versions": dict, "status": str,
+}  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    return {"fivefold": fivefold.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _other_version(record: dict[str, Any]) -> str:
+    versions = record.get("versions")
+    theirs = versions.get("fivefold", "an unknown version") if isinstance(versions, dict) else "an unknown version"
+    return f"was made by fivefold {theirs}, and this is {fivefold.__version__}"
+
+
+def _check_record(path: Path, record: dict[str, Any]) -> None:
+    """RunError where a field is missing or not of its kind, as in a record of another version."""
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(record.get(name, ...), kind)]
+    wrong += [f"arguments.{part}" for part in ("system", "fit")
+              if "arguments" not in wrong and not isinstance(record["arguments"].get(part), dict)]  # fmt: skip
+    wrong += [f"data.{part}" for part in ("name", "source", "fingerprint", "arguments")
+              if "data" not in wrong and part not in record["data"]]  # fmt: skip
+    if wrong:
+        raise RunError(
+            f"{path} {_other_version(record)}: {', '.join(wrong)} missing or of another kind; "
+            "use the version that made it, or train again"
+        )
 
 
 def _names(system: str, arguments: Any) -> Iterator[str]:

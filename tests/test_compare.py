@@ -167,7 +167,7 @@ def test_a_preset_is_of_the_systems_that_have_it_and_rows_say_so(place):
     records = [json.loads(path.read_text()) for path in sorted(place.glob("presets/runs/*/run.json"))]
     options = [record["arguments"]["fit"] for record in records]
     assert [(row["label"], row["preset"]) for row in found] == [("toys.good", "quick"), ("toys.slow", None)]
-    assert [(o.get("batch_size"), o["precision"]) for o in options] == [(16, "bf16"), (None, "bf16")]
+    assert [(o.get("batch_size"), o["precision"]) for o in options] == [(16, "bf16"), (64, "bf16")]
     assert not any("diagnostics" in row for row in found)
     assert found[0]["cost"]["peak_memory_bytes"] > 0
     (place / "presets" / "rows" / "toys.good-seed0.json").unlink()  # measuring was killed; the run is whole

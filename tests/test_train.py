@@ -381,7 +381,7 @@ def train_rank(rank: int, world: int, port: int, system: str, options: dict, pat
     torch.save(trainer.system.state_dict(), f"{path}/{world}-{rank}.pt")
 
 
-GAME = {"loss": "wasserstein-gp", "batch_norm": False}
+GAME = {"game": "wasserstein-gp", "batch_norm": False}
 
 
 @pytest.mark.slow

@@ -203,23 +203,20 @@ def _load(source: str, given: dict[str, Any]) -> Any:
 def _train(
     name: str, known: dict[str, Any], data: str, out: str | None, device: str, preset: str | None, **given: Any
 ) -> None:
-    from fivefold.training.fit import fit
+    from fivefold.training.fit import begun, fit
 
     options = {key: value for key, value in given.items() if key in known and value is not None}
     Budget.parse(options.get("budget", "60s"))
     loaded = _load(data, given)
     if not int(os.environ.get("RANK", 0)):
         click.echo(loaded.describe())
-    folder = Path(out) if out else _free(Path("runs") / f"{name}-{loaded.name}")
+    usual = Path("runs") / f"{name}-{loaded.name}"
+    folders = [usual, *(usual.with_name(f"{usual.name}-{i}") for i in range(2, 10_000))]  # or one that was killed
+    free = (f for f in folders if not f.exists() or begun(f, name, loaded, preset=preset, **options))
+    folder = Path(out) if out else next(free)
     with _Display(folder) as display:
         fit(name, loaded, out=folder, preset=preset, device=device, watch=display, **options)
     _say_trained(folder)
-
-
-def _free(path: Path) -> Path:
-    """`path`, or with the first number that no run has taken."""
-    names = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 10_000))]
-    return next(name for name in names if not name.exists())
 
 
 def _say_trained(folder: Path) -> None:

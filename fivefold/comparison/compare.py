@@ -30,7 +30,7 @@ from fivefold import catalog
 from fivefold.comparison.worker import keep_data
 from fivefold.data import Data, load_data
 from fivefold.errors import RunError, Stopped
-from fivefold.files import write_json
+from fivefold.files import is_temporary, write_json
 from fivefold.options import presets_of
 from fivefold.report import folder, page, single
 from fivefold.report.advice import recommendation
@@ -194,15 +194,25 @@ def _settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
                     f"name another --out{' (or the same --jobs)' if name == 'threads' else ''}"
                 )
         return
-    others = [item for item in directory.iterdir() if item.name != ".lock"]
+    others = [item for item in directory.iterdir() if not _is_of_a_beginning(item)]
     if others:
         raise RunError(f"{directory} is not empty and holds no comparison: name another --out")
-    for part in ("rows", "runs", "logs"):
-        (directory / part).mkdir()
+    for part in PLACES:
+        (directory / part).mkdir(exist_ok=True)
     if not data.source:
         keep_data(data, directory)
     folder.write_arrays(directory / "real.npz", {"samples": single.examples(data)})
     write_json(path, settings)
+
+
+PLACES = ("rows", "runs", "logs")
+
+
+def _is_of_a_beginning(item: Path) -> bool:
+    """Whether a comparison that was killed before it had its settings left this."""
+    if item.is_dir():
+        return item.name in PLACES and not any(item.iterdir())
+    return item.name in (".lock", "data.pt", "real.npz") or is_temporary(item)
 
 
 def _words(value: Any) -> str:

@@ -39,6 +39,7 @@ from fivefold import catalog
 from fivefold.data import Data, load_data
 from fivefold.errors import DataError, TooFew, UnknownSystem
 from fivefold.evaluation.features import Features, fit_features
+from fivefold.options import flags
 from fivefold.run import Run
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
@@ -334,12 +335,10 @@ def command(record: Row) -> str:
     """The command line that trains the run again."""
     defaults = inspect.signature(load_data).parameters
     given = {name: value for name, value in record["data"]["arguments"].items() if value != defaults[name].default}
-    for part in record["arguments"].values():
+    for part in record["given"].values():
         given |= part
     words = ["fivefold", "train", record["system"], "--data", record["data"]["source"] or "DATA"]
-    for name, value in {**given, "budget": record["budget"]}.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    return shlex.join([*words, *flags(given | {"budget": record["budget"]})])
 
 
 def _note(run: Run | None, data: Data) -> str:

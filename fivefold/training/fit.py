@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 
 from fivefold import catalog
-from fivefold.data.splits import Data
+from fivefold.data import Data, load_data
 from fivefold.errors import RunError
+from fivefold.files import is_temporary
 from fivefold.machine import choose_device
 from fivefold.options import plain
 from fivefold.run import Run
@@ -24,7 +26,7 @@ from fivefold.training.trainer import Trainer
 
 def fit(
     system: str | type[System],
-    data: Data,
+    data: Data | Any,
     *,
     out: str | Path | None = None,
     preset: str | None = None,
@@ -36,8 +38,8 @@ def fit(
 
     Args:
         system: an id of the catalogue, a dotted module name, or a System class.
-        data: from `load_data`.
-        out: a new folder for the run; None keeps nothing on disk.
+        data: from `load_data`, or whatever that takes: a name or path, an array, a DataFrame.
+        out: a new folder for the run, or one where this same training was stopped, which goes on; None keeps nothing.
         preset: a name of the system's presets.
         device: "auto", "cpu", "cuda" or "cuda:1".
         watch: called with each log line.
@@ -48,18 +50,35 @@ def fit(
         OptionError: an option does not exist; names the nearest.
         Diverged: training was not finite more often than `retries`.
     """
+    data = data if isinstance(data, Data) else load_data(data)
     with catalog.trusting(system):
         cls = catalog.class_of(system) if isinstance(system, str) else system
     name = system if isinstance(system, str) else catalog.name_of(cls)
     with catalog.trusting(system, *typed_names(cls, options)):
         split = arguments(cls, preset, options)
         trainer = _trainer(cls, split, data, device, watch)
-    if out is not None and ranks.rank() == 0:
-        record = {"system": name, "preset": preset, "device": device, **_describe(data, trainer, split)}
-        trainer.run = trainer.log.run = Run.create(out, record)
-        if split["fit"].get("tensorboard"):
-            trainer.log = Log(trainer.run, True, watch)
+        if out is not None and ranks.rank() == 0:
+            record = {"system": name, "preset": preset, "device": device, **_describe(data, trainer, split)}
+            trainer.run = trainer.log.run = run = Run.begin(out, record)
+            if trainer.settings.tensorboard:
+                trainer.log = Log(run, True, watch)
+            _go_on(trainer, run)
     return trainer.train()
+
+
+def begun(directory: Path, system: str, data: Data, *, preset: str | None = None, **options: Any) -> bool:
+    """Whether `fit` with the same arguments was begun in this folder and has not finished."""
+    if not (directory / "run.json").exists():
+        return directory.is_dir() and all(map(is_temporary, directory.iterdir()))
+    try:
+        record = Run.open(directory, trust=system).record
+        with catalog.trusting(system):
+            given = json.loads(json.dumps(plain(arguments(catalog.class_of(system), preset, options))))
+    except RunError:
+        return False
+    ours = (system, preset, data.fingerprint, given)
+    theirs = (record["system"], record["preset"], record["data"]["fingerprint"], record["given"])
+    return record["status"] != "finished" and theirs == ours
 
 
 def resume(
@@ -93,15 +112,19 @@ def resume(
             run.update(arguments=split, **changed)
     with run.trusting():
         trainer = _trainer(run.record["system"], split, data, device or run.record["device"], watch, run)
+    _go_on(trainer, run)
+    return trainer.train()
+
+
+def _go_on(trainer: Trainer, run: Run) -> None:
+    """From the run's last checkpoint, where it has one."""
     state = run.load_training(trainer.device)
     if state is not None:
         size = state.pop("log_bytes")
         if ranks.rank() == 0:
             run.truncate_log(size)
         trainer.load_state(state)
-        if budget is not None:
-            trainer.progress = trainer._progress()
-    return trainer.train()
+        trainer.progress = trainer._progress()
 
 
 def _trainer(
@@ -121,7 +144,8 @@ def _trainer(
 
 def _describe(data: Data, trainer: Trainer, split: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
-        "arguments": plain(split),
+        "given": plain(split),
+        "arguments": {"system": plain(trainer.system.arguments), "fit": plain(trainer.settings.arguments)},
         "space": data.space.to_json(),
         "data": {name: getattr(data, name) for name in ("name", "source", "fingerprint", "arguments")},
         "budget": str(trainer.budget),

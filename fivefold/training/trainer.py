@@ -66,7 +66,6 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.validation, self.marks = Validation(data, self.device), validation_marks(settings.evaluations)
         self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
-        self.factor = 1.0
         self.loss, self.stats = torch.zeros(()), dict[str, Tensor]()  # of the last update, over micro-batches
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] = {}
@@ -118,7 +117,8 @@ class Trainer:
             "examples": self.batches.examples,
             "batch_size": self.batches.size,
             "budget": str(self.budget),
-            "bytes": 4 * floats * (5 + (self.ema is not None)),  # weights, best weights twice, Adam's two moments
+            # The weights; to resume them, the best ones and Adam's two moments; and while it is written that once more.
+            "bytes": 4 * floats * (1 + 2 * (4 + (self.ema is not None))),
         }
         if ranks.rank() == 0:
             self.log.watch({"step": self.step, "start": start})
@@ -137,10 +137,8 @@ class Trainer:
             update_average(self.ema, self.system, min(self.settings.ema, (1 + self.step) / (10 + self.step)))
 
     def _set_learning_rates(self, factor: float) -> None:
-        if factor != self.factor:
-            for group in (group for optimizer in self.optimizers.values() for group in optimizer.param_groups):
-                group["lr"] = group["initial_lr"] * factor
-            self.factor = factor
+        for group in (group for optimizer in self.optimizers.values() for group in optimizer.param_groups):
+            group["lr"] = group["initial_lr"] * factor
 
     def _advance(self, streams: list[Iterator[Update]], reply: dict[str, Tensor] | None) -> nn.Module | None:
         """Advance every micro-batch to its next `yield` and add up gradients; the player, or None at the end."""
