@@ -100,6 +100,8 @@ def test_a_part_has_the_learning_rate_that_is_said_of_it():
     system = made(TINY, "vae", {"lr": 0.5, "prior": slot("maf-flow", lr=0.125)})
     (optimizer,) = system.optimizers().values()
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
+    system = made(TINY, "vae", {"prior": "distilled-flow"})  # a system of systems
+    (optimizer,) = system.optimizers().values()
     counted = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert counted == sum(p.numel() for p in system.parameters())
 

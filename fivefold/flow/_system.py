@@ -122,7 +122,7 @@ class FlowSystem(LatentSystem):
 
     def draw(self, n: int, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Real-valued examples `(n, *shape)` by reparameterisation and their log-densities, nats `(n,)`."""
-        z = self.temperature * torch.randn(n, self.noise_dims, device=self.device)
+        z = torch.randn(n, self.noise_dims, device=self.device)
         y, log_det = self.flow.inverse(z, self.embedding(condition))
         return y, standard_normal_log_prob(z) - log_det
 

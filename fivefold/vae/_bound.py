@@ -155,13 +155,13 @@ class VariationalSystem(LatentSystem):
 
     def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
         """AdamW; the systems in slots have their own learning rates and weight decays."""
-        parts = [part for part in self.modules() if isinstance(part, System) and part is not self]
-        theirs = {id(parameter) for part in parts for parameter in part.parameters()}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in theirs]}]
-        groups += [
-            {"params": list(part.parameters()), "lr": part.lr, "weight_decay": getattr(part, "weight_decay", 0.0)}
-            for part in parts
-        ]
+        left = {id(parameter): parameter for parameter in self.parameters()}
+        groups: list[dict[str, Any]] = []
+        for part in self.modules():  # a system comes before those within it, whose parameters are its own
+            if isinstance(part, System) and part is not self:
+                params = [left.pop(id(parameter)) for parameter in part.parameters() if id(parameter) in left]
+                groups.append({"params": params, "lr": part.lr, "weight_decay": getattr(part, "weight_decay", 0.0)})
+        groups = [{"params": list(left.values())}, *(group for group in groups if group["params"])]
         return {self: torch.optim.AdamW(groups, self.lr, self.betas, weight_decay=self.weight_decay, fused=True)}
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
