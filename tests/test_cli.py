@@ -88,6 +88,16 @@ def test_train_resume_sample_score_evaluate(trained, tmp_path):
     assert "other data" in run("score", trained, "--data", _shifted(tmp_path), "--out", tmp_path / "other.csv")
 
 
+def test_options_reach_into_what_fills_a_slot(tmp_path):
+    words = ["--prior", "maf-flow:small", "--prior.layers=2", "--posterior.hidden", "8", "--posterior", "iaf-flow"]
+    small = ["--latent", "2", "--width", "1", "--budget", "1steps", "--evaluations", "1", "--out", tmp_path / "run"]
+    run("train", "vae", "--data", "digits", *words, *small)
+    system = json.loads((tmp_path / "run" / "run.json").read_text())["arguments"]["system"]
+    assert system["prior"] == {"slot": "maf-flow", "preset": "small", "options": {"layers": 2}}
+    assert system["posterior"] == {"slot": "iaf-flow", "preset": None, "options": {"hidden": 8}}
+    assert "bits" in run("evaluate", tmp_path / "run", "--json")
+
+
 def _shifted(folder):
     from sklearn.datasets import load_digits
 
@@ -105,6 +115,10 @@ def _shifted(folder):
         (["train", "made", "--data", "digits", "--budget", "9"], "60s"),
         (["train", "realnvp", "--data", "pydocs", "--budget", "1steps"], "Systems for text data"),
         (["train", "made", "--data", "digits", "--precision", "8"], "bf16"),
+        (["train", "vae", "--data", "digits", "--prior.layers", "4"], "--prior.layers"),  # the usual prior has none
+        (["train", "vae", "--data", "digits", "--prior", "maf-flow", "--prior.layers", "0"], "at least 1"),
+        (["train", "vae", "--data", "digits", "--prior", "maf-flow", "--prior.hiden", "4"], "--prior.hiden"),
+        (["train", "vae", "--data", "digits", "--prior", "dcgan", "--budget", "1steps"], "spline-flow"),
         (["resume", "nowhere"], "not a run"),
         (["sample", "nowhere", "--out", "a.png"], "not a run"),
         (["compare", "--samples", "mine"], "NAME=FILE"),

@@ -79,6 +79,35 @@ class _TrainCommand(click.Command):
     """A system's own command: help in sections by where an option belongs."""
 
     sections: dict[str, str] = {}
+    slots: dict[str, Any] = {}  # options that a part or system fills
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Besides its own options those of what fills a slot, as they are given: `--prior.layers 4`."""
+        flags = dict.fromkeys(arg.partition("=")[0] for arg in args if arg.startswith("--") and "." in arg)
+        for flag in flags:
+            param = self._inner(flag, args)
+            if param is not None:
+                self.params.append(param)
+                self.sections[param.name or ""] = _TITLES["system"]
+        return super().parse_args(ctx, args)
+
+    def _inner(self, flag: str, args: list[str]) -> click.Option | None:
+        """The option that `--slot.name` means; None where the slot or its part has no such option."""
+        from fivefold.options import class_in, options_of, slot_of
+
+        head, *path = flag[2:].replace("-", "_").split(".")
+        known, content = self.slots, None
+        outer = f"--{head.replace('_', '-')}"
+        for given, value in zip(args, [*args[1:], ""], strict=True):
+            content = value if given == outer else given.partition("=")[2] if given.startswith(f"{outer}=") else content
+        for step in [head, *path[:-1]]:
+            if step not in known or known[step].needs is None:
+                return None
+            filling = slot_of(content or known[step].default)
+            with catalog.trusting(filling.name):
+                known, content = options_of(class_in(filling, known[step].needs)), None
+        option = known.get(path[-1])
+        return None if option is None else _click_option(option, {}, flag, _INSIDE.join([head, *path]))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         titles = dict.fromkeys(["Run", *self.sections.values()])
@@ -112,6 +141,7 @@ def train() -> None:
     """Train one system. `fivefold train SYSTEM --help` lists its options."""
 
 
+_INSIDE = "__"  # in the names of options of what fills a slot, where people write a dot
 _TITLES = {"system": "Model", "optimizers": "Optimisers", "fit": "Training"}
 
 
@@ -138,28 +168,31 @@ def _train_command(entry: catalog.Entry) -> click.Command:
         context_settings=_HELP,
     )
     command.sections = {name: _TITLES[option.section] for name, option in known.items()}
+    command.slots = {name: option for name, option in known.items() if option.needs is not None}
     return command
 
 
-def _click_option(option: Any, defaults: dict[str, Any]) -> click.Option:
-    """A flag from an entry of a signature; unset ones stay None, so that presets show through."""
+def _click_option(option: Any, defaults: dict[str, Any], flag: str = "", name: str = "") -> click.Option:
+    """A flag from a declared option; unset ones stay None, so that presets show through."""
     import typing
 
-    flag = f"--{option.name.replace('_', '-')}"
+    flag, name = flag or f"--{option.name.replace('_', '-')}", name or option.name
     default = defaults.get(option.name, option.default)
     text = ",".join(map(str, default)) if isinstance(default, tuple) else default
     help_text = f"{option.help}  [default: {text}]"
     kinds = [k for k in (typing.get_args(option.type) or (option.type,)) if k is not type(None)]
     origin = typing.get_origin(option.type)
     if option.type is bool:
-        return click.Option([f"{flag}/--no-{flag[2:]}", option.name], default=None, help=help_text)
+        return click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=help_text)
+    if option.needs is not None:
+        return click.Option([flag, name], metavar=option.describe_type(), default=None, help=help_text)
     if origin is typing.Literal:
         kind: Any = click.Choice(list(map(str, kinds)))
     elif origin is tuple:
         kind = _Several(kinds[0])
     else:
         kind = kinds[0]
-    return click.Option([flag, option.name], type=kind, default=None, help=help_text)
+    return click.Option([flag, name], type=kind, default=None, help=help_text)
 
 
 class _Several(click.ParamType):  # type: ignore[type-arg]
@@ -205,7 +238,8 @@ def _train(
 ) -> None:
     from fivefold.training.fit import begun, fit
 
-    options = {key: value for key, value in given.items() if key in known and value is not None}
+    chosen = {key.replace(_INSIDE, "."): value for key, value in given.items() if value is not None}
+    options = {key: value for key, value in chosen.items() if key.partition(".")[0] in known}
     Budget.parse(options.get("budget", "60s"))
     loaded = _load(data, given)
     if not int(os.environ.get("RANK", 0)):
