@@ -114,7 +114,8 @@ def trusting(*names: object) -> Iterator[None]:
     For what the user typed or named as trusted; what is not a string is passed over. The working directory is on the
     path for them alone.
     """
-    modules = {name.partition(":")[0] for name in names if isinstance(name, str) and name not in entries()}
+    typed = [part for name in names if isinstance(name, str) for part in name.split(",")]
+    modules = {name.partition(":")[0] for name in typed if name not in entries()}
     if modules and os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # last, so that only what is not found elsewhere is found there
     token = _TRUSTED.set(_TRUSTED.get() | modules)

@@ -11,14 +11,21 @@ from statistics import median
 
 import torch
 
+from fivefold.errors import OptionError
+
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes the accelerator that this rank owns, or the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    """The device of that name; "auto" takes the accelerator that this rank owns, or the CPU.
+
+    OptionError where there is no such device: says which there are.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if found else torch.device("cpu")
+    there = ["auto", "cpu", *(["cuda"] if found else []), *(f"cuda:{i}" for i in range(found))]
+    if name not in there:
+        raise OptionError(f"option 'device' takes {'|'.join(there)} on this machine, got {name!r}")
+    return torch.device(name)
 
 
 def computes_in_bf16(device: torch.device) -> bool:

@@ -349,6 +349,16 @@ def flags(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def label(content: Slot) -> str:
+    """What a table calls a system with its options: `vae, prior spline-flow`."""
+    name = content.name if isinstance(content.name, str) else catalogue.name_of(content.name)
+    said = [
+        f"{key} {slot_of(value) if isinstance(value, Slot | Mapping) else value}"
+        for key, value in content.options.items()
+    ]
+    return ", ".join([name + (f":{content.preset}" if content.preset else ""), *said])
+
+
 def names_in(value: Any) -> Iterator[str]:
     """The names of systems in what fills a slot, at any depth."""
     content = value if isinstance(value, type) else slot_of(value)

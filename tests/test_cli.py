@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from fivefold import catalog
+import fivefold
+from fivefold import catalog, slot
 from fivefold.cli.app import app, main
+from fivefold.errors import FivefoldError
 
 
 def run(*words: str) -> str:
@@ -122,6 +125,25 @@ def _shifted(folder):
         (["resume", "nowhere"], "not a run"),
         (["sample", "nowhere", "--out", "a.png"], "not a run"),
         (["compare", "--samples", "mine"], "NAME=FILE"),
+        (["train", "made", "--data", "digits", "--hidden", "-3"], "'--hidden': needs a number of at least 1, got -3"),
+        (["train", "made", "--data", "digits", "--hidden", "many"], "'--hidden': expected int, got 'many'"),
+        (["train", "made", "--data", "digits", "--lr", "nan"], "'--lr': needs a number above 0, got nan"),
+        (["train", "made", "--data", "digits", "--batch-size", "0"], "'--batch-size': needs a number of at least 1"),
+        (["train", "made", "--data", "digits", "--accumulate", "0"], "'--accumulate': needs a number of at least 1"),
+        (["train", "made", "--data", "digits", "--ema", "2"], "'--ema': needs a number of at least 0 and below 1"),
+        (["train", "made", "--data", "digits", "--device", "gpu"], "takes auto|cpu"),
+        (["train", "made", "--data", "digits", "--device", "cuda:9"], "got 'cuda:9'"),
+        (["train", "made", "--data", "digits", "--preset", "x"], "no preset 'x'"),
+        (["train", "made", "--data", "digits", "--budget", "0s"], "60s"),
+        (["train", "vae", "--data", "digits", "--prior", "nicer"], "did you mean 'nice'"),
+        (["train", "vae", "--data", "digits", "--prior", "nice", "--prior.hiden", "3"], "--prior.hidden"),
+        (["train", "vae", "--data", "digits", "--prior", "nice", "--prior.hidden", "0"], "'--prior.hidden': needs a"),
+        (
+            ["train", "vae", "--data", "digits", "--prior", "dcgan", "--budget", "1steps"],
+            "These fit: standard-normal, ",
+        ),
+        (["compare", "vae", "--ema", "2"], "below 1"),
+        (["compare", "vae --lattent 3"], "--latent"),
     ],
 )
 def test_errors_are_one_clear_line(words, message, capsys, monkeypatch, tmp_path):
@@ -133,7 +155,61 @@ def test_errors_are_one_clear_line(words, message, capsys, monkeypatch, tmp_path
     printed = capsys.readouterr()
     assert message in printed.err
     assert "Traceback" not in printed.err
+    assert len(printed.err.strip().splitlines()) <= 4
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"hidden": -3}, "at least 1, got -3"), ({"lr": float("nan")}, "got nan"), ({"device": "gpu"}, "got 'gpu'"),
+     ({"batch_size": 0}, "at least 1"), ({"ema": 2.0}, "below 1")],
+)  # fmt: skip
+def test_python_says_the_same(options, says):
+    with pytest.raises(FivefoldError, match=says):
+        fivefold.fit("made", "digits", budget="1steps", **options)
+
+
+def test_arrays_and_frames_are_data():
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    for data in (x, pd.DataFrame(x, columns=["a", "b"])):
+        system = fivefold.fit("nice", data, budget="2steps", evaluations=1, hidden=8)
+        assert type(system.sample(2)) is type(data)
+
+
+def test_the_package_shows_its_names():
+    assert {"fit", "load", "compare", "option", "slot", "System", "Space"} <= set(dir(fivefold))
+
+
+def test_help_shows_a_slot_and_what_fills_it():
+    text = run("train", "vae", "--help")
+    assert "--prior SYSTEM" in text
+    assert "standard-normal" in text
+    text = run("train", "vae", "--prior", "spline-flow", "--help")
+    assert "In the slot prior: spline-flow" in text
+    assert "--prior.bins INTEGER" in text
+
+
+def test_a_slot_is_trained_and_the_printed_command_repeats_it(tmp_path):
+    words = ["--prior", "nice", "--prior.hidden", "8", "--prior.couplings", "2"]
+    run("train", "vae", "--data", "digits", "--budget", "2steps", *words, "--width", "2", "--out", tmp_path / "a")
+    row = json.loads(run("evaluate", tmp_path / "a", "--json"))
+    assert row["label"] == "vae, prior nice(hidden=8, couplings=2)"
+    again = shlex.split(row["command"])[1:]
+    run(*again, "--out", tmp_path / "b")
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in "ab"]
+    assert records[0]["arguments"] == records[1]["arguments"]
+
+
+def test_rows_of_a_comparison_are_written_as_train_takes_them(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "fivefold.comparison.compare.compare", lambda systems, data, **rest: seen.update(rest, systems=systems)
+    )
+    run("compare", "vae", "made:mnist", "vae --prior nice --prior.hidden 8", "--data", "digits", "--preset", "mnist",
+        "--batch-size", "32", "--no-diagnostics", "--clip", "1")  # fmt: skip
+    assert seen["systems"] == ["vae", slot("made:mnist"), slot("vae", prior=slot("nice"), **{"prior.hidden": 8})]
+    assert (seen["preset"], seen["batch_size"], seen["clip"], seen["diagnostics"]) == ("mnist", 32, 1.0, False)
+    assert "ema" not in seen
 
 
 def test_wrong_suffixes_are_refused_before_work(trained, tmp_path, capsys, monkeypatch):

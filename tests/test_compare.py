@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fivefold import compare, fit, load_data
+from fivefold import compare, fit, load_data, slot
 from fivefold.comparison.worker import reason, status
 from fivefold.errors import DataError, RunError
 from fivefold.report import write_report
@@ -233,15 +233,15 @@ def test_words_for_exceptions():
 
 def test_table_1_is_the_survey_s(tmp_path):
     """All of its 21 rows (VQ-VAE twice), its figures beside those measured and only where they were asked for."""
-    from fivefold.comparison.compare import _plan, _print_beside
+    from fivefold.comparison.plan import _print_beside, plan
     from fivefold.report.columns import columns
     from fivefold.report.survey import TABLE_1
 
     assert len({published.method for published in TABLE_1.values()}) == 22
-    planned = _plan(tmp_path, load_data("digits"), ["vae", "made"], 1, {}, {"budget": "1s"})
+    planned = plan(tmp_path, load_data("digits"), [slot("vae"), slot("made")], 1, {}, {"budget": "1s", "options": {}})
     rows = [job["row"] | {"status": "ok"} for job in planned]
     assert "survey_fid" not in {column.key for column in columns(rows)}
-    _print_beside(planned)
+    print_beside(planned)
     shown = {column.key: column for column in columns([job["row"] | {"status": "ok"} for job in planned])}
     assert shown["survey_fid"].read(planned[0]["row"]).value == 106.37
     reading = shown["survey_bits"].read(planned[0]["row"])

@@ -141,14 +141,14 @@ def test_killed_anywhere_the_same_command_finishes(name, table, tmp_path):
 
 
 def test_a_comparison_killed_at_its_beginning_takes_its_own_folder(table, tmp_path, monkeypatch):
-    from fivefold.comparison.compare import _locked, _settle
+    from fivefold.comparison.plan import locked, settle
 
     shared = {"budget": "1s", "device": "cpu", "features": "fitted", "threads": 1, "preset": None, "options": {}}
     shared["diagnostics"] = False
 
     def begin(place):
-        with _locked(place):
-            _settle(place, table, shared)
+        with locked(place):
+            settle(place, table, shared)
 
     for last in range(1, 100):
         place = tmp_path / str(last)

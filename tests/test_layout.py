@@ -11,8 +11,8 @@ from fivefold import catalog
 ROOT = Path(fivefold.__file__).parent
 FAMILIES = set(catalog.FAMILIES)
 ORDER: list[set[str]] = [  # a room may use all that stand before it; those in one set do not see each other
-    {"errors", "files", "machine"},
-    {"options"},
+    {"errors"},
+    {"files", "machine", "options"},
     {"space"},
     {"system", "data"},
     {"tools"},

@@ -32,6 +32,7 @@ from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
 from fivefold.files import replacing, write_json
 from fivefold.machine import choose_device
+from fivefold.options import names_in
 from fivefold.report import folder, pictures, single
 from fivefold.run import Run, load
 from fivefold.space import Space
@@ -62,7 +63,7 @@ def main() -> None:
             os.write(events, json.dumps(event).encode() + b"\n")
 
     try:
-        with catalog.trusting(job["row"]["system"]):  # the parent's user typed it
+        with catalog.trusting(job["row"]["system"], *_slots(job.get("options", {}))):  # the parent's user typed them
             row = _WORK[job["kind"]](job, tell)
     except Stopped:
         sys.exit(130)
@@ -95,7 +96,7 @@ def _train(job: Job, tell: Tell) -> Row:
     """Train (or finish training), measure, draw."""
     directory, run_path = Path(job["directory"]), Path(job["directory"]) / "runs" / job["name"]
     data = read_data(directory)
-    trust, device = job["row"]["system"], choose_device(job["device"])
+    trust, device = ",".join([name := job["row"]["system"], *_slots(job["options"])]), choose_device(job["device"])
 
     def watch(event: dict[str, Any]) -> None:
         tell({"phase": "training", "progress": event.get("progress", 0.0)})
@@ -106,7 +107,7 @@ def _train(job: Job, tell: Tell) -> Row:
         resume(run_path, data=data, trust=trust, watch=watch)
     elif not begun:
         options = {"device": job["device"], "preset": job["row"]["preset"], **job["options"]}
-        fit(trust, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
+        fit(name, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
     features = named_features(job["features"], data, directory / "features.safetensors")
     row = evaluate(run_path, data, features=features, trust=trust, device=device)
@@ -118,12 +119,17 @@ def _train(job: Job, tell: Tell) -> Row:
         row["diagnostics"] = diagnose(system, data, features)
     if job["diagnostics"] and data.space.kind == "image":
         arguments = Run.open(run_path, trust=trust).record["arguments"]["system"]
-        row["resolution"] = largest_resolution(trust, arguments, data.space, job["threads"])
+        row["resolution"] = largest_resolution(name, arguments, data.space, job["threads"])
         row["stars"]["resolution"] = resolution_stars(row["resolution"]["side"])
     tell({"phase": "drawing", "progress": 1.0})
     arrays = single.arrays(system, data, row)
     folder.write_arrays(row_path(job).with_suffix(".npz"), arrays)
     return {**row, "label": job["row"]["label"]}
+
+
+def _slots(options: dict[str, Any]) -> list[str]:
+    """The names of what fills slots."""
+    return [name for value in options.values() if isinstance(value, dict) for name in names_in(value)]
 
 
 def _measure(job: Job, tell: Tell) -> Row:

@@ -39,7 +39,7 @@ from fivefold import catalog
 from fivefold.data import Data, load_data
 from fivefold.errors import DataError, TooFew, UnknownSystem
 from fivefold.evaluation.features import Features, fit_features
-from fivefold.options import flags
+from fivefold.options import Slot, flags, label
 from fivefold.run import Run
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
@@ -327,8 +327,9 @@ def _identity(cls: type[System], run: Run | None, seed: int) -> Row:
         names = {"system": cls.__name__, "title": cls.__name__, "family": "own"}
     if run is None:
         return {**names, "label": names["system"], "seed": seed, "command": ""}
-    trained_with = run.record["arguments"]["fit"].get("seed", 0)
-    return {**names, "label": names["system"], "seed": trained_with, "command": command(run.record)}
+    filled = {name: value for name, value in run.record["given"]["system"].items() if isinstance(value, dict)}
+    called = label(Slot(names["system"], None, filled))
+    return {**names, "label": called, "seed": run.record["arguments"]["fit"]["seed"], "command": command(run.record)}
 
 
 def command(record: Row) -> str:

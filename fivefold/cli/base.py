@@ -1,0 +1,51 @@
+"""What the commands share: the group, and options that several take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+DATA_ARGUMENTS = ("condition", "test", "size", "length", "missing")
+
+
+@click.group(context_settings=HELP)
+@click.version_option(package_name="fivefold")
+def app() -> None:
+    """Every family of deep generative model: train, sample, score and compare them on your data.
+
+    DATA is an embedded name (digits, photos, cancer, wine, pydocs, moons, rings, checkerboard, gaussians,
+    pinwheel), a path (folder of images or WAV, NPZ, NPY, CSV, Parquet, text) or hf:NAME.
+    """
+
+
+def data_options() -> list[click.Option]:
+    """How data are read."""
+    return [
+        click.Option(["--condition"], help="Column (or 'label') to condition on."),
+        click.Option(["--test"], type=click.Path(exists=True), help="Your own test split."),
+        click.Option(["--size"], type=int, help="Resize images to this height and width."),
+        click.Option(["--length"], type=int, help="Characters or audio samples of one example."),
+        click.Option(["--missing"], type=click.Choice(["refuse", "drop"]), help="Rows with missing numbers."),
+    ]
+
+
+def load(source: str, given: dict[str, Any]) -> Any:
+    """The data that the command line names."""
+    from fivefold.data import load_data
+
+    return load_data(source, **{name: given[name] for name in DATA_ARGUMENTS if given[name] is not None})
+
+
+def features(command: Callable[..., None]) -> Callable[..., None]:
+    """`--features`."""
+    text = "Network that samples are compared in: fitted, inception, or inception:WEIGHTS."
+    return click.option("--features", default="fitted", show_default=True, help=text)(command)
+
+
+def trust(command: Callable[..., None]) -> Callable[..., None]:
+    """`--trust`."""
+    text = "Names of modules outside the package that may be imported, separated by commas."
+    return click.option("--trust", help=text)(command)

@@ -1,0 +1,83 @@
+"""`compare` and `report`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from fivefold.cli.base import DATA_ARGUMENTS, app, data_options, features, load, trust
+from fivefold.cli.options import flag_of, given_options
+from fivefold.options import Slot, options_of, slot, slot_of
+from fivefold.training.budget import Budget
+from fivefold.training.options import Settings
+
+SHARED = {name: option for name, option in options_of(Settings).items() if name not in ("budget", "seed")}
+
+
+def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    flags = [*data_options(), *(flag_of(option, "each system's own") for option in SHARED.values())]
+    command.__click_params__ = [*flags, *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
+    return command
+
+
+def _row(text: str) -> str | Slot:
+    """A system, or one with options as `train` takes them: `"vae --prior spline-flow"`."""
+    from fivefold import catalog
+    from fivefold.cli.train import TrainCommand
+
+    name, *words = shlex.split(text)
+    if not words:
+        return slot_of(name) if slot(name).preset else name
+    content = slot_of(name)
+    assert isinstance(content.name, str)
+    with catalog.trusting(content.name):
+        command = TrainCommand(catalog.find(content.name))
+    given = command.make_context(content.name, ["--data", "", *words]).params
+    return Slot(content.name, given["preset"] or content.preset, given_options(given, command.known))
+
+
+@app.command()
+@click.argument("systems", nargs=-1, metavar="[SYSTEM ...]")
+@click.option("--data", default="digits", show_default=True, help="Embedded name, path or hf:NAME.")
+@_shared_options
+@features
+@click.option("--budget", default="30s", show_default=True, help="The same for every system.")
+@click.option("--table1", is_flag=True, help="The systems of the survey's Table 1, its published figures beside.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each system.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes at a time.")
+@click.option("--samples", multiple=True, metavar="NAME=FILE", help="Other people's samples, as a row.")
+@click.option("--out", help="Folder of the comparison.  [default: compare-DATA]")
+@click.option("--preset", help="Of every system that has one of this name.")
+@click.option("--no-diagnostics", is_flag=True, help="Leave out the curves of dials and the largest resolution.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+def compare(systems: tuple[str, ...], samples: tuple[str, ...], **options: Any) -> None:
+    """Train systems of every family on the same data and budget, measure them the same way, draw Table 1.
+
+    SYSTEM is an id, one with a preset (transformer:small), or one with options as `train` takes them, in quotes:
+    "vae --prior spline-flow".
+    """
+    from fivefold.comparison.compare import compare as run
+
+    wrong = [text for text in samples if "=" not in text]
+    if wrong:
+        raise click.BadParameter(f"{wrong[0]!r}: expected NAME=FILE", param_hint="--samples")
+    Budget.parse(options["budget"])
+    named = dict(text.split("=", 1) for text in samples)
+    rows = [_row(text) for text in systems]
+    data = load(options.pop("data"), {name: options.pop(name) for name in DATA_ARGUMENTS})
+    options["diagnostics"] = not options.pop("no_diagnostics")
+    shared = given_options({name: options.pop(name) for name in SHARED}, SHARED)
+    run(rows or None, data, samples=named, **options, **shared)
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@trust
+def report(directory: str, trust: str | None) -> None:
+    """Write the page of a comparison, or of one run."""
+    from fivefold.report import write_report
+
+    click.echo(f"wrote {write_report(directory, trust=trust)}")

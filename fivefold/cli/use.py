@@ -1,0 +1,109 @@
+"""What one does with a run: sample, score, evaluate, compress, decompress."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from fivefold.cli.base import app, features, trust
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@click.option("-n", "count", type=click.IntRange(1), default=16, show_default=True, help="How many.")
+@click.option("--seed", type=int, help="The same seed gives the same samples.")
+@click.option("--condition", help="Condition for all samples, where the model has one.")
+@click.option("--dial", "dials", multiple=True, metavar="NAME=VALUE", help="Such as temperature=0.8, for this call.")
+@click.option("--out", required=True, help="File: .png .npz .csv .txt .wav by what the data are.")
+@trust
+def sample(
+    directory: str,
+    count: int,
+    seed: int | None,
+    condition: str | None,
+    dials: tuple[str, ...],
+    out: str,
+    trust: str | None,
+) -> None:
+    """Draw samples into a file, in the data's own form."""
+    from fivefold.data.writers import check_suffix, save_examples
+    from fivefold.run import load
+
+    system = load(directory, trust=trust)
+    check_suffix(out, system.space)
+    given = system.space.condition
+    wanted = given.parse(condition) if given is not None and condition is not None else condition
+    labels = None if condition is None else [condition] * count
+    with system.turned(**dict(map(_dial, dials))):
+        drawn = system.sample(count, wanted, seed=seed)
+    for path in save_examples(out, system.space, drawn, labels):
+        click.echo(f"wrote {path}")
+
+
+def _dial(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected NAME=NUMBER", param_hint="--dial") from None
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--data", help="Score these examples instead of the run's own test split.")
+@click.option("--out", required=True, help="FILE.csv or FILE.parquet.")
+@trust
+def score(directory: str, data: str | None, out: str, trust: str | None) -> None:
+    """Log-probability of each example: nats, bits per dimension, kind, standard error."""
+    from fivefold.evaluation.score import score_file
+
+    click.echo(score_file(directory, out, data=data, trust=trust))
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--data", help="Evaluate against these data instead of the run's own.")
+@features
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@trust
+def evaluate(directory: str, data: str | None, features: str, as_json: bool, trust: str | None) -> None:
+    """Measure a trained system: one row of the table."""
+    from fivefold.comparison.compare import show_row
+    from fivefold.data import load_data
+    from fivefold.evaluation.evaluate import evaluate as measure
+    from fivefold.evaluation.features import named_features
+    from fivefold.run import Run
+
+    run = Run.open(directory, trust=trust)
+    loaded = run.load_data() if data is None else load_data(data, **{**run.record["data"]["arguments"], "test": None})
+    row = measure(directory, loaded, features=named_features(features, loaded), trust=trust)
+    click.echo(json.dumps(row, indent=1) if as_json else show_row(row))
+
+
+# --- compress, decompress ---------------------------------------------------------------------------
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("data", metavar="DATA")
+@click.option("--out", required=True, help="File to write.")
+@click.option("--batch-size", type=click.IntRange(1), default=100, show_default=True, help="Examples at a time.")
+@trust
+def compress(directory: str, data: str, out: str, batch_size: int, trust: str | None) -> None:
+    """Compress the examples of DATA losslessly by a run that can (idf, discrete-flow)."""
+    from fivefold.apps.compress import compress_file
+
+    click.echo(compress_file(directory, data, out, batch_size=batch_size, trust=trust))
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("file", metavar="FILE")
+@click.option("--out", required=True, help="FILE.npz, FILE.csv or FILE.parquet by what the data are.")
+@trust
+def decompress(directory: str, file: str, out: str, trust: str | None) -> None:
+    """Write the examples that FILE was compressed from, by the same run and on the same machine."""
+    from fivefold.apps.compress import decompress_file
+
+    click.echo(decompress_file(directory, file, out, trust=trust))
