@@ -92,6 +92,8 @@ class System(Configured, nn.Module, ABC):
         super().__init__()
         name, kind = type(self).__name__, self.density_on(space)
         if kind is None:
+            if space.kind in self.densities:
+                raise Unfit(f"{name} does not fit this {space.describe()}")
             raise Unfit(f"{name} models {' and '.join(self.densities)} data, not {space.kind}")
         if space.condition is not None and not self.conditional:
             raise Unfit(f"{name} cannot be conditioned")

@@ -233,7 +233,7 @@ def test_words_for_exceptions():
 
 def test_table_1_is_the_survey_s(tmp_path):
     """All of its 21 rows (VQ-VAE twice), its figures beside those measured and only where they were asked for."""
-    from fivefold.comparison.plan import _print_beside, plan
+    from fivefold.comparison.plan import plan, print_beside
     from fivefold.report.columns import columns
     from fivefold.report.survey import TABLE_1
 

@@ -13,7 +13,7 @@ from fivefold.errors import Unfit
 from fivefold.nets.coders import zero
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.options import option
-from fivefold.space import Batch
+from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
 from fivefold.tools.laws import Draw, Levels
 from fivefold.tools.schedule import warm_cosine
@@ -56,10 +56,13 @@ class DiscreteFlow(LatentSystem):
     warmup: float = option(0.02, "share of the budget over which the learning rate rises", least=0, most=1)
     lr = 1e-2
 
+    @classmethod
+    def density_on(cls, space: Space) -> Density | None:
+        """None where a dimension is real."""
+        return super().density_on(space) if space.discrete else None
+
     def build(self) -> None:
         super().build()
-        if not self.space.discrete:
-            raise Unfit(f"DiscreteFlow models levels, integers, categories and text, not {self.space.describe()}")
         self.levels = tuple(levels or 1 for levels in self.space.dim_levels)
         _check_affordable(self.space.dims * max(self.levels), self.hidden)
         self.embedding = ConditionEmbedding(self.space.condition, CONDITION_WIDTH)

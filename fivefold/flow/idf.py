@@ -13,12 +13,11 @@ from fivefold.bijections.base import Chain, Inverse, Layer, sum_dims
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.discrete import IntegerShift, Translation, Wrap
 from fivefold.bijections.shape import Permutation, Squeeze
-from fivefold.errors import Unfit
 from fivefold.nets.coders import zero
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.dense import DenseConditioner
 from fivefold.options import option
-from fivefold.space import Batch
+from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
 from fivefold.tools.laws import Draw, IntegerLogistics, Law
 from fivefold.tools.schedule import warm_cosine
@@ -85,10 +84,13 @@ class Idf(LatentSystem):
     warmup: float = option(0.02, "share of the budget over which the learning rate rises", least=0, most=1)
     lr = 3e-3
 
+    @classmethod
+    def density_on(cls, space: Space) -> Density | None:
+        """None where a dimension is real."""
+        return super().density_on(space) if space.discrete else None
+
     def build(self) -> None:
         super().build()
-        if not self.space.discrete:
-            raise Unfit(f"Idf models whole numbers: levels, integers and categories, not {self.space.describe()}")
         if not self.wrap:
             self.density = Density.LOWER_BOUND
         self.embedding = ConditionEmbedding(self.space.condition, CONDITION_WIDTH)
