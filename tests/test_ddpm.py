@@ -15,6 +15,7 @@ from fivefold.system import seeded
 from fivefold.tools.baselines import IndependentDims
 from fivefold.tools.diffusion import SCHEDULES, VARIANCES, GaussianDiffusion, alpha_bars, discretised_gaussian_log_prob
 from fivefold.tools.metrics import frechet_distance
+from fivefold.tools.sde import SDE, in_steps, step
 
 TABLE = Space("table", (2,), columns=(Column("x"), Column("y")))
 MEAN, COVARIANCE = torch.tensor([0.5, -1.0]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
@@ -24,13 +25,12 @@ DATA = MultivariateNormal(MEAN, COVARIANCE)
 class OptimalNoise(torch.nn.Module):
     """E[noise | x_t] where the data are N(MEAN, COVARIANCE), less the part that the system adds itself."""
 
-    def __init__(self, diffusion: GaussianDiffusion) -> None:
+    def __init__(self, sde: SDE) -> None:
         super().__init__()
-        self.diffusion, self.scale = diffusion, torch.nn.Parameter(torch.ones(()))
+        self.sde, self.scale = sde, torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, x, time, condition=None):
-        t = (time * self.diffusion.timesteps).round().long()
-        a, s = self.diffusion.signal[t][:, None, None], self.diffusion.noise[t][:, None]
+    def forward(self, x, t, condition=None):
+        a, s = self.sde.signal(t)[:, None, None], self.sde.noise(t)[:, None]
         total = a**2 * COVARIANCE + s[:, :, None] ** 2 * torch.eye(2)
         optimal = s * torch.linalg.solve(total, (x - a[:, 0] * MEAN)[:, :, None])[:, :, 0]
         return self.scale * optimal - s * x
@@ -38,7 +38,7 @@ class OptimalNoise(torch.nn.Module):
 
 def optimal(**options) -> DDPM:
     system = DDPM(TABLE, **options)
-    system.network = OptimalNoise(system.diffusion)
+    system.net = OptimalNoise(system.equation)
     return system.eval()
 
 
@@ -61,45 +61,46 @@ def test_linear_schedule_is_the_papers():
 
 
 def test_single_steps_compose_to_the_marginal(bars):
-    mean, variance, diffusion = 1.0, 0.0, GaussianDiffusion(bars)
+    mean, variance, sde = 1.0, 0.0, in_steps(bars)
     for t in range(1, 51):
-        beta = 1 - (bars[t] / bars[t - 1]).item()
+        beta, at = 1 - (bars[t] / bars[t - 1]).item(), torch.tensor(t / 50).double()
         mean, variance = mean * math.sqrt(1 - beta), variance * (1 - beta) + beta
-        assert mean == pytest.approx(diffusion.signal[t].item(), rel=1e-5)
-        assert variance == pytest.approx(diffusion.noise[t].item() ** 2, rel=1e-5)
+        assert mean == pytest.approx(sde.signal(at).item(), rel=1e-5)
+        assert variance == pytest.approx(sde.noise(at).item() ** 2, rel=1e-5)
 
 
 @pytest.mark.parametrize(("t", "s"), [(2, 1), (30, 29), (40, 10), (50, 1)])
 def test_posterior_is_bayes_rule(bars, t, s):
-    diffusion = GaussianDiffusion(bars)
+    """What an ancestral step draws from, by quadrature."""
     x_0, x_t, grid = 0.7, -0.4, torch.linspace(-12, 12, 200_001, dtype=torch.float64)
-    step = bars[t] / bars[s]
+    between = bars[t] / bars[s]
     log_joint = Normal(bars[s].sqrt() * x_0, (1 - bars[s]).sqrt()).log_prob(grid)
-    log_joint = log_joint + Normal(step.sqrt() * grid, (1 - step).sqrt()).log_prob(torch.tensor(x_t))
+    log_joint = log_joint + Normal(between.sqrt() * grid, (1 - between).sqrt()).log_prob(torch.tensor(x_t))
     weight = log_joint.softmax(0)
     mean, deviation = (weight * grid).sum(), (weight * grid**2).sum().sub((weight * grid).sum() ** 2).sqrt()
-    ours = diffusion.posterior_deviation(t, s)
-    assert ours == pytest.approx(deviation.item(), rel=1e-3)
     many = torch.full((400_000, 1), x_t, dtype=torch.float64)
+    later, earlier = (torch.full((400_000,), k / 50, dtype=torch.float64) for k in (t, s))
     with seeded(0):
-        draws = diffusion.step(many, torch.full_like(many, x_0), t, s, ours)
-    assert draws.mean().item() == pytest.approx(mean.item(), abs=3 * ours / math.sqrt(len(many)) + 1e-6)
-    assert draws.std().item() == pytest.approx(ours, rel=0.01)
+        draws = step(in_steps(bars), many, torch.full_like(many, x_0), later, earlier, eta=1.0)
+    assert draws.mean().item() == pytest.approx(mean.item(), abs=3 * deviation.item() / math.sqrt(len(many)) + 1e-6)
+    assert draws.std().item() == pytest.approx(deviation.item(), rel=0.01)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_kl_terms_are_those_between_the_gaussians(bars, variance):
     diffusion, x, guess = GaussianDiffusion(bars, variance), torch.randn(4, 3), torch.randn(4, 3)
     for t in (2, 17, 50):
-        deviation = diffusion.posterior_deviation(t, t - 1)
-        wide = {"posterior": deviation, "forward": math.sqrt(1 - bars[t] / bars[t - 1])}[variance]
+        beta = (1 - bars[t] / bars[t - 1]).item()
+        deviation = math.sqrt(beta * (1 - bars[t - 1].item()) / (1 - bars[t].item()))
+        wide = {"posterior": deviation, "forward": math.sqrt(beta)}[variance]
+        later, earlier = (torch.full((4,), k / 50).double() for k in (t, t - 1))
         means = []
         for x_0 in (x, guess):
             with seeded(0):  # the same noise in both, so the difference of the means is right
-                means.append(diffusion.step(torch.zeros(4, 3).double(), x_0.double(), t, t - 1, deviation))
+                means.append(step(in_steps(bars), torch.zeros(4, 3).double(), x_0.double(), later, earlier, eta=1.0))
         expected = kl_divergence(Normal(means[0], deviation), Normal(means[1], wide)).sum(1)
         torch.testing.assert_close(diffusion.step_kl(x, guess, torch.full((4,), t)), expected, rtol=1e-4, atol=1e-6)
-    last = Normal(diffusion.signal[-1].double() * x.double(), diffusion.noise[-1].double())
+    last = Normal(bars[-1].sqrt() * x.double(), (1 - bars[-1]).sqrt())
     expected = kl_divergence(last, Normal(torch.zeros_like(x), 1.0)).sum(1)
     torch.testing.assert_close(diffusion.prior_kl(x), expected, rtol=1e-3, atol=1e-6)
 
@@ -146,34 +147,26 @@ def test_sampled_terms_estimate_the_full_sum(space):
 
 
 @pytest.mark.parametrize(
-    "options", [{"sampler": "ddpm", "sampling_steps": 1000}, {"sampler": "ddim"}, {"sampler": "ddim", "eta": 1.0}]
-)
+    "options",
+    [
+        {"sampler": "ancestral", "sampling_steps": 1000}, {"sampler": "ddim"}, {"eta": 1.0},
+        {"sampler": "euler-maruyama"}, {"sampler": "predictor-corrector", "sampling_steps": 100},
+        {"sampler": "probability-flow"},
+    ],
+)  # fmt: skip
 def test_samples_of_the_optimal_denoiser_follow_the_data(options):
-    x = optimal(**({"sampling_steps": 200} | options)).sample_encoded(4000, seed=0, batch_size=4000)
+    """Every sampler on the chain of T steps."""
+    x = optimal(**({"sampling_steps": 400, "tolerance": 1e-4} | options)).sample_encoded(4000, seed=0, batch_size=4000)
     error = 3 / math.sqrt(4000)
     torch.testing.assert_close(x.mean(0), MEAN, rtol=0, atol=error)
     torch.testing.assert_close(x.T.cov(), COVARIANCE, rtol=0, atol=error * math.sqrt(2) + 0.01)
-
-
-def test_full_noise_ddim_is_the_ancestral_sampler():
-    ancestral, full = optimal(sampler="ddpm"), optimal(sampler="ddim", eta=1.0)
-    torch.testing.assert_close(ancestral.sample_encoded(5, seed=1), full.sample_encoded(5, seed=1))
-
-
-@pytest.mark.parametrize(
-    ("options", "draws"), [({"sampler": "ddpm"}, True), ({"sampler": "ddim"}, False), ({"eta": 1.0}, True)]
-)
-def test_ancestral_steps_draw_and_deterministic_ones_do_not(options, draws):
-    system, x = optimal(sampling_steps=10, **options), torch.randn(20, 2)
-    first, second = (system._denoise(x, None, system.eta) for _ in range(2))
-    assert (first - second).abs().max() > 0.1 if draws else torch.equal(first, second)
 
 
 def test_loss_is_least_at_the_optimal_noise():
     system, x = optimal(), DATA.sample((20_000,))
     losses = []
     for factor in (0.9, 1.0, 1.1):
-        system.network.scale.data.fill_(factor)
+        system.net.scale.data.fill_(factor)
         with seeded(0):
             losses.append(system.loss(Batch(x)).item())
     assert losses[1] < min(losses[0], losses[2])
@@ -189,10 +182,11 @@ def test_the_prior_is_a_term_of_the_bound(steps, monkeypatch):
     torch.testing.assert_close(system.score_encoded(Batch(x)).log_prob, before - 7)
 
 
-def test_deterministic_sampling_is_undone_by_encoding():
-    system, x = optimal(schedule="linear", sampling_steps=100), DATA.sample((50,))
-    torch.testing.assert_close(system._decode(system._encode(x, None), None), x, rtol=0, atol=2e-3)
-    assert system.encode(x).std().item() == pytest.approx(1, abs=0.3)
+def test_codes_are_undone():
+    system, x = optimal(tolerance=1e-5), DATA.sample((50,))
+    z = system.encode(x)
+    torch.testing.assert_close(system._decode(z, None), x, rtol=0, atol=2e-3)
+    assert z.std().item() == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 8, 8), (1, 5, 9), (2, 1, 17), (1, 28, 28)])
@@ -225,21 +219,22 @@ def test_predicted_levels_are_kept_within_their_range():
     for levels, bound in ((5, 1.0), (None, 100.0)):
         system = DDPM(Space("image", (1, 4, 4), levels=levels), channels=8)
         x = 10 * torch.randn(50, 1, 4, 4)
-        largest = system.clean(x, torch.ones(50, dtype=torch.long), None).abs().max().item()
+        largest = system.denoiser(None).clean(x, torch.full((50,), 1e-3)).abs().max().item()
         assert largest <= bound if levels else largest > 1
 
 
-@pytest.mark.parametrize("weighting", ["simple", "elbo"])
+@pytest.mark.parametrize("weighting", ["simple", "likelihood"])
 def test_weightings_draw_times_in_their_proportion(weighting):
     system = DDPM(TABLE, timesteps=20, weighting=weighting)
     shares = system.share.diff(prepend=torch.zeros(1)) / system.share[-1]
-    expected = {"simple": torch.ones(20), "elbo": system.diffusion.noise_weight}[weighting]
+    expected = {"simple": torch.ones(20), "likelihood": system.diffusion.noise_weight}[weighting]
     torch.testing.assert_close(shares.double(), expected.double() / expected.sum())
     seen = []
     system.noise = lambda x, t, condition: seen.append(t) or x
     system.loss(Batch(torch.randn(4000, 2)))
-    torch.testing.assert_close(seen[0].bincount(minlength=21)[1:] / 4000, shares.float(), rtol=0, atol=1e-3)
-    noise = system.diffusion.noise.double()[2:] / system.diffusion.signal.double()[2:]
+    drawn = (seen[0] * 20).round().long()
+    torch.testing.assert_close(drawn.bincount(minlength=21)[1:] / 4000, shares.float(), rtol=0, atol=1e-3)
+    noise = (system.equation.noise(system.trained) / system.equation.signal(system.trained))[1:]
     torch.testing.assert_close(
         system.diffusion.noise_weight[1:], system.diffusion.kl_weight[2:] * noise**2, rtol=1e-5, atol=0
     )

@@ -1,4 +1,4 @@
-"""Gaussian diffusion in closed form: noise schedules, q(x_t | x_0), posteriors, KL terms, decoder (survey 2.3.1).
+"""Gaussian diffusion in steps, in closed form: noise schedules, KL terms of the bound, decoder (survey 2.3.1).
 
 Time is counted t = 1..T as in the paper; `alpha_bar[0]` is 1. With signal a_t = sqrt(alpha_bar_t) and
 noise s_t = sqrt(1 - alpha_bar_t), q(x_t | x_0) = N(a_t x_0, s_t^2 I).
@@ -56,15 +56,13 @@ def alpha_bars(schedule: Schedule, timesteps: int, first_noise: float) -> Tensor
 
 
 class GaussianDiffusion(nn.Module):
-    """The forward process and its posteriors, coefficients computed once in float64.
+    """The terms of the bound of T steps, coefficients computed once in float64 (`tools.sde.in_steps` has the process).
 
     Args:
         alpha_bar: 1 = alpha_bar_0 > ... > alpha_bar_T > 0, float64 `(T + 1,)`.
         variance: of the reverse steps, by name.
     """
 
-    signal: Tensor
-    noise: Tensor
     kl_weight: Tensor
     kl_constant: Tensor
     noise_weight: Tensor
@@ -81,41 +79,9 @@ class GaussianDiffusion(nn.Module):
         kl_weight[2:] = ratio * 0.5 * (snr[1:-1] - snr[2:])  # of the squared error of x_0, at index t
         kl_constant[2:] = 0.5 * (ratio - 1 - ratio.log())  # of each dimension
         noise_weight = torch.cat([(kl_weight / snr)[2:3], (kl_weight / snr)[2:]])  # of the noise's, at t - 1; 1 as 2
-        self.register_buffer("signal", alpha_bar.sqrt().float(), persistent=False)
-        self.register_buffer("noise", (1 - alpha_bar).sqrt().float(), persistent=False)
         self.register_buffer("kl_weight", kl_weight, persistent=False)
         self.register_buffer("kl_constant", kl_constant, persistent=False)
         self.register_buffer("noise_weight", noise_weight, persistent=False)
-
-    def diffuse(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t of x_0 `(B, ...)` at `t` `(B,)`: a_t x_0 + s_t noise."""
-        return rows(self.signal[t], x) * x + rows(self.noise[t], x) * noise
-
-    def clean(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """The x_0 that `noise` took to `x_t`."""
-        return (x_t - rows(self.noise[t], x_t) * noise) / rows(self.signal[t], x_t)
-
-    def posterior_deviation(self, t: int, s: int) -> float:
-        """Standard deviation of q(x_s | x_t, x_0), s < t."""
-        a_t, a_s = self.alpha_bar[t], self.alpha_bar[s]
-        return math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
-
-    def step(self, x_t: Tensor, x_0: Tensor, t: int, s: int, deviation: float) -> Tensor:
-        """A draw of x_s given x_t and x_0, s < t, by the family of DDIM (Song et al. 2021, Eq. 7).
-
-        It keeps q(x_s | x_0) for every `deviation` up to sqrt(1 - alpha_bar_s): the posterior's gives the
-        Markov process of DDPM, 0 a deterministic one.
-        """
-        a_t, a_s = self.alpha_bar[t], self.alpha_bar[s]
-        along = math.sqrt(max(1 - a_s - deviation**2, 0.0) / (1 - a_t))
-        mean = along * x_t + (math.sqrt(a_s) - along * math.sqrt(a_t)) * x_0
-        return mean + deviation * torch.randn_like(x_t) if deviation else mean
-
-    def unstep(self, x_s: Tensor, noise: Tensor, t: int, s: int) -> Tensor:
-        """The x_t that the deterministic step takes to `x_s`, given the noise predicted at x_t."""
-        a_t, a_s = self.alpha_bar[t], self.alpha_bar[s]
-        x_0 = (x_s - math.sqrt(1 - a_s) * noise) / math.sqrt(a_s)
-        return math.sqrt(a_t) * x_0 + math.sqrt(1 - a_t) * noise
 
     def prior_kl(self, x: Tensor) -> Tensor:
         """L_T = KL(q(x_T | x_0) || N(0, I)) in nats `(B,)`."""
@@ -141,11 +107,6 @@ def quantile(cumulative: Tensor, u: Tensor) -> Tensor:
 def spread(n: int, device: torch.device) -> Tensor:
     """`n` numbers, each uniform on [0, 1), one in every n-th part: a loss over them varies less."""
     return (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
-
-
-def timestep_grid(timesteps: int, steps: int) -> list[int]:
-    """T = t_0 > t_1 > ... > 0, `steps` of them evenly spaced (fewer where T is smaller)."""
-    return torch.linspace(timesteps, 0, min(steps, timesteps) + 1).round().int().tolist()
 
 
 def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, scale: float, half: Tensor | float) -> Tensor:

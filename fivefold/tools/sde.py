@@ -35,6 +35,10 @@ class SDE(NamedTuple):
         """x_t of x_0 `(B, ...)` at `t` `(B,)`: signal x_0 + noise."""
         return rows(self.signal(t), x) * x + rows(self.noise(t), x) * noise
 
+    def deviation(self, t: Tensor) -> Tensor:
+        """Of x_t where that of x_0 is 1."""
+        return (self.signal(t) ** 2 + self.noise(t) ** 2).sqrt()
+
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return -rows(self.rate(t), x) * x
 
@@ -61,6 +65,17 @@ def variance_exploding(low: float, high: float) -> SDE:
     )
 
 
+def _preserving(beta: Function, total: Function, inverse: Function) -> SDE:
+    """dx = -beta x / 2 dt + sqrt(beta) dw, `total` the integral of beta from 0 on and `inverse` the time of a total."""
+    return SDE(
+        rate=lambda t: 0.5 * beta(t),
+        variance=beta,
+        signal=lambda t: torch.exp(-0.5 * total(t)),
+        noise=lambda t: (-torch.expm1(-total(t))).sqrt(),
+        time=lambda ratio: inverse(torch.log1p(ratio**2)),
+    )
+
+
 def _total(low: float, high: float) -> Function:
     return lambda t: low * t + 0.5 * (high - low) * t**2
 
@@ -71,14 +86,29 @@ def _time_of_total(low: float, high: float) -> Function:
 
 def variance_preserving(low: float, high: float) -> SDE:
     """DDPM in continuous time (Song et al. 2021, Eq. 32): beta grows linearly from `low` to `high`."""
-    total, inverse = _total(low, high), _time_of_total(low, high)
-    return SDE(
-        rate=lambda t: 0.5 * (low + (high - low) * t),
-        variance=lambda t: low + (high - low) * t,
-        signal=lambda t: torch.exp(-0.5 * total(t)),
-        noise=lambda t: (-torch.expm1(-total(t))).sqrt(),
-        time=lambda ratio: inverse(torch.log1p(ratio**2)),
-    )
+    return _preserving(lambda t: low + (high - low) * t, _total(low, high), _time_of_total(low, high))
+
+
+def in_steps(alpha_bar: Tensor) -> SDE:
+    """DDPM's chain made continuous: -ln alpha_bar `(T + 1,)`, from 0 on, at times 0, 1/T, ..., 1 and linear between."""
+    at, last = -alpha_bar.log(), len(alpha_bar) - 1
+
+    def below(table: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each time the step it is in, the table there and how much it grows over the step."""
+        table = table.to(t)
+        step = (t * last).long().clamp(0, last - 1)
+        return step, table[step], table[step + 1] - table[step]
+
+    def total(t: Tensor) -> Tensor:
+        step, start, growth = below(at, t)
+        return start + growth * (t * last - step)
+
+    def inverse(total: Tensor) -> Tensor:
+        table = at.to(total)
+        step = (torch.searchsorted(table, total) - 1).clamp(0, last - 1)
+        return (step + (total - table[step]) / (table[step + 1] - table[step])) / last
+
+    return _preserving(lambda t: last * below(at, t)[2], total, inverse)
 
 
 def sub_variance_preserving(low: float, high: float) -> SDE:
@@ -95,26 +125,131 @@ SDES = {"ve": variance_exploding, "vp": variance_preserving, "sub-vp": sub_varia
 RANGES = {"ve": (0.01, 50.0), "vp": (0.1, 20.0), "sub-vp": (0.1, 20.0)}  # the paper's
 
 
-# --- samplers: from time 1 to `first`, along `steps` even steps -----------------------------------
+# --- what a network predicts, and how its errors weigh ---------------------------------------------
+
+# The noise in `x` `(B, ...)` at times `t` from a network's output. `velocity`: x is taken as of unit variance and what
+# a standard normal x_0 would make optimal is corrected as far as there is a signal, for at the last times the least
+# error of the noise would be a large one of x_0 (in a variance preserving equation it is signal e - noise x_0,
+# Salimans and Ho, 2022). `residual`: the same, corrected alike at all times.
+PREDICTIONS: dict[str, Callable[[SDE, Tensor, Tensor, Tensor], Tensor]] = {
+    "noise": lambda sde, x, t, found: found,
+    "clean": lambda sde, x, t, found: (x - rows(sde.signal(t), x) * found) / rows(sde.noise(t), x),
+    "residual": lambda sde, x, t, found: rows(sde.noise(t) / sde.deviation(t) ** 2, x) * x + found,
+    "velocity": lambda sde, x, t, found: (
+        rows(sde.noise(t) / sde.deviation(t) ** 2, x) * x + rows(sde.signal(t) / sde.deviation(t), x) * found
+    ),
+}
+
+# Of the squared error of the unit noise: each time alike (Ho et al. 2020, Eq. 14), or as it weighs in a bound on the
+# likelihood (g^2 of the score's error, Song et al. 2021, Eq. 7: g^2 / noise^2 of the noise's).
+WEIGHTINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
+    "simple": lambda sde, t: torch.ones_like(t),
+    "likelihood": lambda sde, t: sde.variance(t) / sde.noise(t) ** 2,
+}
 
 
-def predictor_corrector(
-    sde: SDE, score: Score, x: Tensor, first: float, steps: int, corrections: int, signal_to_noise: float
-) -> Tensor:
-    """Alternates ancestral steps and Langevin steps at the new time (Song et al. 2021, Algorithm 1)."""
-    for t, s in _steps(first, steps, x):
-        x = ancestral(sde, score, x, t, s)
+# --- samplers: from time 1 to `first`, and to the examples there ------------------------------------
+
+
+class Denoiser(NamedTuple):
+    """A trained network under one condition, in the three forms that samplers ask for.
+
+    `noise` predicts the unit noise in x `(B, ...)` at times `(B,)`; `clip` confines predicted examples to where data
+    can be.
+    """
+
+    sde: SDE
+    noise: Score
+    clip: Callable[[Tensor], Tensor] = lambda x: x
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """The gradient of ln p_t at x: less the noise, in units of its deviation."""
+        return -self.noise(x, t) / rows(self.sde.noise(t), x)
+
+    def clean(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t] by Tweedie's formula, clipped."""
+        noise = rows(self.sde.noise(t), x) * self.noise(x, t)
+        return self.clip((x - noise) / rows(self.sde.signal(t), x))
+
+
+class Plan(NamedTuple):
+    """How samples are drawn.
+
+    Args:
+        first: the time at which data begin.
+        steps: even steps from time 1 to there, the last of which is to the predicted example.
+        eta: noise of `ddim`'s steps: 0 deterministic, 1 ancestral.
+        corrections: Langevin steps after each of `predictor-corrector`'s.
+        signal_to_noise: of those: their size.
+        tolerance: of `probability-flow`'s solver, absolute and relative.
+    """
+
+    first: float
+    steps: int
+    eta: float = 0.0
+    corrections: int = 1
+    signal_to_noise: float = 0.16
+    tolerance: float = 1e-2
+
+    def times(self, x: Tensor) -> list[Tensor]:
+        """`steps` times `(B,)` from 1 down to `first`."""
+        return [x.new_full((len(x),), t) for t in torch.linspace(1, self.first, self.steps).tolist()]
+
+
+class Drawn(NamedTuple):
+    """Examples and how many evaluations of the network, one after another, they took."""
+
+    x: Tensor
+    evaluations: int
+
+
+def stepwise(denoiser: Denoiser, x: Tensor, plan: Plan, eta: float, corrections: int) -> Drawn:
+    """Steps to the marginal of each next time, and after each Langevin steps there (Song et al. 2021, Algorithm 1)."""
+    times = plan.times(x)
+    for t, s in pairwise(times):
+        x = step(denoiser.sde, x, denoiser.clean(x, t), t, s, eta)
         for _ in range(corrections):
-            x = langevin(score, x, s, signal_to_noise)
-    return denoised(sde, score, x, s)
+            x = langevin(denoiser.score, x, s, plan.signal_to_noise)
+    return Drawn(denoiser.clean(x, times[-1]), (plan.steps - 1) * (1 + corrections) + 1)
 
 
-def euler_maruyama(sde: SDE, score: Score, x: Tensor, first: float, steps: int) -> Tensor:
+def euler_maruyama(denoiser: Denoiser, x: Tensor, plan: Plan) -> Drawn:
     """The reverse equation dx = (f - g^2 score) dt + g dw discretised (Song et al. 2021, Eq. 6)."""
-    for t, s in _steps(first, steps, x):
+    sde, times = denoiser.sde, plan.times(x)
+    for t, s in pairwise(times):
         variance = rows(sde.variance(t) * (t - s), x)
-        x = x - sde.drift(x, t) * rows(t - s, x) + variance * score(x, t) + variance.sqrt() * torch.randn_like(x)
-    return denoised(sde, score, x, s)
+        drift = variance * denoiser.score(x, t) - sde.drift(x, t) * rows(t - s, x)
+        x = x + drift + variance.sqrt() * torch.randn_like(x)
+    return Drawn(denoiser.clean(x, times[-1]), plan.steps)
+
+
+def flow_to_data(denoiser: Denoiser, x: Tensor, plan: Plan) -> Drawn:
+    """The probability flow from time 1 to `first`, by a solver whose steps adapt."""
+    return Drawn(*probability_flow(denoiser.sde, denoiser.score, x, 1.0, plan.first, plan.tolerance))
+
+
+# Any of them on any trained network. `ancestral` has the noise of q(x_s | x_t, x_0) in its steps (Ho et al. 2020,
+# Algorithm 2; Song et al. 2021, appendix F), `ddim` as much of it as `eta` says (Song et al. 2021, DDIM, Eq. 12).
+SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Drawn]] = {
+    "predictor-corrector": lambda denoiser, x, plan: stepwise(denoiser, x, plan, 1.0, plan.corrections),
+    "ancestral": lambda denoiser, x, plan: stepwise(denoiser, x, plan, 1.0, 0),
+    "ddim": lambda denoiser, x, plan: stepwise(denoiser, x, plan, plan.eta, 0),
+    "euler-maruyama": euler_maruyama,
+    "probability-flow": flow_to_data,
+}
+
+
+def step(sde: SDE, x: Tensor, clean: Tensor, t: Tensor, s: Tensor, eta: float) -> Tensor:
+    """A draw of x_s of x_t and x_0, s < t, that keeps q(x_s | x_0) (Song et al. 2021, DDIM, Eq. 7).
+
+    Its variance is `eta`^2 times that of q(x_s | x_t, x_0): 1 gives the Markov process, 0 a deterministic one.
+    """
+    ratio = sde.signal(t) / sde.signal(s)
+    added = (sde.noise(t) ** 2 - (ratio * sde.noise(s)) ** 2).clamp(min=0)  # x_t = ratio x_s + noise of this variance
+    deviation = eta * added.sqrt() * sde.noise(s) / sde.noise(t)
+    along = (sde.noise(s) ** 2 - deviation**2).clamp(min=0).sqrt() / sde.noise(t)
+    mean = rows(sde.signal(s), x) * clean + rows(along, x) * (x - rows(sde.signal(t), x) * clean)
+    return mean + rows(deviation, x) * torch.randn_like(x) if eta else mean
 
 
 def probability_flow(sde: SDE, score: Score, x: Tensor, t0: float, t1: float, tolerance: float) -> Solution[Tensor]:
@@ -156,27 +291,9 @@ def _clock(sde: SDE, t: float) -> float:
     return math.log(sde.noise(time) / sde.signal(time))
 
 
-def ancestral(sde: SDE, score: Score, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """x_s of x_t, s < t: the mean of x_s by Tweedie's formula and the noise of q(x_s | x_t, x_0) (appendix F)."""
-    ratio = sde.signal(t) / sde.signal(s)
-    added = sde.noise(t) ** 2 - (ratio * sde.noise(s)) ** 2  # x_t = ratio x_s + noise of this variance
-    mean = (x + rows(added, x) * score(x, t)) / rows(ratio, x)
-    return mean + rows((added.clamp(min=0)).sqrt() * sde.noise(s) / sde.noise(t), x) * torch.randn_like(x)
-
-
 def langevin(score: Score, x: Tensor, t: Tensor, signal_to_noise: float) -> Tensor:
     """A step of Langevin dynamics at time t, its size by the ratio of norms (Song et al. 2021, Algorithms 4 and 5)."""
     gradient, noise = score(x, t), torch.randn_like(x)
     norm, noise_norm = (v.flatten(1).norm(dim=1).mean() for v in (gradient, noise))
     step = 2 * (signal_to_noise * noise_norm / norm.clamp(min=1e-12)) ** 2
     return x + step * gradient + (2 * step).sqrt() * noise
-
-
-def denoised(sde: SDE, score: Score, x: Tensor, t: Tensor) -> Tensor:
-    """E[x_0 | x_t] by Tweedie's formula: takes out the noise that is left at the end."""
-    return (x + rows(sde.noise(t) ** 2, x) * score(x, t)) / rows(sde.signal(t), x)
-
-
-def _steps(first: float, steps: int, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    grid = torch.linspace(1, first, steps + 1).tolist()
-    return [(x.new_full((len(x),), t), x.new_full((len(x),), s)) for t, s in pairwise(grid)]

@@ -1,0 +1,174 @@
+"""The base of diffusion: a forward law, what a network predicts of it, which times are trained, how it is run back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.nets.unet import TimedMLP
+from fivefold.options import option
+from fivefold.system import Batch, Density, LatentSystem
+from fivefold.tools.diffusion import quantile, rows, spread
+from fivefold.tools.scaling import centre, uncentre
+from fivefold.tools.schedule import warm_cosine
+from fivefold.tools.sde import PREDICTIONS, SAMPLERS, SDE, WEIGHTINGS, Denoiser, Drawn, Plan, probability_flow
+
+
+class DiffusionSystem(LatentSystem):
+    """Base of systems that learn to remove noise (survey 2.3).
+
+    A leaf gives the law of the noise, `equation`, and the network, `image_net`; everything else is a choice by name
+    from a table: what the network predicts (`PREDICTIONS`), how the times weigh (`WEIGHTINGS`), the sampler
+    (`SAMPLERS`, any on whatever was trained). Codes are those of the probability flow.
+    """
+
+    densities: ClassVar[dict[str, Density]] = {"image": Density.NONE, "table": Density.NONE}
+    sampling: ClassVar[str] = "iterative"
+    dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 20, 50)}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {"batch_size": 16, "ema": 0.999, "clip": 1.0, "evaluations": 1},
+    }
+
+    limit: Tensor
+    share: Tensor
+
+    prediction: str = option(
+        "velocity", "of the noise in an example: by what the network's output gives it", choices=tuple(PREDICTIONS)
+    )
+    weighting: str = option(
+        "simple",
+        "of times: all alike, or as they weigh in a bound on the likelihood",
+        choices=tuple(WEIGHTINGS),
+    )
+    sampler: str = option("predictor-corrector", "how noise is turned into samples", choices=tuple(SAMPLERS))
+    sampling_steps: int = option(40, "of all samplers but probability-flow, whose steps adapt", least=1)
+    eta: float = option(0.0, "noise of ddim: 0 is deterministic, 1 ancestral", least=0, most=1)
+    corrections: int = option(1, "Langevin steps after each of predictor-corrector's", least=0)
+    signal_to_noise: float = option(0.16, "of those: their size", least=0)
+    tolerance: float = option(
+        1e-2, "of the probability flow's solver, absolute and relative, for samples and codes", above=0
+    )
+    channels: int = option(24, "of the network at full resolution (images)", least=1, tune=(8, 128), log=True)
+    blocks: int = option(1, "residual blocks at each resolution (images)", least=1, tune=(1, 8))
+    attention: int = option(
+        0, "resolution at which all positions attend to each other, as at the lowest; 0 for no other (images)", least=0
+    )
+    dropout: float = option(0.0, "in residual blocks (images)", least=0, below=1, tune=(0.0, 0.5))
+    hidden: int = option(128, "width of the network (tables)", least=1, tune=(16, 512), log=True)
+    layers: int = option(3, "residual layers of the network (tables)", least=1, tune=(1, 16))
+
+    equation: SDE
+    first: float  # the time at which data begin
+    trained: Tensor  # times (T,) that are trained, float64 on the CPU
+
+    def build(self) -> None:
+        super().build()
+        limit = torch.tensor([math.inf if levels is None else 1.0 for levels in self.space.dim_levels])
+        self.register_buffer("limit", limit.view(self.space.shape), persistent=False)
+        self.set_up()
+        self.register_buffer("share", self.weights().cumsum(0), persistent=False)
+        image = self.space.kind == "image"
+        self.net: nn.Module = self.image_net() if image else TimedMLP(self.space, self.hidden, self.layers)
+        self.evaluations = 1
+
+    # --- what a leaf writes -----------------------------------------------------------------------
+
+    def set_up(self) -> None:
+        """Set `equation`, `first` and `trained`, before any network is built."""
+        raise NotImplementedError
+
+    def image_net(self) -> nn.Module:
+        """From images `(B, C, H, W)` of unit variance, times `(B,)` and a condition to maps of the images' shape."""
+        raise NotImplementedError
+
+    def weights(self) -> Tensor:
+        """How often each of the `trained` times is trained: as it weighs in the loss of the unit noise."""
+        return WEIGHTINGS[self.weighting](self.equation, self.trained)
+
+    def times(self, n: int) -> Tensor:
+        """Times `(n,)` to train at, in the proportion of their weights; spread, so that the loss varies less."""
+        drawn = quantile(self.share, spread(n, self.device).double())
+        return self.trained.to(self.device)[drawn].float()
+
+    def clock(self, t: Tensor) -> Tensor:
+        """The time as the network takes it."""
+        return t
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The point of encoded examples at which the diffusion starts, on [-1, 1] where they are discrete."""
+        return centre(x, self.space)
+
+    def leave(self, y: Tensor) -> Tensor:
+        """The encoded examples that are there or next to it."""
+        return uncentre(y, self.space)
+
+    def start(self, x: Tensor) -> Tensor:
+        """Where the diffusion of an example in training starts; it may be drawn."""
+        return self.enter(x)
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def learning_rate(self, progress: float) -> float:
+        """Warm-up over the first hundredth, then a cosine to a twentieth."""
+        return warm_cosine(progress, floor=0.05)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Denoising score matching as the squared error of the unit noise (Ho et al. Eq. 14; Song et al. Eq. 7)."""
+        x = self.start(batch.x)
+        t, noise = self.times(len(x)), torch.randn_like(x)
+        return (noise - self.noise(self.equation.diffuse(x, t, noise), t, batch.condition)).square().mean()
+
+    def noise(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The predicted unit noise in `x` at times `t` `(B,)`."""
+        scaled = x / rows(self.equation.deviation(t), x)
+        found = self.net(scaled, self.clock(t), condition)
+        return PREDICTIONS[self.prediction](self.equation, x, t, found)
+
+    def denoiser(self, condition: Tensor | None) -> Denoiser:
+        """The network under a condition, as samplers take it."""
+        return Denoiser(
+            self.equation,
+            lambda x, t: self.noise(x, t, condition),
+            lambda x: torch.clamp(x, -self.limit, self.limit),
+        )
+
+    # --- samples and codes --------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        steps, corrections = self.sampling_steps, self.corrections
+        return Plan(self.first, steps, self.eta, corrections, self.signal_to_noise, self.tolerance)
+
+    @property
+    def sample_evaluations(self) -> int:
+        """Of the network, for one sample: those of the last draw, or of its plan before there was one."""
+        each = {"predictor-corrector": 1 + self.corrections, "probability-flow": 0}.get(self.sampler, 1)
+        return (self.sampling_steps - 1) * each + 1 if each else self.evaluations
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        noise = self.equation.prior((n, *self.space.shape), self.device)
+        drawn: Drawn = SAMPLERS[self.sampler](self.denoiser(condition), noise, self.plan)
+        self.evaluations = drawn.evaluations
+        return self.leave(drawn.x)
+
+    def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        return self._flow(self.enter(x), condition, self.first, 1.0)
+
+    def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        return self.leave(self._flow(z, condition, 1.0, self.first))
+
+    def _flow(self, x: Tensor, condition: Tensor | None, start: float, end: float) -> Tensor:
+        return probability_flow(self.equation, self.denoiser(condition).score, x, start, end, self.tolerance).state
+
+    def monitor(self, batch: Batch) -> dict[str, float]:
+        """The error of the predicted noise early, half-way and late: 1 is no better than chance."""
+        y = self.enter(batch.x)
+        errors = {}
+        for name, time in (("early", 0.1), ("half_way", 0.5), ("late", 0.9)):
+            t, noise = y.new_full((len(y),), time), torch.randn_like(y)
+            predicted = self.noise(self.equation.diffuse(y, t, noise), t, batch.condition)
+            errors[f"error_{name}"] = (predicted - noise).square().mean().item()
+        return errors
