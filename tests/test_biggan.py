@@ -110,7 +110,7 @@ def test_orthogonal_penalty_is_of_products_of_different_filters():
         s.eval()
         return list(s.updates(Batch(X, LABELS), 0.0))[-1].loss.item()
 
-    assert loss(1.0) - loss(0.0) == pytest.approx(s._overlap().item(), rel=1e-3)
+    assert loss(1.0) - loss(0.0) == pytest.approx(s.generator_penalty(6, None)[1]["overlap"].item(), rel=1e-3)
     assert loss(1.0) - loss(0.0) > 1
 
 

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributions import Normal
 
+from fivefold.errors import OptionError
 from fivefold.gan.dcgan import DCGAN
 from fivefold.nets.adversarial import LAYOUTS
 from fivefold.nets.norm import BatchNorm
@@ -24,7 +26,7 @@ def example(space, n=8, seed=0):
     return Batch(x, condition)
 
 
-def train(system, data, steps, batch_size=64, **options):
+def train(system, data, steps, batch_size=64):
     """The plainest loop; returns how often each player moved."""
     optimizers, moves = system.optimizers(), dict.fromkeys(system.optimizers(), 0)
     for step in range(steps):
@@ -149,6 +151,20 @@ def test_truncation_bounds_the_codes_of_samples():
     assert seen[1] <= 0.5
 
 
+def test_chains_that_the_critic_accepts_follow_the_data():
+    """Fakes of N(0, 1) and a critic that is ln N(0.5, 0.7^2) - ln N(0, 1): the ends of chains are of the former."""
+    wanted, made = Normal(0.5, 0.7), Normal(0.0, 1.0)
+    system = DCGAN(Space("table", (1,), columns=(Column("x"),)), sampler="metropolis-hastings").eval()
+    system.draw = lambda n, condition: torch.randn(n, 1)
+    system.judge = lambda x, condition: (wanted.log_prob(x) - made.log_prob(x)).squeeze(1)
+    x = system.sample_encoded(20_000, seed=0, batch_size=20_000)
+    assert x.mean().item() == pytest.approx(0.5, abs=4 * 0.7 / 20_000**0.5)
+    assert x.std().item() == pytest.approx(0.7, rel=4 / 40_000**0.5)
+    assert system.sample_evaluations == 42
+    with pytest.raises(OptionError, match="non-saturating"):
+        DCGAN(PLANE, sampler="metropolis-hastings", game="hinge")
+
+
 def test_the_generator_does_not_learn_from_the_critics_turn():
     system = DCGAN(DIGITS, width=4)
     update = next(system.updates(example(DIGITS), 0.0))
@@ -185,9 +201,10 @@ def test_every_game_learns_a_ring_of_gaussians(loss):
     angle = torch.randint(8, (4096,)) * torch.pi / 4
     data = Batch(1.4 * torch.stack([angle.cos(), angle.sin()], 1) + 0.17 * torch.randn(4096, 2))
     wasserstein = GAMES[loss].clipped or GAMES[loss].penalised
-    system = DCGAN(PLANE, game=loss, latent=2, critics=5 if wasserstein else 3)
+    beta1 = 0.0 if wasserstein else 0.5
+    system = DCGAN(PLANE, game=loss, latent=2, critics=5 if wasserstein else 3, lr=1e-3, beta1=beta1)
     untrained = mean_discrepancy(system.sample_encoded(1000, seed=0), data.x[:1000])
-    train(system, data, 400, lr=1e-3, beta1=0.0 if wasserstein else 0.5)
+    train(system, data, 400)
     trained = mean_discrepancy(system.sample_encoded(1000, seed=0), data.x[:1000])
     assert trained < untrained / 5, (untrained, trained)
 

@@ -35,6 +35,11 @@ def test_the_best_critic_reaches_the_divergence_and_no_other_is_better(name):
         assert loss(best + 0.3 * torch.randn(4, generator=generator)) >= value - 1e-6
 
 
+@pytest.mark.parametrize("name", [name for name in GAMES if GAMES[name].log_ratio])
+def test_the_best_critic_tells_the_ratio_of_the_laws(name):
+    torch.testing.assert_close(GAMES[name].log_ratio(OPTIMA[name][0]), (p / q).log(), rtol=1e-5, atol=1e-5)
+
+
 SIGMOID = torch.sigmoid
 FORMULAS = {  # name: (discriminator, generator), as survey Fig. 5a and the papers write them
     "non-saturating": (lambda r, f: -(SIGMOID(r).log() + (1 - SIGMOID(f)).log()), lambda r, f: -SIGMOID(f).log()),

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.gan._system import Held, Truncated
 from fivefold.nets.adversarial import halvings
 from fivefold.nets.attention import Attending, attend, refuse_dense
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.norm import BatchNorm, spectral_norm
 from fivefold.nets.stylegan import widths
 from fivefold.options import option
-from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.system import Space
 from fivefold.tools import games
-from fivefold.tools.distributions import truncated_normal
-from fivefold.tools.scaling import centre, uncentre
 
 EPS = 1e-4  # of batch norm
 
@@ -203,7 +202,7 @@ class Critic(nn.Module):
         return score if embedded is None else score + (embedded * features).sum(1)
 
 
-class BigGAN(System):
+class BigGAN(Truncated):
     """BigGAN (survey 4.2; Brock et al., 2019).
 
     A residual generator whose batch norms are set by the class, in one shared embedding, and by parts of the latent
@@ -212,7 +211,6 @@ class BigGAN(System):
     filters are kept near orthogonal, so that truncated codes, of more typical images, stay within what it has learnt.
     """
 
-    densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"batch_size": 32, "ema": 0.99},
         "cifar10": {
@@ -227,75 +225,36 @@ class BigGAN(System):
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
         "imagenet128": (158.3e6, "Brock et al. 2019, Table 1: 158.3 million of both networks")
     }
-    dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 1.0, 2.0, 5.0)}
 
-    latent: int = option(48, "width of codes", least=1, tune=(2, 128), log=True)
+    game = "hinge"
+    latent = 48
     shared: int = option(32, "width of the embedded class", least=0)
     width: int = option(32, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
     widest: int = option(1536, "the most channels that a layer has", least=0)
     attention: int = option(8, "shorter side in pixels from which on the first resolution attends to itself", least=0)
-    critics: int = option(
-        1, "steps of the critic for one of the generator, on the same examples against new fakes", least=0
-    )
     orthogonal: float = option(1e-4, "weight of the products of different filters of the generator", least=0)
-    truncation: float = option(
-        0.0, "largest absolute value of a sample's latent code; others are drawn again. 0 for no bound", least=0
-    )
     lr = 1e-3
     critic_lr: float = option(
         4e-3, "learning rate of the critic", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers"
     )
-    beta2: float = option(0.999, "decay of Adam's mean of squared gradients", least=0, section="optimizers")
 
-    def build(self) -> None:
-        super().build()
+    def players(self) -> tuple[nn.Module, nn.Module]:
         depth = halvings(self.space)
         channels, level = widths(self.width, self.widest, depth), _attending_level(self.space, depth, self.attention)
         made = [-(-side // 2**depth) * 2**level for side in self.space.shape[1:]]
         seen = [side // 2 ** min(max(1, depth - level), depth) for side in self.space.shape[1:]]
         refuse_dense("BigGAN", [_attending(made), _attending(seen)], "a smaller --attention or smaller images (--size)")
-        self.generator = Generator(self.space, self.latent, self.shared, channels, level)
-        self.critic = Critic(self.space, channels, level)
-        for weight in [p for p in self.parameters() if p.dim() > 1]:
+        generator = Generator(self.space, self.latent, self.shared, channels, level)
+        critic = Critic(self.space, channels, level)
+        for weight in [p for player in (generator, critic) for p in player.parameters() if p.dim() > 1]:
             nn.init.orthogonal_(weight)
+        return generator, critic
 
-    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
-        real, condition = centre(batch.x, self.space), batch.condition
-        for _ in range(self.critics):
-            with torch.no_grad():
-                fake = self._generate(len(real), condition)
-            scores = self.critic(real, condition), self.critic(fake, condition)
-            stats = {"real": scores[0].mean(), "fake": scores[1].mean()}
-            yield Update(self.critic, games.hinge_discriminator(*scores), stats)
-        score, overlap = self.critic(self._generate(len(real), condition), condition), self._overlap()
-        loss = games.linear_generator(score, score) + self.orthogonal * overlap
-        yield Update(self.generator, loss, {"overlap": overlap.detach()})
-
-    def _overlap(self) -> Tensor:
+    def generator_penalty(self, n: int, condition: Tensor | None) -> Held:
         """Squared products of different filters, of all weights of the generator but the shared embedding's."""
         normed = [p for name, p in self.generator.named_parameters() if name.endswith("weight.original")]
-        return torch.stack([games.orthogonal_penalty(weight) for weight in normed]).sum()
+        overlap = torch.stack([games.orthogonal_penalty(weight) for weight in normed]).sum()
+        return self.orthogonal * overlap, {"overlap": overlap.detach()}
 
-    def _generate(self, n: int, condition: Tensor | None) -> Tensor:
-        return self.generator(torch.randn(n, self.latent, device=self.device), condition)
-
-    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam without momentum for both players."""
-        rates = {self.generator: self.lr, self.critic: self.critic_lr}
-        return {
-            player: torch.optim.Adam(player.parameters(), rate, (0.0, self.beta2), fused=True)
-            for player, rate in rates.items()
-        }
-
-    def networks(self) -> list[nn.Module]:
-        return [self.generator, self.critic]
-
-    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        z = truncated_normal((n, self.latent), self.truncation or math.inf, self.device)
-        return uncentre(self.generator(z, condition), self.space)
-
-    def monitor(self, batch: Batch) -> dict[str, float]:
-        """Near-duplicates among samples, and the critic's mean outputs and their gap."""
-        real, condition = centre(batch.x, self.space), batch.condition
-        fake = self._generate(len(real), condition)
-        return games.signs_of_collapse(real, fake, self.critic(real, condition), self.critic(fake, condition))
+    def rates(self) -> dict[nn.Module, float]:
+        return {self.generator: self.lr, self.critic: self.critic_lr}

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.gan._system import GANSystem, Held
 from fivefold.nets.adversarial import halvings
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.equalised import CriticHead, EqualConv, EqualLinear, leaky, pixel_norm
 from fivefold.nets.stylegan import widths
 from fivefold.options import option
-from fivefold.system import Batch, Density, Space, System, Update
+from fivefold.system import Batch, Space
 from fivefold.tools import games
-from fivefold.tools.scaling import centre, uncentre
+from fivefold.tools.scaling import centre
 
 
 def level_at(progress: float, depth: int, growth: float) -> float:
@@ -120,7 +121,7 @@ class GrowingCritic(nn.Module):
         return self.head(y, condition)
 
 
-class ProGAN(System):
+class ProGAN(GANSystem):
     """Progressive growing of GANs (survey 4.2; Karras et al., 2018).
 
     Both players start at about 4x4 pixels and double the sides together: each new resolution is faded in beside what
@@ -132,7 +133,6 @@ class ProGAN(System):
     mean, as StyleGAN does with its styles: `truncation` is the share of the way that is left.
     """
 
-    densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"batch_size": 16, "ema": 0.99},
         "cifar10": {"latent": 512, "width": 128, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
@@ -145,56 +145,51 @@ class ProGAN(System):
     }
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 0.75, 1.0)}
 
+    generator: GrowingGenerator
     level: Tensor
 
-    latent: int = option(64, "width of codes", least=1, tune=(2, 128), log=True)
+    game = "wasserstein-gp"
     width: int = option(32, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
     widest: int = option(512, "the most channels that a layer has", least=0)
     growth: float = option(
         0.4, "share of the training in which the resolution grows; 0 starts at the full one", least=0
     )
     group: int = option(4, "examples that the critic's deviation within the batch is taken over; 1 for none", least=0)
-    critics: int = option(
-        1, "steps of the critic for one of the generator, on the same examples against new fakes", least=0
-    )
     penalty: float = option(10.0, "weight of the gradient penalty", least=0)
     drift: float = option(1e-3, "weight of the critic's squared output on the data, which keeps it near 0", least=0)
     truncation: float = option(
         1.0, "of samples: their normed codes are multiplied by it; 0 gives one image (of a class), 1 all", least=0
     )
     lr = 5e-3
-    beta2: float = option(0.99, "decay of Adam's mean of squared gradients", least=0, section="optimizers")
+    beta2 = 0.99
 
-    def build(self) -> None:
-        super().build()
+    def players(self) -> tuple[nn.Module, nn.Module]:
         self.depth = halvings(self.space)
         channels = widths(self.width, self.widest, self.depth)
-        self.generator = GrowingGenerator(self.space, self.latent, channels)
-        self.critic = GrowingCritic(self.space, channels, self.group)
         self.register_buffer("level", torch.zeros(()))
+        return (
+            GrowingGenerator(self.space, self.latent, channels),
+            GrowingCritic(self.space, channels, self.group),
+        )
 
-    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
-        level, condition = level_at(progress, self.depth, self.growth), batch.condition
-        self.level.fill_(level)
-        real = at_level(self._canvas(batch.x), level, self.depth)
-        for _ in range(self.critics):
-            with torch.no_grad():
-                fake = self._generate(len(real), condition, level)
-            yield self._critic_update(real, fake, condition, level)
-        score = self.critic(self._generate(len(real), condition, level), condition, level)
-        yield Update(self.generator, games.linear_generator(score, score), {"level": self.level})
+    def begin(self, progress: float) -> None:
+        self.level.fill_(level_at(progress, self.depth, self.growth))
 
-    def _critic_update(self, real: Tensor, fake: Tensor, condition: Tensor | None, level: float) -> Update:
-        def critic(x: Tensor) -> Tensor:
-            return self.critic(x, condition, level)
+    def seen(self, x: Tensor) -> Tensor:
+        return at_level(self._canvas(x), self.level.item(), self.depth)
 
-        real_score, fake_score = critic(real), critic(fake)
-        loss = games.wasserstein_discriminator(real_score, fake_score) + self.drift * real_score.square().mean()
-        loss = loss + self.penalty * games.gradient_penalty(critic, real, fake)
-        return Update(self.critic, loss, {"real": real_score.mean(), "fake": fake_score.mean()})
+    def generate(self, n: int, condition: Tensor | None) -> Tensor:
+        return self.generator(torch.randn(n, self.latent, device=self.device), condition, self.level.item())
 
-    def _generate(self, n: int, condition: Tensor | None, level: float) -> Tensor:
-        return self.generator(torch.randn(n, self.latent, device=self.device), condition, level)
+    def judge(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        return self.critic(x, condition, self.level.item())
+
+    def critic_penalty(self, real: Tensor, fake: Tensor, on_real: Tensor, condition: Tensor | None) -> Held:
+        slope = games.gradient_penalty(lambda x: self.judge(x, condition), real, fake)
+        return self.drift * on_real.square().mean() + self.penalty * slope, {}
+
+    def generator_penalty(self, n: int, condition: Tensor | None) -> Held:
+        return 0.0, {"level": self.level}
 
     def _canvas(self, x: Tensor) -> Tensor:
         """Centred images, their last row and column repeated up to sides that can be halved `depth` times."""
@@ -202,27 +197,15 @@ class ProGAN(System):
         whole = [side * 2**self.depth for side in self.generator.start[1:]]
         return F.pad(centre(x, self.space), (0, whole[1] - width, 0, whole[0] - height), mode="replicate")
 
-    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam without momentum for both players."""
-        return {
-            player: torch.optim.Adam(player.parameters(), self.lr, (0.0, self.beta2), fused=True)
-            for player in (self.generator, self.critic)
-        }
-
     def networks(self) -> list[nn.Module]:
         """None: what is computed changes with the level, and compiled code has no double backward."""
         return []
 
-    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+    def draw(self, n: int, condition: Tensor | None) -> Tensor:
         level = self.level.item()
         x = self.generator(torch.randn(n, self.latent, device=self.device), condition, level, self.truncation)
         x = F.interpolate(x, scale_factor=2.0 ** (self.depth - math.ceil(level)))
-        return uncentre(x[..., : self.space.shape[1], : self.space.shape[2]], self.space)
+        return x[..., : self.space.shape[1], : self.space.shape[2]]
 
     def monitor(self, batch: Batch) -> dict[str, float]:
-        """Near-duplicates among samples, the critic's mean outputs and their gap, the level."""
-        level, condition = self.level.item(), batch.condition
-        real = at_level(self._canvas(batch.x), level, self.depth)
-        fake = self._generate(len(real), condition, level)
-        scores = self.critic(real, condition, level), self.critic(fake, condition, level)
-        return {**games.signs_of_collapse(real, fake, *scores), "level": level}
+        return {**super().monitor(batch), "level": self.level.item()}

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fivefold.gan._system import GANSystem, Held, Stats
 from fivefold.nets.adversarial import halvings
 from fivefold.nets.stylegan import ResidualCritic, StyleGenerator, widths
 from fivefold.options import option
-from fivefold.system import Batch, Density, System, Update
+from fivefold.system import Batch, Update
 from fivefold.tools import games
 from fivefold.tools.augment import augment
-from fivefold.tools.scaling import centre, uncentre
 from fivefold.tools.schedule import warm_cosine
 
 ADJUST_EVERY = 4  # steps between moves of the augmentation's probability
 W_RATE, PATH_RATE = 0.005, 0.01  # of the running means of styles and path lengths
 
 
-class StyleGAN2ADA(System):
+class StyleGAN2ADA(GANSystem):
     """StyleGAN2 with adaptive augmentation (survey 4.2; Karras et al., 2020).
 
     A mapping network turns the latent code into a style w, which scales the weights of every layer of the generator;
@@ -31,7 +30,6 @@ class StyleGAN2ADA(System):
     Truncation moves styles towards their mean.
     """
 
-    densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"decay": 0.5, "batch_size": 32, "lr": 1.2e-2, "ema": 0.995},  # large steps need the decay
         "cifar10": {
@@ -82,13 +80,13 @@ class StyleGAN2ADA(System):
     }
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 0.75, 1.0)}
 
+    generator: StyleGenerator
     steps: Tensor
     w_mean: Tensor
     path_mean: Tensor
     probability: Tensor
     signs: Tensor
 
-    latent: int = option(64, "width of codes z and styles w", least=1, tune=(2, 128), log=True)
     layers: int = option(2, "of the mapping network", least=1, tune=(1, 16))
     width: int = option(16, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
     widest: int = option(512, "the most channels that a layer has", least=0)
@@ -107,56 +105,65 @@ class StyleGAN2ADA(System):
     )
     truncation: float = option(1.0, "psi: samples have styles mean + psi (w - mean); 1 for all of them", least=0)
     lr = 1.2e-2
-    beta2: float = option(0.99, "decay of Adam's mean of squared gradients", least=0, section="optimizers")
+    beta2 = 0.99
 
-    def build(self) -> None:
-        super().build()
+    def players(self) -> tuple[nn.Module, nn.Module]:
         channels = widths(self.width, self.widest, halvings(self.space))
-        self.generator = StyleGenerator(self.space, self.latent, self.layers, channels)
-        self.critic = ResidualCritic(self.space, channels, self.group, self.residual)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("w_mean", torch.zeros(self.latent))
         self.register_buffer("path_mean", torch.zeros(()))  # 0 until the first measurement
         self.register_buffer("probability", torch.tensor(self.augmentation))  # of each augmentation
         self.register_buffer("signs", torch.zeros(2))  # of D on data since the probability moved: their sum, how many
+        return (
+            StyleGenerator(self.space, self.latent, self.layers, channels),
+            ResidualCritic(self.space, channels, self.group, self.residual),
+        )
 
-    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
-        real, condition, step = centre(batch.x, self.space), batch.condition, int(self.steps)
-        with torch.no_grad():
-            fake = self.generator.synthesis(self._styles(len(real), condition)[0])
-        total = yield self._critic_update(real, fake, condition, penalise=step % self.r1_every == 0)
-        if total is not None:
-            self._adapt(total["signs"], adjust=(step + 1) % ADJUST_EVERY == 0)
-        total = yield self._generator_update(len(real), condition, step)
-        if total is not None:
-            self._average(total, step)
+    def generate(self, n: int, condition: Tensor | None) -> Tensor:
+        return self.generator.synthesis(self._styles(n, condition)[0])
 
-    def _critic_update(self, real: Tensor, fake: Tensor, condition: Tensor | None, penalise: bool) -> Update:
-        """The logistic loss on augmented images, and now and then the gradient there held small (R1)."""
-        penalise = penalise and self.r1_weight > 0
-        seen, seen_fake = augment(torch.cat([real, fake]), self.probability).chunk(2)
-        seen = seen.requires_grad_(penalise)  # not earlier: torch cannot differentiate resampling twice
+    def show(self, x: Tensor) -> Tensor:
+        return augment(x, self.probability)
+
+    def judge_both(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """In one pass, each with its own deviation within the batch."""
         both = None if condition is None else torch.cat([condition, condition])
-        real_score, fake_score = self.critic(torch.cat([seen, seen_fake]), both, batches=2).chunk(2)
-        loss = games.logistic_discriminator(real_score, fake_score)
-        if penalise:  # worth `r1_every` steps
-            loss = loss + self.r1_every * self.r1_weight / 2 * games.r1_penalty(real_score, seen)
-        signs = _sum_and_count(real_score.detach().sign())
-        means = {"real": real_score.mean(), "fake": fake_score.mean()}
-        return Update(self.critic, loss, {**means, "signs": signs, "augmentation": self.probability})
+        real_score, fake_score = self.critic(torch.cat([real, fake]), both, batches=2).chunk(2)
+        return real_score, fake_score
 
-    def _generator_update(self, n: int, condition: Tensor | None, step: int) -> Update:
-        """The non-saturating loss, and now and then equal steps in style held to equal steps in images."""
-        styles, w = self._styles(n, condition)
-        fake = augment(self.generator.synthesis(styles), self.probability)
-        loss = games.non_saturating_generator(fake, self.critic(fake, condition))
-        stats = {"styles": w.detach().float().sum(0), "count": torch.tensor(float(n), device=w.device)}
-        if self.path_weight > 0 and step % self.path_every == 0:
-            lengths = self._path_lengths(max(1, n // 2), condition)
-            mean = self.path_mean if step else lengths.detach().mean()
-            loss = loss + self.path_every * self.path_weight * (lengths - mean).square().mean()
-            stats["paths"] = _sum_and_count(lengths.detach())
-        return Update(self.generator, loss, stats)
+    def needs_slope(self) -> bool:
+        return self.r1_weight > 0 and int(self.steps) % self.r1_every == 0
+
+    def critic_penalty(self, real: Tensor, fake: Tensor, on_real: Tensor, condition: Tensor | None) -> Held:
+        """Now and then the gradient on real examples, as they were shown, held small (R1)."""
+        stats = {"signs": _sum_and_count(on_real.detach().sign()), "augmentation": self.probability}
+        if not self.needs_slope():
+            return 0.0, stats
+        return self.r1_every * self.r1_weight / 2 * games.r1_penalty(on_real, real), stats  # worth `r1_every` steps
+
+    def generator_update(self, real: Tensor, condition: Tensor | None, fake: Tensor | None) -> Update:
+        styles, w = self._styles(len(real), condition)
+        update = super().generator_update(real, condition, self.generator.synthesis(styles))
+        counted = {"styles": w.detach().float().sum(0), "count": torch.tensor(float(len(w)), device=w.device)}
+        return update._replace(stats={**update.stats, **counted})
+
+    def generator_penalty(self, n: int, condition: Tensor | None) -> Held:
+        """Now and then equal steps in style held to equal steps in images."""
+        step = int(self.steps)
+        if not self.path_weight or step % self.path_every:
+            return 0.0, {}
+        lengths = self._path_lengths(max(1, n // 2), condition)
+        mean = self.path_mean if step else lengths.detach().mean()
+        penalty = self.path_every * self.path_weight * (lengths - mean).square().mean()
+        return penalty, {"paths": _sum_and_count(lengths.detach())}
+
+    def after_critic(self, total: Stats | None) -> None:
+        if total is not None:
+            self._adapt(total["signs"], adjust=(int(self.steps) + 1) % ADJUST_EVERY == 0)
+
+    def after_generator(self, total: Stats | None) -> None:
+        if total is not None:
+            self._average(total, int(self.steps))
 
     def _path_lengths(self, n: int, condition: Tensor | None) -> Tensor:
         styles = self._styles(n, None if condition is None else condition[:n])[0]
@@ -191,17 +198,8 @@ class StyleGAN2ADA(System):
             self.path_mean.lerp_(length / count, max(PATH_RATE, 1 / (step // self.path_every + 1)))
         self.steps += 1
 
-    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam without momentum for both players.
-
-        Regularisation joins a step of the game and makes none of its own, so the rates need no correction for it.
-        """
-        return {
-            player: torch.optim.Adam(player.parameters(), self.lr, (0.0, self.beta2), fused=True)
-            for player in (self.generator, self.critic)
-        }
-
     def learning_rate(self, progress: float) -> float:
+        # regularisation joins a step of the game and makes none of its own: the rates need no correction for it
         return warm_cosine(progress, warmup=0.0, level=1 - self.decay)
 
     def networks(self) -> list[nn.Module]:
@@ -210,16 +208,12 @@ class StyleGAN2ADA(System):
         networks += [self.generator.synthesis] if self.path_weight == 0 else []
         return networks + ([self.critic] if self.r1_weight == 0 else [])
 
-    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+    def draw(self, n: int, condition: Tensor | None) -> Tensor:
         w = self.w_mean.lerp(self._w(n, condition), self.truncation)
-        return uncentre(self.generator.synthesis(self.generator.every_layer(w)), self.space)
+        return self.generator.synthesis(self.generator.every_layer(w))
 
     def monitor(self, batch: Batch) -> dict[str, float]:
-        """Near-duplicates among samples, the critic's mean outputs and their gap, the augmentation's probability."""
-        real, condition = centre(batch.x, self.space), batch.condition
-        fake = self.generator.synthesis(self.generator.every_layer(self._w(len(real), condition)))
-        scores = self.critic(real, condition), self.critic(fake, condition)
-        return {**games.signs_of_collapse(real, fake, *scores), "augmentation": self.probability.item()}
+        return {**super().monitor(batch), "augmentation": self.probability.item()}
 
 
 def _sum_and_count(x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class Game(NamedTuple):
     `relative`: the generator's loss depends on the critic's outputs on real data too.
     `clipped`: the critic's weights are clipped after each of its steps.
     `penalised`: the critic's loss carries `gradient_penalty`, which batch statistics would void.
+    `log_ratio`: of the best critic's outputs, ln p_data / p_generator; None where they do not tell.
     """
 
     discriminator: Loss
@@ -30,6 +31,7 @@ class Game(NamedTuple):
     relative: bool = False
     clipped: bool = False
     penalised: bool = False
+    log_ratio: Callable[[Tensor], Tensor] | None = None
 
 
 def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -87,11 +89,13 @@ def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
 
 
 GAMES: dict[str, Game] = {
-    "non-saturating": Game(logistic_discriminator, non_saturating_generator),
-    "minimax": Game(logistic_discriminator, minimax_generator),
+    "non-saturating": Game(logistic_discriminator, non_saturating_generator, log_ratio=torch.clone),
+    "minimax": Game(logistic_discriminator, minimax_generator, log_ratio=torch.clone),
     "wasserstein": Game(wasserstein_discriminator, linear_generator, clipped=True),
     "wasserstein-gp": Game(wasserstein_discriminator, linear_generator, penalised=True),
-    "least-squares": Game(least_squares_discriminator, least_squares_generator),
+    "least-squares": Game(
+        least_squares_discriminator, least_squares_generator, log_ratio=lambda score: torch.logit(score, eps=1e-6)
+    ),
     "hinge": Game(hinge_discriminator, linear_generator),
     "relativistic": Game(relativistic_discriminator, relativistic_generator, relative=True),
 }

@@ -56,3 +56,30 @@ def sgld(
         drift = gradient(x).clamp(-clamp, clamp)
         x = (x - 0.5 * step_size * drift).add_(torch.randn_like(x), alpha=noise).clamp_(*bounds)
     return x
+
+
+@torch.no_grad()
+def independence_metropolis(
+    propose: Callable[[], Tensor], log_weight: Callable[[Tensor], Tensor], steps: int
+) -> Tensor:
+    """Metropolis-Hastings whose proposals q do not depend on where a chain is; its law tends to p.
+
+    A proposal y takes the place of x with probability min(1, w(y) / w(x)), w = p / q up to a constant.
+
+    Args:
+        propose: makes a batch of draws from q, `(B, ...)`.
+        log_weight: ln w of a batch, `(B,)`.
+        steps: how many proposals each chain gets, beside where it starts.
+
+    Returns:
+        The chains' ends, `(B, ...)`.
+    """
+    x = propose()
+    weight = log_weight(x)
+    for _ in range(steps):
+        y = propose()
+        found = log_weight(y)
+        accepted = torch.rand_like(found).log() < found - weight
+        x = torch.where(accepted.view(-1, *[1] * (x.dim() - 1)), y, x)
+        weight = torch.where(accepted, found, weight)
+    return x
