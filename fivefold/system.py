@@ -12,6 +12,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from enum import Enum
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
@@ -22,7 +23,7 @@ from fivefold.errors import OptionError, Unfit
 from fivefold.options import Configured, Need, Slot, class_in, option, options_of, preset_of, reach_into_slots
 from fivefold.space import Batch, Space
 
-__all__ = ["Batch", "Density", "LatentSystem", "Score", "Space", "System", "Update", "seeded"]
+__all__ = ["Batch", "Density", "LatentSystem", "Score", "Space", "System", "Update", "seeded", "temperature_of"]
 
 
 class Density(Enum):
@@ -351,6 +352,19 @@ class LatentSystem(System):
         x = self.space.encode(data).to(self.device)
         with seeded(0, self.device), self.evaluating():
             return f(x, self._encode_condition(condition, len(x)))
+
+
+def temperature_of(*paths: str) -> Any:
+    """A property: the temperature at which the parts at these paths sample; 1 is the model's own."""
+
+    def get(system: nn.Module) -> float:
+        return float(getattr(attrgetter(paths[0])(system), "temperature", 1.0))
+
+    def put(system: nn.Module, value: float) -> None:
+        for path in paths:
+            attrgetter(path)(system).temperature = value
+
+    return property(get, put)
 
 
 def part_options(cls: type, content: Slot) -> dict[str, Any]:

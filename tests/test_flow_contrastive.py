@@ -10,12 +10,14 @@ import torch
 
 from fivefold.energy import flow_contrastive
 from fivefold.energy.flow_contrastive import FlowContrastive
+from fivefold.errors import Unfit
+from fivefold.options import slot
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.tools.scaling import dequantise
 
 PLANE = Space("table", (2,), columns=(Column("x"), Column("y")))
 TINY = Space("image", (1, 2, 2), levels=3)  # 81 images
-SMALL = {"layers": 2, "hidden": 16, "width": 16, "blocks": 1}
+SMALL = {"flow": slot("glow", layers=2, hidden=16), "width": 16, "blocks": 1}
 
 
 def build(space: Space, **options) -> FlowContrastive:
@@ -60,7 +62,7 @@ def test_value_is_eq_10():
 
 def test_samples_come_with_their_density():
     system = build(TINY)
-    y, log_q = system._draw(50, None)
+    y, log_q = system.flow.draw(50, None)
     torch.testing.assert_close(log_q, system.flow._point_log_prob(y, None), rtol=1e-3, atol=1e-3)
 
 
@@ -103,7 +105,7 @@ def test_the_flow_learns_by_its_samples_and_its_density(monkeypatch):
 def test_temperature_scales_the_noise_and_levels_are_compared_at_random_points(monkeypatch):
     system, seen = build(TINY), []
     with monkeypatch.context() as patched:
-        patched.setattr(system, "_decode", lambda z, condition: z)
+        patched.setattr(system.flow, "_decode", lambda z, condition: z)
         warm = system.sample_encoded(9, seed=0)
         with system.turned(temperature=0.5):
             torch.testing.assert_close(system.sample_encoded(9, seed=0), warm / 2)
@@ -155,7 +157,7 @@ def test_the_energys_normaliser_is_of_each_condition():
 def test_both_learn_a_law_with_two_modes():
     """Trained against each other, the energy too gives the data more than it gives what lies between."""
     torch.manual_seed(0)
-    system = FlowContrastive(PLANE, **SMALL | {"layers": 4}).train()
+    system = FlowContrastive(PLANE, **SMALL | {"flow": slot("glow", layers=4, hidden=16)}).train()
     optimizers = system.optimizers()
     for step in range(240):
         x = 0.3 * torch.randn(128, 2) + torch.randint(2, (128, 1)) * 2.4 - 1.2
@@ -169,3 +171,14 @@ def test_both_learn_a_law_with_two_modes():
     modes, between = torch.tensor([[1.2, 1.2], [-1.2, -1.2]]), torch.tensor([[1.2, -1.2], [-1.2, 1.2]])
     assert (system.energy(modes) > system.energy(between).max() + 1).all()
     assert abs(system.monitor(Batch(x))["log_normaliser"]) < 0.5
+
+
+@pytest.mark.parametrize("flow", ["realnvp", "spline-flow"])
+def test_any_flow_that_draws_with_its_density_can_be_played_against(flow):
+    torch.manual_seed(0)
+    system = FlowContrastive(PLANE, flow=slot(flow, layers=2, hidden=16), width=16, blocks=1)
+    updates = list(system.updates(Batch(torch.randn(32, 2)), 0.9))
+    assert all(update.loss.isfinite() for update in updates)
+    assert system.sample_encoded(3, seed=0).shape == (3, 2)
+    with pytest.raises(Unfit, match=r"These fit: .*glow"):
+        FlowContrastive(PLANE, flow="made")

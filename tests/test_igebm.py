@@ -11,7 +11,7 @@ from fivefold.energy.igebm import IGEBM
 from fivefold.nets.norm import frozen, spectral_norm
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density
-from fivefold.tools.mcmc import energy_gradient, sgld
+from fivefold.tools.mcmc import KERNELS, Move, energy_gradient, sgld
 
 DIGITS = Space("image", (1, 8, 8), 17)
 PLANE = Space("table", (2,), columns=(Column("x"), Column("y")))
@@ -55,6 +55,35 @@ def test_langevin_at_a_temperature_clamped_and_bounded():
     torch.testing.assert_close(sgld(gradient, start, 1, 0.1, noise=0.0, bounds=(-1.0, 1.0)), torch.ones(4, 1))
 
 
+@pytest.mark.parametrize("step_size", [0.5, 2.0])
+def test_accepted_langevin_steps_have_the_law_of_the_energy_whatever_their_size(step_size):
+    """Within bounds, at a temperature, with a clamped drift: the variance is that of exp(-E / T) between the bounds."""
+    torch.manual_seed(0)
+    move = Move(step_size, math.sqrt(0.5 * step_size), clamp=1.0, bounds=(-1.0, 2.0))
+    x = KERNELS["metropolis-langevin"](lambda y: (y**2).sum(1) / 2, torch.zeros(20_000, 1), 150, move).squeeze(1)
+    grid = torch.linspace(-1, 2, 10_001).double()
+    weight = (-(grid**2) / 2 / 0.5).softmax(0)
+    mean = (weight * grid).sum()
+    variance = (weight * (grid - mean) ** 2).sum()
+    assert x.mean().item() == pytest.approx(mean.item(), abs=4 * math.sqrt(variance / len(x)))
+    assert x.var().item() == pytest.approx(variance.item(), rel=0.05)
+    assert x.min() >= -1
+    assert x.max() <= 2
+
+
+@pytest.mark.parametrize("chain_start", ["noise", "data"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_chains_start_where_they_are_told_and_move_as_they_are_told(kernel, chain_start):
+    torch.manual_seed(0)
+    system, starts = IGEBM(DIGITS, **SMALL, chain_start=chain_start, kernel=kernel), []
+    run = system.run
+    system.run = lambda x, *rest: starts.append(x) or run(x, *rest)
+    train(system, Batch(torch.full((8, 1, 8, 8), 8)), 2)
+    near = [(start.abs() <= 1 / 16 + 0.01).all().item() for start in starts]  # level 8 of 17 is at 0
+    assert near == [chain_start == "data"] * 2
+    assert system.sample_encoded(4, seed=0).shape == (4, 1, 8, 8)
+
+
 # --- the energy -------------------------------------------------------------------------------------
 
 
@@ -68,8 +97,8 @@ def test_differences_of_log_prob_are_those_of_the_energy_its_chains_follow():
     f = system.f(x).double().detach()
     torch.testing.assert_close(log_prob[:1] - log_prob, (f - f[:1]) / system.temperature, atol=1e-3, rtol=1e-4)
     score = -energy_gradient(lambda y: -system._log_prob(y, None))(x)
-    moved = sgld(energy_gradient(system.f), x, 1, system.langevin.step_size, noise=0.0)
-    torch.testing.assert_close(moved - x, 0.5 * system.langevin.noise**2 * score, atol=1e-5, rtol=1e-3)
+    moved = sgld(energy_gradient(system.f), x, 1, system.move().step_size, noise=0.0)
+    torch.testing.assert_close(moved - x, 0.5 * system.move().noise ** 2 * score, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +135,8 @@ def test_the_loss_is_the_contrast_and_holds_both_values_near_zero(space):
     """Of data with noise in the cell where they are levels, and of the chains' ends."""
     torch.manual_seed(0)
     system, parts = IGEBM(space, **SMALL | {"regularisation": 0.3}).eval(), []
-    run = system._run
-    system._run = lambda *given: parts.append(run(*given)) or parts[-1]
+    run = system.run
+    system.run = lambda *given: parts.append(run(*given)) or parts[-1]
     system.f.register_forward_pre_hook(lambda module, inputs: parts.append(inputs[0]))
     update = next(system.updates(Batch(torch.full((16, 1, 8, 8), 8)), 0.0))
     chains, both = [part for part in parts if len(part) == 16][-1], parts[-1]
@@ -136,28 +165,28 @@ def test_chains_go_on_from_the_buffer_and_are_written_back_once_a_step():
     torch.manual_seed(0)
     system = IGEBM(DIGITS, **SMALL | {"reset_rate": 0.0})
     starts = []
-    run = system._run
-    system._run = lambda x, *rest: starts.append((x.clone(), end := run(x, *rest))) or end
+    run = system.run
+    system.run = lambda x, *rest: starts.append((x.clone(), end := run(x, *rest))) or end
     data = Batch(torch.randint(17, (32, 1, 8, 8)))
     train(system, data, 1, batch_size=32)
-    assert (system.ages == 1).all()
+    assert (system.buffer.ages == 1).all()
     train(system, data, 1, batch_size=32)
-    assert (system.ages == 2).all()
+    assert (system.buffer.ages == 2).all()
     (_, ends), (again, _) = starts  # the second step starts where the first ended, in another order
     assert torch.equal(again.sum((1, 2, 3)).sort().values, ends.sum((1, 2, 3)).sort().values)
     stream = system.updates(data, 0.0)
-    before = system.chains.clone()
+    before = system.buffer.chains.clone()
     next(stream)
-    assert torch.equal(system.chains, before)  # until the step is taken
+    assert torch.equal(system.buffer.chains, before)  # until the step is taken
     assert next(stream, None) is None
-    assert not torch.equal(system.chains, before)
+    assert not torch.equal(system.buffer.chains, before)
 
 
 def test_chains_are_reset_at_the_stated_rate():
     torch.manual_seed(0)
     system = IGEBM(DIGITS, width=4, buffer_size=4000, reset_rate=0.05)
-    system.ages.fill_(7)
-    _, _, ages = system._draw(torch.arange(4000), None)
+    system.buffer.ages.fill_(7)
+    _, _, ages = system.buffer.draw(torch.arange(4000), torch.zeros(4000, 1, 8, 8), None, system.reset_rate)
     assert (ages == 0).sum().item() == pytest.approx(200, abs=4 * math.sqrt(190))
     assert set(ages.tolist()) == {0, 7}
 
@@ -168,19 +197,19 @@ def test_a_chain_keeps_its_condition_and_samples_continue_chains_of_theirs():
     system = IGEBM(space, **SMALL | {"reset_rate": 0.0})
     data = Batch(torch.randint(17, (32, 1, 8, 8)), torch.arange(32).remainder(3).view(-1, 1).float())
     train(system, data, 1, batch_size=32)
-    kept = system.conditions.clone()
+    kept = system.buffer.conditions.clone()
     train(system, data, 2, batch_size=32)
-    assert torch.equal(system.conditions, kept)
+    assert torch.equal(system.buffer.conditions, kept)
     wanted = torch.tensor([[0.0], [1.0], [2.0], [9.0]]).repeat(5, 1)
     noise = torch.full((20, 1, 8, 8), 5.0)
-    start = system._from_buffer(noise, wanted)
+    start = system.buffer.like(noise, wanted)
     for x, label in zip(start, wanted, strict=True):
-        same = (system.chains == x).flatten(1).all(1)
+        same = (system.buffer.chains == x).flatten(1).all(1)
         if label == 9:  # the buffer has none
             assert (x == 5).all()
         else:
             assert same.any()
-            assert (system.conditions[same] == label).all()
+            assert (system.buffer.conditions[same] == label).all()
 
 
 def test_the_number_of_steps_is_a_dial_and_none_gives_the_buffers_chains():
@@ -190,7 +219,7 @@ def test_the_number_of_steps_is_a_dial_and_none_gives_the_buffers_chains():
     with system.turned(sample_steps=0):
         start = system.sample_encoded(6, seed=0)
         assert system.sample_evaluations == 0
-    assert all((system.chains == x).flatten(1).all(1).any() for x in start)
+    assert all((system.buffer.chains == x).flatten(1).all(1).any() for x in start)
     assert (system.sample_encoded(6, seed=0) != start).any()
 
 

@@ -8,25 +8,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from fivefold.flow.glow import Glow
-from fivefold.nets.residual import ConvEnergy, MLPEnergy
-from fivefold.options import option
-from fivefold.system import Batch, Density, LatentSystem, Update
-from fivefold.tools.distributions import standard_normal_log_prob
+from fivefold.energy._system import EnergySystem
+from fivefold.options import Need, option, slot
+from fivefold.system import Batch, Density, LatentSystem, Update, temperature_of
 from fivefold.tools.games import logistic_discriminator
 from fivefold.tools.scaling import dequantise, dequantised_log_prob, log_mean_exp
-from fivefold.tools.schedule import second_stage
+from fivefold.tools.schedule import late_fall, second_stage
 
-NETS = {"image": ConvEnergy, "table": MLPEnergy}
 DRAWS = 2000  # of the flow, to estimate the energy's normaliser ...
 START = 256  # ... and to start c
 SECOND_RATE = 0.04  # of the flow's learning rate, when it plays against the energy
 
 
-class FlowContrastive(LatentSystem):
+class FlowContrastive(EnergySystem, LatentSystem):
     """Flow contrastive estimation (survey 2.4.2; Gao et al., 2020).
 
-    An energy p(x) = exp(f(x) - c) and a Glow q(x) are trained against each other by noise contrastive estimation
+    An energy p(x) = exp(f(x) - c) and a flow q(x) are trained against each other by noise contrastive estimation
     (survey Eq. 10): with u(x) = ln p(x) - ln q(x), the energy tells data from the flow's samples by sigmoid(u), and the
     flow, both in its density and in its samples, makes that hard. At the optimum both are the law of the data, and c
     is the energy's ln Z. The flow is first trained by maximum likelihood, or nothing would be close enough to compare.
@@ -36,17 +33,16 @@ class FlowContrastive(LatentSystem):
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
-    free_form: ClassVar[bool] = True  # of the energy; the Glow that it plays against is not
-    sampling: ClassVar[str] = "direct"
+    free_form: ClassVar[bool] = True  # of the energy; the flow that it plays against is not
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99, "clip": 5.0},
         "cifar10": {
-            "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "width": 128, "blocks": 4,
+            "flow.layers": 32, "flow.hidden": 512, "flow.margin": 0.0, "flow.warmup": 0.01, "width": 128, "blocks": 4,
             "batch_size": 64, "lr": 1e-3, "energy_lr": 1e-4,
         },
         "svhn": {
-            "layers": 32, "scales": 3, "hidden": 512, "margin": 0.0, "warmup": 0.01, "width": 128, "blocks": 4,
+            "flow.layers": 32, "flow.hidden": 512, "flow.margin": 0.0, "flow.warmup": 0.01, "width": 128, "blocks": 4,
             "batch_size": 64, "lr": 1e-3, "energy_lr": 1e-4,
         },
     }  # fmt: skip
@@ -54,45 +50,26 @@ class FlowContrastive(LatentSystem):
     started: Tensor
 
     scored: Literal["flow", "energy"] = option("flow", "whose density log_prob gives: flow or energy")
-    layers: int = option(6, "steps of flow at each resolution of an image (on tables: in all)", least=1, tune=(1, 16))
-    scales: int = option(3, "the most resolutions of the flow", least=0)
-    hidden: int = option(64, "width of the flow's coupling networks", least=1, tune=(16, 512), log=True)
-    margin: float = option(
-        0.05, "how far the logit of discrete images keeps from 0 and 1; 0 for no logit", least=0, below=0.5
-    )
-    warmup: float = option(0.0, "share of the first stage over which the flow's learning rate rises", least=0, most=1)
-    width: int = option(
-        16,
-        "of the energy's network, channels at full resolution (units of a layer on tables)",
-        least=1,
-        tune=(8, 256),
-        log=True,
-    )
-    blocks: int = option(3, "of the energy's network", least=1, tune=(1, 8))
+    flow: Any = option(
+        slot("glow", layers=6, scales=3, hidden=64),
+        "that the energy plays against",
+        needs=Need(
+            "a flow that draws examples together with their density in one pass, and has that of any example",
+            methods=("draw", "_point_log_prob"), sampling="direct",
+        ),
+    )  # fmt: skip
     first_stage: float = option(0.6, "share of the budget for the flow alone", least=0, most=1)
     energy_steps: int = option(2, "steps of the energy for one of the flow", least=1)
     score_samples: int = option(16, "points in each cell when discrete examples are scored", least=1)
-    temperature: float = option(1.0, "the standard deviation of the noise that samples are made from", above=0)
     lr = 5e-3
-    weight_decay: float = option(1e-4, "of the flow, decoupled", least=0, section="optimizers")
     energy_lr: float = option(
         1e-3, "learning rate of the energy", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers"
     )
 
     def build(self) -> None:
         super().build()
-        self.flow = Glow(
-            self.space,
-            layers=self.layers,
-            scales=self.scales,
-            hidden=self.hidden,
-            margin=self.margin,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            score_samples=self.score_samples,
-            warmup=self.warmup,
-        )
-        self.energy = NormalisedEnergy(NETS[self.space.kind](self.space, self.width, lambda layer: layer, self.blocks))
+        self.flow = self.fill("flow", self.space, lr=self.lr, score_samples=self.score_samples)
+        self.energy = NormalisedEnergy(self.energy_net())
         self.density = Density.ESTIMATE if self.scored == "energy" else self.flow.density
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
@@ -100,11 +77,13 @@ class FlowContrastive(LatentSystem):
     def density_note(self) -> str:
         return f"of the {self.scored}"
 
+    temperature = temperature_of("flow")
+
     # --- training -------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
         if progress < self.first_stage:
-            yield Update(self.flow, self.flow.loss(batch))
+            yield from self.flow.updates(batch, progress / self.first_stage)
         else:
             yield from self._contrast(batch)
 
@@ -123,22 +102,16 @@ class FlowContrastive(LatentSystem):
         """Eq. 10 of dequantised data and as many samples, and the mean of u on both."""
         with torch.set_grad_enabled(flow_learns):
             log_q = self.flow._point_log_prob(y, condition)
-            drawn, log_q_drawn = self._draw(len(y), condition)
+            drawn, log_q_drawn = self.flow.draw(len(y), condition)
         on_data = self.energy(y, condition) - log_q
         on_drawn = self.energy(drawn, condition) - log_q_drawn
         stats = {"ratio_data": on_data.mean().detach(), "ratio_samples": on_drawn.mean().detach()}
         return -logistic_discriminator(on_data, on_drawn), stats
 
-    def _draw(self, n: int, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Continuous samples of the flow with their ln q: `(n, *shape)` and nats `(n,)`."""
-        z = torch.randn(n, self.space.dims, device=self.device)
-        y, log_det = self.flow.flow.inverse(z, self.flow.embedding(condition))
-        return y, standard_normal_log_prob(z) - log_det
-
     @torch.no_grad()
     def _start(self, condition: Tensor | None) -> None:
         """c so that the two agree on the flow's samples, or the energy would first have to find hundreds of nats."""
-        drawn, log_q = self._draw(START if condition is None else len(condition), condition)
+        drawn, log_q = self.flow.draw(START if condition is None else len(condition), condition)
         gap = (self.energy(drawn, condition) - log_q).mean()
         if distributed.is_initialized():  # all ranks start alike
             distributed.all_reduce(gap)
@@ -147,7 +120,7 @@ class FlowContrastive(LatentSystem):
         self.started.fill_(True)
 
     def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
-        """AdamW for the flow, Adam for the energy."""
+        """The flow's own, and Adam for the energy."""
         # the schedule's factor is one for both, and SECOND_RATE while the energy learns
         energy = torch.optim.Adam(self.energy.parameters(), self.energy_lr / SECOND_RATE, (0.5, 0.999), fused=True)
         return {**self.flow.optimizers(), self.energy: energy}
@@ -156,7 +129,7 @@ class FlowContrastive(LatentSystem):
         """The flow's cosine, never below SECOND_RATE; then that, with a fall to a tenth over the last half."""
         if progress < self.first_stage:
             return max(SECOND_RATE, self.flow.learning_rate(progress / self.first_stage))
-        return SECOND_RATE * (1 - 0.9 * max(0.0, 2 * second_stage(progress, self.first_stage) - 1))
+        return SECOND_RATE * late_fall(second_stage(progress, self.first_stage))
 
     # --- densities ------------------------------------------------------------------------------
 
@@ -180,13 +153,13 @@ class FlowContrastive(LatentSystem):
 
     def _log_mean_ratio(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         given = None if condition is None else condition.expand(DRAWS, *condition.shape[1:])
-        drawn, log_q = self._draw(DRAWS, given)
+        drawn, log_q = self.flow.draw(DRAWS, given)
         return log_mean_exp((self.energy(drawn, given) - log_q).double().unsqueeze(1))
 
     # --- samples and codes: the flow's ------------------------------------------------------------
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        return self._decode(self.temperature * torch.randn(n, self.space.dims, device=self.device), condition)
+        return self.flow._sample(n, condition)
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
         return self.flow._encode(x, condition)
@@ -197,7 +170,7 @@ class FlowContrastive(LatentSystem):
     def monitor(self, batch: Batch) -> dict[str, float]:
         """How often the energy tells data from samples, and how far its normaliser is from 1, in nats."""
         y = dequantise(batch.x, self.space)
-        drawn, log_q = self._draw(len(y), batch.condition)
+        drawn, log_q = self.flow.draw(len(y), batch.condition)
         on_data = self.energy(y, batch.condition) - self.flow._point_log_prob(y, batch.condition)
         on_drawn = self.energy(drawn, batch.condition) - log_q
         right = torch.cat([on_data > 0, on_drawn < 0]).float().mean()

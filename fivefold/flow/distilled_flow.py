@@ -12,7 +12,7 @@ from fivefold.flow._system import FlowSystem
 from fivefold.nets.norm import frozen
 from fivefold.options import Need, option, slot
 from fivefold.space import Batch, Column, Space
-from fivefold.system import Density, LatentSystem, System, Update
+from fivefold.system import Density, LatentSystem, System, Update, temperature_of
 from fivefold.tools.scaling import dequantise
 from fivefold.tools.schedule import second_stage
 
@@ -60,14 +60,7 @@ class DistilledFlow(LatentSystem):
         self.density = self.student.density
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
-    @property
-    def temperature(self) -> float:
-        """The standard deviation of the student's noise."""
-        return self.student.temperature
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        self.student.temperature = value
+    temperature = temperature_of("student")
 
     @property
     def density_note(self) -> str:

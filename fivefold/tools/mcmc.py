@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,61 @@ def sgld(
         drift = gradient(x).clamp(-clamp, clamp)
         x = (x - 0.5 * step_size * drift).add_(torch.randn_like(x), alpha=noise).clamp_(*bounds)
     return x
+
+
+class Move(NamedTuple):
+    """Of Langevin steps: see `sgld`."""
+
+    step_size: float
+    noise: float | None = None
+    clamp: float = math.inf
+    bounds: tuple[Any, Any] = (-math.inf, math.inf)
+
+
+@torch.no_grad()
+def metropolis_langevin(energy: Callable[[Tensor], Tensor], x: Tensor, steps: int, move: Move) -> Tensor:
+    """Langevin steps as proposals that Metropolis and Hastings accept or not (Roberts and Tweedie, 1996).
+
+    Its law tends to exp(-E / T), T = noise^2 / step_size, whatever the size of a step and the clamp of the gradient;
+    proposals out of bounds are refused.
+
+    Args:
+        energy: E `(B,)` of states `(B, ...)`.
+        x: where the chains start.
+        steps: how many.
+        move: of a proposal.
+
+    Returns:
+        The chains' ends, `(B, ...)`, without graph.
+    """
+    noise = math.sqrt(move.step_size) if move.noise is None else move.noise
+    gradient = energy_gradient(energy)
+
+    def value_and_mean(y: Tensor) -> tuple[Tensor, Tensor]:
+        return energy(y), y - 0.5 * move.step_size * gradient(y).clamp(-move.clamp, move.clamp)
+
+    def log_proposal(y: Tensor, mean: Tensor) -> Tensor:
+        return -(y - mean).square().flatten(1).sum(1) / (2 * noise**2)
+
+    value, mean = value_and_mean(x)
+    for _ in range(steps):
+        y = mean + noise * torch.randn_like(x)
+        new_value, new_mean = value_and_mean(y)
+        gain = (value - new_value) * (move.step_size / noise**2)
+        gain = gain + log_proposal(x, new_mean) - log_proposal(y, mean)
+        within = ((y >= move.bounds[0]) & (y <= move.bounds[1])).flatten(1).all(1)
+        accepted = within & (torch.rand_like(gain).log() < gain)
+        value = torch.where(accepted, new_value, value)
+        shaped = accepted.view(-1, *[1] * (x.dim() - 1))
+        x, mean = torch.where(shaped, y, x), torch.where(shaped, new_mean, mean)
+    return x
+
+
+# How chains move by an energy `(B, ...) -> (B,)`: from states, for so many steps, by a `Move`.
+KERNELS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor, int, Move], Tensor]] = {
+    "langevin": lambda energy, x, steps, move: sgld(energy_gradient(energy), x, steps, *move),
+    "metropolis-langevin": metropolis_langevin,
+}
 
 
 @torch.no_grad()

@@ -21,6 +21,11 @@ def warm_cosine(progress: float, warmup: float = 0.01, level: float = 0.0, floor
     return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
+def late_fall(progress: float) -> float:
+    """Constant, and over the last half down to a tenth in a straight line."""
+    return 1 - 0.9 * max(0.0, 2 * progress - 1)
+
+
 def second_stage(progress: float, first: float) -> float:
     """Progress within the second stage, `first` being the share of the first."""
     return (progress - first) / max(1 - first, 1e-9)

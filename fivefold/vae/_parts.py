@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -28,19 +27,6 @@ def vectors(size: int, condition: Space | None = None) -> Space:
 def nats(log_prob: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Of an exact density, which may come with a standard error of 0."""
     return log_prob[0] if isinstance(log_prob, tuple) else log_prob
-
-
-def temperature_of(*paths: str) -> Any:
-    """A property: the temperature at which the parts at these paths sample; 1 is the model's own."""
-
-    def get(system: nn.Module) -> float:
-        return float(getattr(attrgetter(paths[0])(system), "temperature", 1.0))
-
-    def put(system: nn.Module, value: float) -> None:
-        for path in paths:
-            attrgetter(path)(system).temperature = value
-
-    return property(get, put)
 
 
 class StandardNormal(nn.Module):

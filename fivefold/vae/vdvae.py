@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -120,6 +121,19 @@ class VDVAE(LadderSystem):
 
     def finish(self, h: Tensor) -> Tensor:
         return self.last(h * self.gain + self.bias)
+
+    @property
+    def noise_dims(self) -> int:
+        """Of what `push` takes: the codes' numbers and the pixels'."""
+        return sum(math.prod(shape) for shape in self.code_shapes) + self.space.dims
+
+    def push(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Centred images of noise `(B, noise_dims)`, differentiably: of standard normal noise, draws from the model.
+
+        With several components of the likelihood only the heaviest is used, which is not the model's law.
+        """
+        codes, rest = noise.tensor_split([noise.shape[1] - self.space.dims], 1)
+        return self.head.push(self.generate(codes, condition), rest.view(-1, *self.space.shape))
 
     def learning_rate(self, progress: float) -> float:
         """Warmed up over a hundredth of the budget, constant for half of it, then down along a cosine."""

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from fivefold.nets.coders import Downsampler, Output, Upsampler, grid_size, halvings_to
 from fivefold.options import option, slot
 from fivefold.space import Space
-from fivefold.system import Density
+from fivefold.system import Density, temperature_of
 from fivefold.tools.schedule import warm_cosine
-from fivefold.vae._parts import temperature_of
 from fivefold.vae._system import VAESystem
 
 

@@ -10,9 +10,8 @@ from fivefold.nets.coders import Downsampler, MLPDecoder, MLPEncoder, Upsampler,
 from fivefold.nets.heads import Head
 from fivefold.options import option
 from fivefold.space import Space
-from fivefold.system import Density
+from fivefold.system import Density, temperature_of
 from fivefold.vae._codes import Autoencoder, CodeSystem, Quantise
-from fivefold.vae._parts import temperature_of
 
 
 class VQVAE(CodeSystem):

@@ -12,9 +12,8 @@ from fivefold.nets.coders import Downsampler, Upsampler, channels_at, grid_size,
 from fivefold.nets.embedding import DimFeatures
 from fivefold.nets.heads import Head
 from fivefold.space import Space
-from fivefold.system import Density
+from fivefold.system import Density, temperature_of
 from fivefold.vae._codes import Autoencoder, CodeSystem, Quantise
-from fivefold.vae._parts import temperature_of
 
 
 class VQVAE2(CodeSystem):
