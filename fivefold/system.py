@@ -160,13 +160,13 @@ class System(Configured, nn.Module, ABC):
         return 1
 
     @final
-    def fill(self, name: str, space: Space, make: Callable[..., nn.Module] | None = None, **usual: Any) -> Any:
+    def fill(self, name: str, space: Space, make: Callable[..., Any] | None = None, **usual: Any) -> Any:
         """What the user (or the default) put into the slot `name`, built.
 
         Args:
             name: of the option.
             space: that a system in the slot is built on.
-            make: builds a part that is no system, from its class and its options.
+            make: builds a part that is no system, from its class and its options; of its options alone unless given.
             usual: options that the part has unless the user says otherwise, where it has them at all.
 
         Raises `Unfit` with the list of those that fit.
@@ -177,8 +177,7 @@ class System(Configured, nn.Module, ABC):
         known = options_of(cls)
         chosen = {n: value for n, value in usual.items() if n in known} | part_options(cls, content)
         if not issubclass(cls, System):
-            assert make is not None
-            return make(cls, **chosen)
+            return make(cls, **chosen) if make else cls(**chosen)
         why = ""
         try:
             part = cls(space, **chosen) if suits(cls, need, space) else None

@@ -78,7 +78,20 @@ def test_probabilities_sum_to_one(name, options, space):
             assert system._log_prob(x, condition).double().logsumexp(0).abs() < 1e-5
 
 
-@pytest.mark.parametrize(("name", "options", "space"), cases(TABLE))
+GAUSSIANS = ("made", {"likelihood": "gaussian-mixture"})
+
+
+def test_an_output_layer_that_nobody_can_pay_for_is_refused_or_made_smaller():
+    """100,000 dimensions of 256 levels: categories would need 2^33 weights; a mixture, and fewer units, need less."""
+    space = Space("image", (1, 250, 400), levels=256)
+    with torch.device("meta"):
+        system = catalog.build("made", space, hidden=16, direct=False)
+    assert system.head.width == 24
+    with pytest.raises(Unfit, match="fewer hidden units or mixtures"):
+        catalog.build("made", space)
+
+
+@pytest.mark.parametrize(("name", "options", "space"), cases(TABLE, systems=(*SYSTEMS, MIXTURE, GAUSSIANS)))
 def test_a_mixed_table_integrates_to_one(name, options, space):
     system, grid = build(name, space, **options), torch.linspace(-40, 40, 4001)
     total = 0.0

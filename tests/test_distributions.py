@@ -8,14 +8,23 @@ import torch
 from scipy.stats import chisquare, kstest, truncnorm
 
 from fivefold.errors import Unfit
-from fivefold.nets.heads import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Head, LogisticMixture
+from fivefold.nets.heads import (
+    LIKELIHOODS,
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    GaussianMixture,
+    Head,
+    Likelihood,
+    LogisticMixture,
+)
 from fivefold.space import Column, Space
 from fivefold.tools.distributions import truncated_normal
 
 SIGNIFICANCE = 1e-4
 
 DISCRETE = [("auto", 1), ("auto", 2), ("auto", 17), ("logistic-mixture", 3), ("logistic-mixture", 17), ("auto", 65536)]
-REAL = [("auto", LogisticMixture), ("gaussian", Gaussian)]
+REAL = [("auto", LogisticMixture), ("gaussian", Gaussian), ("gaussian-mixture", GaussianMixture)]
 
 
 def params_of(output, n=6, spread=1.5):
@@ -27,7 +36,7 @@ def params_of(output, n=6, spread=1.5):
 @pytest.mark.parametrize(("likelihood", "levels"), DISCRETE)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_levels_sum_to_one(likelihood, levels, dtype):
-    output = LIKELIHOODS[likelihood](levels, True, 5)
+    output = LIKELIHOODS[likelihood](mixtures=5).output(levels, True)
     params = params_of(output, spread=1.0).to(dtype)
     x = torch.arange(levels)
     total = output.log_prob(params[:, None].expand(-1, levels, -1), x.expand(len(params), -1)).logsumexp(1)
@@ -36,7 +45,7 @@ def test_levels_sum_to_one(likelihood, levels, dtype):
 
 @pytest.mark.parametrize(("likelihood", "kind"), REAL)
 def test_densities_integrate_to_one(likelihood, kind):
-    output = LIKELIHOODS[likelihood](None, True, 5)
+    output = LIKELIHOODS[likelihood](mixtures=5).output(None, True)
     assert isinstance(output, kind)
     params = params_of(output, spread=0.7)
     x = torch.linspace(-80, 80, 400_001, dtype=torch.float64)
@@ -46,7 +55,7 @@ def test_densities_integrate_to_one(likelihood, kind):
 
 @pytest.mark.parametrize(("likelihood", "levels"), DISCRETE[1:-1])
 def test_samples_of_levels_follow_their_probabilities(likelihood, levels):
-    output = LIKELIHOODS[likelihood](levels, True, 3)
+    output = LIKELIHOODS[likelihood](mixtures=3).output(levels, True)
     params = params_of(output, n=1)
     n = 20_000
     samples = output.sample(params.expand(n, -1), torch.rand(n, 2))
@@ -60,7 +69,7 @@ def test_samples_of_levels_follow_their_probabilities(likelihood, levels):
 @pytest.mark.parametrize("likelihood", [name for name, _ in REAL])
 def test_real_samples_follow_their_density(likelihood):
     """Cell counts of samples against the density integrated over the cells."""
-    output = LIKELIHOODS[likelihood](None, True, 3)
+    output = LIKELIHOODS[likelihood](mixtures=3).output(None, True)
     params = params_of(output, n=1)
     samples = output.sample(params.expand(20_000, -1), torch.rand(20_000, 2)).sort().values
     edges = torch.cat([samples.new_tensor([-1e4]), samples[::1000][1:], samples.new_tensor([1e4])])
@@ -81,7 +90,7 @@ def test_mixed_table_has_a_head_per_column():
         Column("f"),
     )
     space = Space("table", (6,), columns=columns)
-    head = Head(space, mixtures=3)
+    head = Head(space, Likelihood(mixtures=3))
     names = [type(output).__name__ for output in head.outputs]
     assert names == [
         "LogisticMixture",
@@ -100,14 +109,14 @@ def test_mixed_table_has_a_head_per_column():
         assert torch.allclose(head.log_prob(params, x)[:, dim], alone)
         assert torch.equal(head.sample_dim(dim, params[:, dim], noise[:, dim]), x[:, dim])
     assert head.mode(params).shape == (7, 6)
-    named = [type(output).__name__ for output in Head(space, likelihood="gaussian").outputs]
+    named = [type(output).__name__ for output in Head(space, LIKELIHOODS["gaussian"]()).outputs]
     assert named == ["Gaussian" if name == "LogisticMixture" else name for name in names]
 
 
 @pytest.mark.parametrize(("likelihood", "levels"), [("gaussian", 3), ("bernoulli", 3), ("categorical", None)])
 def test_a_likelihood_that_models_no_dimension_is_refused(likelihood, levels):
     with pytest.raises(Unfit, match=likelihood):
-        Head(Space("image", (1, 2, 2), levels=levels), likelihood=likelihood)
+        Head(Space("image", (1, 2, 2), levels=levels), LIKELIHOODS[likelihood]())
 
 
 def test_maps_become_parameters_pixel_by_pixel():
@@ -133,8 +142,9 @@ def test_tempered_outputs_are_the_power_of_their_density(temperature):
     density = Gaussian().log_prob(Gaussian().tempered(params, temperature).expand(len(x), 2), x).exp()
     assert torch.allclose(density, power / (power.sum() * (x[1] - x[0])), atol=1e-8)
     mixture = torch.cat([torch.tensor([9.0, -9.0]), torch.zeros(4)])  # one component: only its scale is left to change
-    cold = LogisticMixture(2).tempered(mixture, temperature)
-    assert torch.allclose(cold[4:].exp(), torch.tensor(temperature).sqrt().expand(2))
+    for output in (LogisticMixture(2), GaussianMixture(2)):
+        cold = output.tempered(mixture, temperature)
+        assert torch.allclose(cold[4:].exp(), torch.tensor(temperature).sqrt().expand(2))
 
 
 @pytest.mark.parametrize("bound", [0.05, 0.8, 2.0, math.inf])

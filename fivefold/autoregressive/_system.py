@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fivefold.nets.heads import Head, Likelihood
-from fivefold.options import option
+from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
+from fivefold.nets.states import States, fill
+from fivefold.options import option, slot
 from fivefold.space import Batch
 from fivefold.system import Density, System
 from fivefold.tools.schedule import warm_cosine
@@ -19,8 +20,7 @@ from fivefold.tools.schedule import warm_cosine
 class AutoregressiveSystem(System):
     """A system that gives every dimension's distribution from the dimensions before it.
 
-    Subclasses write `conditionals` (all dimensions at once) and `_sample_from` (one after another,
-    computing nothing twice).
+    Subclasses write `conditionals` (all dimensions at once) and `states` (one after another, computing nothing twice).
     """
 
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
@@ -39,11 +39,7 @@ class AutoregressiveSystem(System):
         0.01, "of matrices and kernels; biases and gains are not decayed", least=0, tune=(1e-4, 1.0), log=True,
         section="optimizers",
     )  # fmt: skip
-    likelihood: Likelihood = option(
-        "auto", "logistic-mixture (of ordered levels and real values), categorical, bernoulli (two levels) or gaussian "
-        "(a mixture, of real values); auto takes what suits each dimension"
-    )  # fmt: skip
-    mixtures: int = option(8, "components of mixtures, of logistics or Gaussians", least=1, tune=(1, 16))
+    likelihood: Any = option(slot("auto"), LIKELIHOOD_HELP, needs=LIKELIHOOD)
     temperature: float = option(1.0, "of every conditional that is sampled; 1 is the model's own", above=0)
 
     def build(self) -> None:
@@ -52,15 +48,15 @@ class AutoregressiveSystem(System):
 
     def make_head(self) -> nn.Module:
         """The distribution of a dimension; or what draws as that does: `noise`, `sample_dim`, `dtype`, `width`."""
-        return Head(self.space, self.mixtures, self.likelihood)
+        return Head(self.space, self.fill("likelihood", self.space))
 
     @abstractmethod
     def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Parameters `(B, D, width)` for the head, those of a dimension from the ones before it in `x` alone."""
 
     @abstractmethod
-    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        """Encoded examples, flattened `(B, D)`, that the head's `noise` gives, from cached states."""
+    def states(self, n: int, condition: Tensor | None) -> States:
+        """What sampling `n` examples keeps, so that nothing is computed twice."""
 
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()
@@ -71,6 +67,11 @@ class AutoregressiveSystem(System):
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         self.head.temperature = self.temperature
         return self._sample_from(self.head.noise(n), condition).view(n, *self.space.shape)
+
+    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples, flattened `(B, D)`, that the head's `noise` gives."""
+        blank, states = self._blank(len(noise)), self.states(len(noise), condition)
+        return fill(states, self._order(), blank, lambda dim, params: self.head.sample_dim(dim, params, noise[:, dim]))
 
     def _sample_full(self, n: int, condition: Tensor | None) -> Tensor:
         """As `_sample`, the same samples for the same seed, evaluating the whole network for every dimension."""

@@ -13,6 +13,7 @@ from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.nets.attention import CausalBlock
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimEmbedding
+from fivefold.nets.states import States
 from fivefold.options import option
 from fivefold.space import Space
 
@@ -66,17 +67,28 @@ class TransformerSystem(AutoregressiveSystem):
     def _order(self) -> Iterable[int]:
         return self.order.tolist()
 
-    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        x, given = self._blank(len(noise)), self._given(condition)
-        caches = [block.empty_cache(*noise.shape[:2]) for block in self.blocks]  # type: ignore[operator]
-        before = noise.new_zeros(len(noise), 1, given.shape[-1])
-        for position, dim in enumerate(self._order()):
-            h = before + given[:, position, None]
-            for block, cache in zip(self.blocks, caches, strict=True):
-                h = block.step(h, cache, position)  # type: ignore[operator]
-            x[:, dim] = self.head.sample_dim(dim, self.last(self.norm(h))[:, 0], noise[:, dim])
-            before = self.embedding.of(slice(dim, dim + 1), x[:, dim : dim + 1])
-        return x
+    def states(self, n: int, condition: Tensor | None) -> States:
+        return _States(self, n, condition)
+
+
+class _States:
+    """Keys and values of all positions so far, and what the next one sees of the value before it."""
+
+    def __init__(self, net: TransformerSystem, n: int, condition: Tensor | None) -> None:
+        self.net, self.given, self.position = net, net._given(condition), 0
+        self.blocks: list[CausalBlock] = list(net.blocks)  # type: ignore[arg-type]
+        self.caches = [block.empty_cache(n, net.space.dims) for block in self.blocks]
+        self.before = self.given.new_zeros(n, 1, self.given.shape[-1])
+
+    def params(self, dim: int) -> Tensor:
+        h = self.before + self.given[:, self.position, None]
+        for block, cache in zip(self.blocks, self.caches, strict=True):
+            h = block.step(h, cache, self.position)
+        return self.net.last(self.net.norm(h))[:, 0]
+
+    def add(self, dim: int, value: Tensor) -> None:
+        self.before = self.net.embedding.of(slice(dim, dim + 1), value[:, None])
+        self.position += 1
 
 
 class _Position(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.nets.pixelcnn import GatedPixelCNN, raster
+from fivefold.nets.states import States
 from fivefold.options import option
 from fivefold.system import Density
 
@@ -75,5 +76,5 @@ class GatedPixelcnn(AutoregressiveSystem):
     def _order(self) -> Iterable[int]:
         return raster(self.space)
 
-    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        return self.net.fill(self._blank(len(noise)), condition, lambda d, p: self.head.sample_dim(d, p, noise[:, d]))
+    def states(self, n: int, condition: Tensor | None) -> States:
+        return self.net.states(n, condition)

@@ -13,10 +13,11 @@ from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimFeatures
-from fivefold.nets.heads import Head, Likelihood
+from fivefold.nets.heads import LIKELIHOODS, Head
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
-from fivefold.options import option
-from fivefold.space import Batch, Space
+from fivefold.nets.states import States, fill
+from fivefold.options import option, slot
+from fivefold.space import Batch
 from fivefold.tools.scaling import log_mean_exp
 
 MOST_WEIGHTS = 2**26
@@ -80,6 +81,22 @@ class Made(AutoregressiveSystem):
             nn.init.zeros_(self.shortcut.weight)
         self.drop = nn.Dropout(self.dropout)
 
+    def make_head(self) -> nn.Module:
+        """One whose output layer can be paid for; raises `Unfit` where there is none."""
+        head: Any = super().make_head()
+        if self._weights(head) > MOST_WEIGHTS and self.arguments["likelihood"] == slot("auto"):
+            head = Head(self.space, LIKELIHOODS["logistic-mixture"]())
+        if self._weights(head) > 8 * MOST_WEIGHTS:
+            weights = self._weights(head)
+            raise Unfit(
+                f"Made's output layer would have {weights:,} weights ({weights * 16 / 2**30:.0f} GiB in training) for "
+                f"{self.space.dims:,} dimensions; take fewer hidden units or mixtures"
+            )
+        return head
+
+    def _weights(self, head: Head) -> int:
+        return self.hidden * self.space.dims * head.width
+
     def loss(self, batch: Batch) -> Tensor:
         member = int(torch.randint(len(self.members), ()))
         return -self._member_log_prob(member, batch.x, batch.condition).mean()
@@ -122,7 +139,14 @@ class Made(AutoregressiveSystem):
     # --- sampling -------------------------------------------------------------------------------
 
     def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        return self._each_member(self._sample_member, noise, condition)
+        def sample(member: int, noise: Tensor, condition: Tensor | None) -> Tensor:
+            states, order = self.states(len(noise), condition, member), self._degrees_of(member)[0].argsort().tolist()
+            return fill(states, order, self._blank(len(noise)), lambda d, p: self.head.sample_dim(d, p, noise[:, d]))
+
+        return self._each_member(sample, noise, condition)
+
+    def states(self, n: int, condition: Tensor | None, member: int = 0) -> States:
+        return _States(self, n, condition, member)
 
     def _sample_full_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
         return self._each_member(self._sample_member_full, noise, condition)
@@ -143,52 +167,47 @@ class Made(AutoregressiveSystem):
             x[:, dim] = self.head.sample_dim(dim, params, noise[:, dim])
         return x
 
-    def _sample_member(self, member: int, noise: Tensor, condition: Tensor | None) -> Tensor:
-        """Each hidden unit once, as soon as the inputs that it sees are drawn: the operations of one pass.
 
-        With units sorted by degree and features by position, what is known is always a prefix.
-        """
-        position, degrees = self._degrees_of(member)
-        order, units = position.argsort(), degrees.argsort(stable=True)
-        columns = position[self.features.dim_of_feature].argsort(stable=True)
-        first, base = self.first.weight[units][:, columns], self._with_condition(self.first.bias, condition)
-        base = base.expand(len(noise), -1)[:, units]
-        blocks = [(block.weight[units][:, units], block.bias[units]) for block in self.blocks]  # type: ignore[index]
-        last, last_bias = (p.unflatten(0, (-1, self.head.width)) for p in (self.last.weight[:, units], self.last.bias))
-        direct = None if self.shortcut is None else self.shortcut.weight[:, columns].unflatten(0, (-1, self.head.width))
-        ends = torch.searchsorted(degrees[units], torch.arange(len(order), device=order.device), right=True).tolist()
+class _States:
+    """Each hidden unit once, as soon as the inputs that it sees are drawn: the operations of one pass.
 
-        x, known, start = self._blank(len(noise)), 0, 0
-        inputs = noise.new_zeros(len(noise), len(columns))
-        active = [torch.zeros_like(base) for _ in range(len(blocks) + 1)]
-        for dim, end in zip(order.tolist(), ends, strict=True):
-            new = slice(start, end)
-            h = base[:, new] + inputs[:, :known] @ first[new, :known].T
-            for layer, (weight, bias) in enumerate(blocks):
-                active[layer][:, new] = F.relu(h)
-                h = h + F.linear(active[layer][:, :end], weight[new, :end], bias[new])
-            active[-1][:, new] = F.relu(h)
-            params = F.linear(active[-1][:, :end], last[dim, :, :end], last_bias[dim])
-            if direct is not None:
-                params = params + inputs[:, :known] @ direct[dim, :, :known].T
-            x[:, dim] = self.head.sample_dim(dim, params, noise[:, dim])
-            features = self.features.of(dim, x[:, dim])
-            inputs[:, known : known + features.shape[1]] = features
-            known, start = known + features.shape[1], end
-        return x
+    With units sorted by degree and features by position, what is known is always a prefix.
+    """
 
+    def __init__(self, net: Made, n: int, condition: Tensor | None, member: int) -> None:
+        position, degrees = net._degrees_of(member)
+        units = degrees.argsort(stable=True)
+        columns = position[net.features.dim_of_feature].argsort(stable=True)
+        width = net.head.width
+        self.net = net
+        ends = torch.searchsorted(degrees[units], torch.arange(len(position), device=position.device), right=True)
+        self.ends = dict(zip(position.argsort().tolist(), ends.tolist(), strict=True))
+        self.first = net.first.weight[units][:, columns]
+        self.base = net._with_condition(net.first.bias, condition).expand(n, -1)[:, units]
+        blocks: list[MaskedLinear] = list(net.blocks)  # type: ignore[arg-type]
+        self.blocks = [(block.weight[units][:, units], block.bias[units]) for block in blocks]
+        self.last, self.bias = (p.unflatten(0, (-1, width)) for p in (net.last.weight[:, units], net.last.bias))
+        self.direct = None if net.shortcut is None else net.shortcut.weight[:, columns].unflatten(0, (-1, width))
+        self.inputs = self.base.new_zeros(n, len(columns))
+        self.active = [torch.zeros_like(self.base) for _ in range(len(self.blocks) + 1)]
+        self.known = self.start = 0  # features and units so far
 
-def _affordable(space: Space, hidden: int, mixtures: int, likelihood: Likelihood) -> Likelihood:
-    """The likelihood whose output layer can be paid for; raises `Unfit` where there is none."""
-    weights = hidden * space.dims * Head(space, mixtures, likelihood).width
-    if likelihood == "auto" and weights > MOST_WEIGHTS:
-        return _affordable(space, hidden, mixtures, "logistic-mixture")
-    if weights > 8 * MOST_WEIGHTS:
-        raise Unfit(
-            f"Made's output layer would have {weights:,} weights ({weights * 16 / 2**30:.0f} GiB in training) for "
-            f"{space.dims:,} dimensions; take fewer hidden units or mixtures"
-        )
-    return likelihood
+    def params(self, dim: int) -> Tensor:
+        end = self.ends[dim]
+        new, seen = slice(self.start, end), self.inputs[:, : self.known]
+        h = self.base[:, new] + seen @ self.first[new, : self.known].T
+        for layer, (weight, bias) in enumerate(self.blocks):
+            self.active[layer][:, new] = F.relu(h)
+            h = h + F.linear(self.active[layer][:, :end], weight[new, :end], bias[new])
+        self.active[-1][:, new] = F.relu(h)
+        self.start = end
+        params = F.linear(self.active[-1][:, :end], self.last[dim, :, :end], self.bias[dim])
+        return params if self.direct is None else params + seen @ self.direct[dim, :, : self.known].T
+
+    def add(self, dim: int, value: Tensor) -> None:
+        features = self.net.features.of(dim, value)
+        self.inputs[:, self.known : self.known + features.shape[1]] = features
+        self.known += features.shape[1]
 
 
 _Sampler = Callable[[int, Tensor, Tensor | None], Tensor]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.nets.pixelcnn import GatedPixelCNN, raster
+from fivefold.nets.states import States
 from fivefold.options import fixed, option
 from fivefold.space import Batch, Space
 from fivefold.system import Density
@@ -42,7 +43,7 @@ class Pixeliqn(AutoregressiveSystem):
         },
     }  # fmt: skip
 
-    likelihood, mixtures = fixed("quantiles"), fixed(0)
+    likelihood = fixed("quantiles")
     channels: int = option(32, "features of each stack", least=1, tune=(8, 128), log=True)
     layers: int = option(8, "gated layers after the first", least=1, tune=(1, 16))
     kernel: int = option(3, "width of the convolutions, odd; they reach half of it up and left", least=1)
@@ -83,8 +84,8 @@ class Pixeliqn(AutoregressiveSystem):
     def _order(self) -> Iterable[int]:
         return raster(self.space)
 
-    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        return self.net.fill(self._blank(len(noise)), condition, lambda d, p: self.head.sample_dim(d, p, noise[:, d]))
+    def states(self, n: int, condition: Tensor | None) -> States:
+        return self.net.states(n, condition)
 
 
 class QuantileHead(nn.Module):

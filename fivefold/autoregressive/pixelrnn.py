@@ -15,6 +15,7 @@ from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimEmbedding
 from fivefold.nets.masked import CausalConv2d, ConvPiece, degree_mask, spread_degrees
 from fivefold.nets.pixelcnn import raster
+from fivefold.nets.states import States
 from fivefold.options import option
 from fivefold.system import Density
 
@@ -124,18 +125,8 @@ class Pixelrnn(AutoregressiveSystem):
     def _order(self) -> Iterable[int]:
         return raster(self.space)
 
-    def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        colours, height, width = self.space.shape
-        x, cache = self._blank(len(noise)), _Cache(self, len(noise), condition)
-        for row in range(height):
-            cache.start_row(row)
-            for column in range(width):
-                cache.start_pixel(column)
-                for colour in range(colours):
-                    dim = (colour * height + row) * width + column
-                    x[:, dim] = self.head.sample_dim(dim, cache.params(column, colour), noise[:, dim])
-                    cache.add(column, colour, self.values.of(slice(dim, dim + 1), x[:, dim : dim + 1])[:, 0])
-        return x
+    def states(self, n: int, condition: Tensor | None) -> States:
+        return _States(self, n, condition)
 
 
 class _Layer(nn.Module):
@@ -221,7 +212,7 @@ def unskew(x: Tensor, width: int) -> Tensor:
     return flat.unflatten(0, (rows, -1))[:, :width].movedim(0, 3)
 
 
-class _Cache:
+class _States:
     """All that sampling keeps: the states of the row above and of this row, and the pixels still in reach.
 
     What precedes a colour lies in one piece of memory, so that a layer is one matrix product. A state from the
@@ -271,7 +262,7 @@ class _Cache:
             backward = [layer.enter.masked_weight[2 * wide :, :, 0, 0].T for layer in self.layers]
             self.backward = torch.stack(backward)  # (layers, 2 channels, 4 channels)
 
-    def start_row(self, row: int) -> None:
+    def _start_row(self, row: int) -> None:
         """What the rows above give to each of this row's pixels."""
         self.above = self.net.above.row(self.rows)[:, :, 0].permute(2, 0, 1)  # (W, n, 2 channels)
         self.rows = torch.cat([self.rows[:, :, 1:], torch.zeros_like(self.rows[:, :, :1])], 2)
@@ -289,7 +280,7 @@ class _Cache:
             h, c = cell(torch.baddbmm(enter[:, :, column], seen, self.state[:, 1]), c)
             self.h[:, 1, :, column] = h
 
-    def start_pixel(self, column: int) -> None:
+    def _start_pixel(self, column: int) -> None:
         """What this pixel's gates and memory are given by earlier pixels, in all layers."""
         if not self.both:
             self.given, self.memory = self.base[:, :, column], self.c[:, 0, :, column]
@@ -299,8 +290,12 @@ class _Cache:
         seen = torch.cat([self.h[:, 0, :, column], left], -1)
         self.given = torch.baddbmm(self.told[:, :, 0], seen, self.state[:, 0])
 
-    def params(self, column: int, colour: int) -> Tensor:
-        """Parameters `(n, width)` of one dimension of this row, those before it having been added."""
+    def params(self, dim: int) -> Tensor:
+        colour, row, column = self._place(dim)
+        if column == colour == 0:
+            self._start_row(row)
+        if colour == 0:
+            self._start_pixel(column)
         span, narrow, gates = self.spans[colour], self.narrow[colour], self.gates[colour]
         x = self.first[colour](self.pixels, column) + self.above[column][:, span]
         given, memory = self.given[..., gates], self.memory[..., narrow]
@@ -314,11 +309,17 @@ class _Cache:
         self.mixed[:, self.deep[colour]] = F.relu(self.mixes[colour](self.top))
         return self.lasts[colour](self.mixed)
 
-    def add(self, column: int, colour: int, features: Tensor) -> None:
-        """The embedding `(n, E)` of the value that was drawn."""
+    def add(self, dim: int, value: Tensor) -> None:
+        colour, _, column = self._place(dim)
+        features = self.net.values.of(slice(dim, dim + 1), value[:, None])[:, 0]
         span = slice(colour * features.shape[1], (colour + 1) * features.shape[1])
         self.pixels[:, column + self.first[0].left, span] = features
         self.rows[:, span, -1, column] = features
+
+    def _place(self, dim: int) -> tuple[int, int, int]:
+        """Colour, row and column."""
+        _, height, width = self.net.space.shape
+        return dim // (height * width), dim // width % height, dim % width
 
 
 def _spans(groups: list[Tensor]) -> list[slice]:

@@ -14,7 +14,8 @@ from fivefold.bijections.shape import Permutation
 from fivefold.bijections.transforms import Transform, inverse_exactness
 from fivefold.nets.coders import zero
 from fivefold.nets.masked import MaskedNet
-from fivefold.nets.pixelcnn import GatedPixelCNN
+from fivefold.nets.pixelcnn import GatedPixelCNN, raster
+from fivefold.nets.states import fill
 from fivefold.space import Space
 from fivefold.tools.roots import triangular_gradients
 
@@ -129,7 +130,8 @@ class AutoregressiveMaps(Bijection):
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            x = self.net.fill(torch.zeros_like(y), condition, lambda d, p: self.transform.inverse(y[:, d], p.T)[0])
+            states, order = self.net.states(len(y), condition), raster(self.net.space)
+            x = fill(states, order, torch.zeros_like(y), lambda d, p: self.transform.inverse(y[:, d], p.T)[0])
         x = triangular_gradients(lambda x: self._elementwise(x, condition), x, y) if torch.is_grad_enabled() else x
         return x, -self.forward(x, condition)[1]
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fivefold.errors import Unfit
+from fivefold.options import Configured, Need, option
 from fivefold.space import Space
 from fivefold.tools import distributions
 
-Likelihood = Literal["auto", "bernoulli", "categorical", "logistic-mixture", "gaussian"]
 MOST_CATEGORIES = 256  # of ordered values; beyond, a discretised logistic mixture needs far fewer parameters
 
 
@@ -152,27 +152,141 @@ class Gaussian:
         return torch.stack([params[..., 0], params[..., 1].clamp(min=-7.0) + math.log(temperature) / 2], -1)
 
 
+@dataclass(frozen=True)
+class GaussianMixture:
+    """Real values, standardised, by a mixture of Gaussians (RNADE [222])."""
+
+    mixtures: int
+
+    @property
+    def start(self) -> list[float]:
+        return _mixture_start(self.mixtures, 1.5)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return distributions.gaussian_mixture_log_prob(params, x)
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        return distributions.gaussian_mixture_sample(params, uniform)
+
+    def mode(self, params: Tensor) -> Tensor:
+        return _heaviest_mean(params)
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return _tempered_mixture(params, temperature)
+
+
+class Likelihood(Configured):
+    """Which distribution each dimension has: a part for a slot, with the options that go with it.
+
+    This one takes what suits: a categorical for up to 256 levels and for unordered values, a discretised logistic
+    mixture for more, a logistic mixture for real values. Others name one for the dimensions that they model and leave
+    the rest to this.
+    """
+
+    models: ClassVar[str] = ""  # in words, what it is for
+
+    mixtures: int = option(8, "components, where a dimension has a mixture", least=1, tune=(1, 16))
+
+    def __init__(self, **options: Any) -> None:
+        self.configure(options)
+
+    def fits(self, levels: int | None) -> bool:
+        """Whether dimensions of so many levels (None: real) are what it is for."""
+        return True
+
+    def output(self, levels: int | None, ordered: bool) -> Output:
+        """The distribution of a dimension."""
+        if levels is None:
+            return LogisticMixture(self.mixtures)
+        if ordered and levels > MOST_CATEGORIES:
+            return DiscretisedLogisticMixture(levels, self.mixtures)
+        return Bernoulli() if levels == 2 else Categorical(levels)
+
+
+class OfLevels(Likelihood):
+    """A categorical, however many levels there are."""
+
+    models = "levels"
+
+    def fits(self, levels: int | None) -> bool:
+        return levels is not None
+
+    def output(self, levels: int | None, ordered: bool) -> Output:
+        return super().output(levels, False)
+
+
+class OfTwoLevels(Likelihood):
+    """One logit for two levels."""
+
+    models = "two levels"
+
+    def fits(self, levels: int | None) -> bool:
+        return levels == 2
+
+
+class OfOrder(Likelihood):
+    """Logistic mixtures for ordered levels, discretised, and for real values."""
+
+    def output(self, levels: int | None, ordered: bool) -> Output:
+        if levels is None or not ordered or levels <= 2:
+            return super().output(levels, ordered)
+        return DiscretisedLogisticMixture(levels, self.mixtures)
+
+
+class OfReals(Likelihood):
+    """A Gaussian for real values."""
+
+    models = "real values"
+
+    def fits(self, levels: int | None) -> bool:
+        return levels is None
+
+    def output(self, levels: int | None, ordered: bool) -> Output:
+        return Gaussian() if levels is None else super().output(levels, ordered)
+
+
+class OfRealsInModes(OfReals):
+    """Gaussian mixtures for real values."""
+
+    def output(self, levels: int | None, ordered: bool) -> Output:
+        return GaussianMixture(self.mixtures) if levels is None else super().output(levels, ordered)
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "auto": Likelihood,
+    "bernoulli": OfTwoLevels,
+    "categorical": OfLevels,
+    "logistic-mixture": OfOrder,
+    "gaussian": OfReals,
+    "gaussian-mixture": OfRealsInModes,
+}
+LIKELIHOOD = Need("a distribution for the values of a dimension", parts=LIKELIHOODS, systems=False)
+LIKELIHOOD_HELP = (
+    "of each dimension's values: logistic-mixture (of ordered levels and real values), categorical, bernoulli (two "
+    "levels), gaussian or gaussian-mixture (real values); auto, and what it does not model, take what suits a dimension"
+)
+
+
 class Head(nn.Module):
     """The distributions of all dimensions of `space`.
 
     Args:
         space: of the examples, D dimensions when flattened.
-        mixtures: components of logistic mixtures.
-        likelihood: auto takes a categorical for up to 256 levels and for unordered values, a discretised
-            logistic mixture for more, a logistic mixture for real values; or the name of one to prefer for the
-            dimensions that it models, with auto for the others.
+        likelihood: which each dimension has; what suits it unless given.
 
     Raises:
-        Unfit: where the likelihood named models no dimension of the space.
+        Unfit: where the likelihood models no dimension of the space.
     """
 
-    def __init__(self, space: Space, mixtures: int = 8, likelihood: Likelihood = "auto") -> None:
+    def __init__(self, space: Space, likelihood: Likelihood | None = None) -> None:
         super().__init__()
         self.space, self.temperature = space, 1.0  # of what is drawn dimension by dimension
+        likelihood = likelihood or Likelihood()
+        if not any(map(likelihood.fits, space.dim_levels)):
+            name = next(name for name, kind in LIKELIHOODS.items() if kind is type(likelihood))
+            raise Unfit(f"a {name} likelihood needs {likelihood.models}; there are none in {space.describe()}")
         ordered = ordered_dims(space)
-        _check_fits(likelihood, space)
-        choose = LIKELIHOODS[likelihood]
-        self.outputs = [choose(n, o, mixtures) for n, o in zip(space.dim_levels, ordered, strict=True)]
+        self.outputs = [likelihood.output(n, o) for n, o in zip(space.dim_levels, ordered, strict=True)]
         self.width = max(len(output.start) for output in self.outputs)
         groups: dict[Output, list[int]] = {}
         for dim, output in enumerate(self.outputs):
@@ -238,54 +352,6 @@ def ordered_dims(space: Space) -> list[bool]:
     if space.columns:
         return [column.kind != "categorical" for column in space.columns]
     return [space.kind != "text"] * space.dims
-
-
-def _auto(levels: int | None, ordered: bool, mixtures: int) -> Output:
-    if levels is None:
-        return LogisticMixture(mixtures)
-    if ordered and levels > MOST_CATEGORIES:
-        return DiscretisedLogisticMixture(levels, mixtures)
-    return _categorical(levels, ordered, mixtures)
-
-
-def _categorical(levels: int | None, ordered: bool, mixtures: int) -> Output:
-    if levels is None:
-        return LogisticMixture(mixtures)
-    return Bernoulli() if levels == 2 else Categorical(levels)
-
-
-def _logistic_mixture(levels: int | None, ordered: bool, mixtures: int) -> Output:
-    if levels is None or not ordered or levels <= 2:
-        return _auto(levels, ordered, mixtures)
-    return DiscretisedLogisticMixture(levels, mixtures)
-
-
-def _gaussian(levels: int | None, ordered: bool, mixtures: int) -> Output:
-    return Gaussian() if levels is None else _auto(levels, ordered, mixtures)
-
-
-def _bernoulli(levels: int | None, ordered: bool, mixtures: int) -> Output:
-    return Bernoulli() if levels == 2 else _auto(levels, ordered, mixtures)
-
-
-def _check_fits(likelihood: str, space: Space) -> None:
-    models: dict[str, tuple[str, Callable[[int | None], bool]]] = {
-        "bernoulli": ("two levels", lambda levels: levels == 2),
-        "categorical": ("levels", lambda levels: levels is not None),
-        "gaussian": ("real values", lambda levels: levels is None),
-    }
-    needs, fits = models.get(likelihood, ("", lambda levels: True))
-    if not any(map(fits, space.dim_levels)):
-        raise Unfit(f"a {likelihood} likelihood needs {needs}; there are none in {space.describe()}")
-
-
-LIKELIHOODS: dict[str, Callable[[int | None, bool, int], Output]] = {
-    "auto": _auto,
-    "bernoulli": _bernoulli,
-    "categorical": _categorical,
-    "logistic-mixture": _logistic_mixture,
-    "gaussian": _gaussian,
-}
 
 
 def _mixture_start(mixtures: int, reach: float) -> list[float]:

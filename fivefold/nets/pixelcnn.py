@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from fivefold.nets.condition import ConditionEmbedding, Embedded, MapEmbedding
 from fivefold.nets.embedding import DimEmbedding
 from fivefold.nets.heads import dims_of_maps
 from fivefold.nets.masked import CausalConv2d, ConvPiece, degree_mask, spread_degrees
+from fivefold.nets.states import States
 from fivefold.space import Space
 
 
@@ -80,24 +81,9 @@ class GatedPixelCNN(nn.Module):
         """`(B, C, H, W)` as maps `(B, C * embedding, H, W)`, the features of a colour together."""
         return self.embedding(x).unflatten(1, self.space.shape).movedim(-1, 2).flatten(1, 2)
 
-    def fill(self, x: Tensor, condition: Tensor | None, draw: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Draw all dimensions in order, computing nothing twice.
-
-        Args:
-            x: flattened images `(n, D)`, filled in place.
-            condition: encoded, or None.
-            draw: values `(n,)` of a flattened dimension from its parameters `(n, width)`.
-        """
-        colours, height, width = self.space.shape
-        cache = _Cache(self, len(x), condition)
-        for row in range(height):
-            cache.start_row()
-            for column in range(width):
-                for colour in range(colours):
-                    dim = (colour * height + row) * width + column
-                    x[:, dim] = draw(dim, cache.params(column, colour))
-                    cache.add(column, colour, self.embedding.of(slice(dim, dim + 1), x[:, dim : dim + 1])[:, 0])
-        return x
+    def states(self, n: int, condition: Tensor | None) -> States:
+        """What sampling `n` images keeps."""
+        return _States(self, n, condition)
 
 
 def raster(space: Space) -> Iterator[int]:
@@ -145,7 +131,7 @@ def _gate(x: Tensor) -> Tensor:
     return value.tanh() * gate.sigmoid()
 
 
-class _Cache:
+class _States:
     """All that sampling keeps: of the vertical stack the rows, of the horizontal stack the pixels still in reach.
 
     A row of the vertical stack is computed at once, a pixel of the horizontal stack colour by colour. What
@@ -177,7 +163,7 @@ class _Cache:
         self.lasts = [ConvPiece(net.last, h, s) for h, s in zip(heads, seen, strict=True)]
         self.both = both
 
-    def start_row(self) -> None:
+    def _start_row(self) -> None:
         """The vertical stack at the next row, and what it gives to each of its pixels."""
         v = self.net.vertical.row(self.rows[0])
         context = self.context
@@ -193,8 +179,10 @@ class _Cache:
                 links.append(link[:, rows, 0].permute(2, 0, 1) + gates[i].bias)  # (W, n, ...)
         self.rows[0] = torch.cat([self.rows[0][:, :, 1:], torch.zeros_like(self.rows[0][:, :, :1])], 2)
 
-    def params(self, column: int, colour: int) -> Tensor:
-        """Parameters `(n, width)` of one dimension of this row, those before it having been added."""
+    def params(self, dim: int) -> Tensor:
+        colour, column = self._place(dim)
+        if column == colour == 0:
+            self._start_row()
         span = self.spans[colour]
         h = self.first[colour](self.pixels[0], column)
         for i, (gates, out) in enumerate(zip(self.gates[colour], self.outs[colour], strict=True)):
@@ -206,8 +194,14 @@ class _Cache:
         self.mixed[:, span] = F.silu(self.mixes[colour](self.top))
         return self.lasts[colour](self.mixed)
 
-    def add(self, column: int, colour: int, features: Tensor) -> None:
-        """The embedding `(n, E)` of the value that was drawn."""
+    def add(self, dim: int, value: Tensor) -> None:
+        colour, column = self._place(dim)
+        features = self.net.embedding.of(slice(dim, dim + 1), value[:, None])[:, 0]
         span = slice(colour * features.shape[1], (colour + 1) * features.shape[1])
         self.pixels[0][:, column + self.first[0].left, span] = features
         self.rows[0][:, span, -1, column] = features
+
+    def _place(self, dim: int) -> tuple[int, int]:
+        """Colour and column."""
+        _, height, width = self.net.space.shape
+        return dim // (height * width), dim % width

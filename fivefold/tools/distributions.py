@@ -86,16 +86,33 @@ def logistic_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 def logistic_mixture_sample(params: Tensor, uniform: Tensor, least: float = -7.0) -> Tensor:
     """Real samples `(...)`; `uniform` `(..., 2)` chooses the component and the point in it."""
-    weights, means, log_scales = _mixture(params, least)
-    component = categorical_sample(weights, uniform[..., 0]).unsqueeze(-1)
-    mean, log_scale = means.gather(-1, component).squeeze(-1), log_scales.gather(-1, component).squeeze(-1)
+    mean, log_scale = _component(params, uniform[..., 0], least)
     return mean + torch.exp(log_scale) * torch.logit(uniform[..., 1], eps=1e-6)
+
+
+def gaussian_mixture_log_prob(params: Tensor, x: Tensor) -> Tensor:
+    """ln density of real `x` `(...)` under a mixture of Gaussians; `params` as in `logistic_mixture_log_prob`."""
+    weights, means, log_scales = _mixture(params)
+    return (weights.log_softmax(-1) + gaussian_log_prob(x.unsqueeze(-1), means, log_scales)).logsumexp(-1)
+
+
+def gaussian_mixture_sample(params: Tensor, uniform: Tensor) -> Tensor:
+    """Real samples `(...)`; `uniform` `(..., 2)` chooses the component and the point in it."""
+    mean, log_scale = _component(params, uniform[..., 0])
+    return mean + torch.exp(log_scale) * torch.special.ndtri(uniform[..., 1].clamp(1e-6, 1 - 1e-6))
 
 
 def discretised_logistic_mixture_sample(params: Tensor, uniform: Tensor, levels: int) -> Tensor:
     """Integers `(...)` in {0..levels-1}: the cell that a sample of the mixture falls in."""
     x = logistic_mixture_sample(params, uniform, narrowest(levels))
     return ((x + 1) * (levels - 1) / 2).round().clamp(0, levels - 1).long()
+
+
+def _component(params: Tensor, uniform: Tensor, least: float = -7.0) -> tuple[Tensor, Tensor]:
+    """Mean and log-scale of the component that `uniform` `(...)` chooses."""
+    weights, means, log_scales = _mixture(params, least)
+    component = categorical_sample(weights, uniform).unsqueeze(-1)
+    return means.gather(-1, component).squeeze(-1), log_scales.gather(-1, component).squeeze(-1)
 
 
 def _mixture(params: Tensor, least: float = -7.0) -> tuple[Tensor, Tensor, Tensor]:

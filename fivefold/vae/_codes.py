@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.nets.codebook import Codebook, straight_through
-from fivefold.nets.heads import Head, Likelihood
+from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
 from fivefold.options import Need, option, slot
 from fivefold.space import Batch, Space
 from fivefold.system import LatentSystem, System, Update
@@ -83,12 +83,7 @@ class CodeSystem(LatentSystem):
         16, "channels at full size, or a sixteenth of the units of a hidden layer", least=1, tune=(8, 64), log=True
     )
     depth: int = option(1, "residual blocks at the size of a grid, or hidden layers", least=0, tune=(1, 3))
-    likelihood: Likelihood = option(
-        "logistic-mixture",
-        "of ordered levels and real values; categorical, bernoulli (two levels) or gaussian (real values); dimensions "
-        "that it does not model have the one that suits them",
-    )
-    mixtures: int = option(3, "components of a logistic mixture", least=1, tune=(1, 10))
+    likelihood: Any = option(slot("logistic-mixture", mixtures=3), LIKELIHOOD_HELP, needs=LIKELIHOOD)
     commitment: float = option(
         0.25, "weight of the squared distance between the encoder's output and its code", least=0, tune=(0.05, 1.0)
     )
@@ -104,7 +99,7 @@ class CodeSystem(LatentSystem):
 
     def build(self) -> None:
         books = {name: Codebook(self.codes, self.code_width, self.decay, self.revive) for name in self.levels}
-        head = Head(self.space, self.mixtures, self.likelihood)
+        head = Head(self.space, self.fill("likelihood", self.space))
         self.autoencoder = self.make_autoencoder(self.space.conditioned_on(None), head, nn.ModuleDict(books))
         spaces = [Space("image", (1, *grid), levels=self.codes) for grid in self.autoencoder.grids]
         conditions = [self.space.condition, *map(self.given_space, self.autoencoder.grids[:-1])]

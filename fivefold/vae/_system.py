@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fivefold.errors import Unfit
 from fivefold.nets.coders import ConvDecoder, ConvEncoder, Maps, MLPDecoder, MLPEncoder, Output
-from fivefold.nets.heads import Head, Likelihood
+from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
 from fivefold.options import Need, class_in, option, slot
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
@@ -83,12 +83,7 @@ class VAESystem(VariationalSystem):
     posterior: Any = option(slot("gaussian"), "of z given an example, after shift and scale", needs=POSTERIOR)
     decoder: Any = option(slot("network"), "of an example given z", needs=DECODER)
     maps: int = option(16, "channels that a decoder that is a system sees of z", least=1, tune=(4, 64), log=True)
-    likelihood: Likelihood = option(
-        "logistic-mixture",
-        "of ordered levels and real values; categorical, bernoulli (two levels) or gaussian (real values); dimensions "
-        "that it does not model have the one that suits them",
-    )
-    mixtures: int = option(3, "components of a logistic mixture", least=1, tune=(1, 10))
+    likelihood: Any = option(slot("logistic-mixture", mixtures=3), LIKELIHOOD_HELP, needs=LIKELIHOOD)
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -100,7 +95,7 @@ class VAESystem(VariationalSystem):
             self.free_bits = FREE if self.free_bits is None else self.free_bits
             self.score_samples = self.score_samples or FEWER
         features = 2 * self.latent if flexible else 0
-        head = None if by_system else Head(self.space, self.mixtures, self.likelihood)
+        head = None if by_system else Head(self.space, self.fill("likelihood", self.space))
         seen = self._seen() if by_system else self.space
         self.encoder = self.make_encoder(2 * self.latent + features)
         net = self.make_decoder(seen.conditioned_on(self.space.condition), head or Maps())

@@ -24,7 +24,7 @@ class VAE(VAESystem):
         "mnist": {"network": "mlp", "width": 32, "latent": 40, "lr": 1e-3, "warmup": 0.25, "batch_size": 128},
         # The paper has no convolutions and no CIFAR-10: sizes are ours.
         "cifar10": {
-            "network": "conv", "width": 64, "depth": 2, "latent": 128, "dropout": 0.0, "mixtures": 5, "lr": 1e-3,
-            "batch_size": 128,
+            "network": "conv", "width": 64, "depth": 2, "latent": 128, "dropout": 0.0, "likelihood.mixtures": 5,
+            "lr": 1e-3, "batch_size": 128,
         },
     }  # fmt: skip

@@ -41,7 +41,7 @@ class VLAE(VAESystem):
         # Appendix B: its code, prior, widths and 7x4 window; blocks at the smallest size alone, the decoder is ours.
         "cifar10": {
             "code_maps": 16, "width": 48, "depth": 3, "maps": 64, "decoder.channels": 256, "decoder.layers": 6,
-            "decoder.first_kernel": 7, "decoder.dropout": 0.0, "decoder.mixtures": 10, "prior.layers": 6,
+            "decoder.first_kernel": 7, "decoder.dropout": 0.0, "decoder.likelihood.mixtures": 10, "prior.layers": 6,
             "prior.hidden": 128, "dropout": 0.0, "free_bits": 0.01, "batch_size": 64, "ema": 0.998,
         },
     }  # fmt: skip
@@ -52,8 +52,8 @@ class VLAE(VAESystem):
     score_samples = 16
     prior = slot("autoregressive")
     decoder = slot(
-        "gated-pixelcnn", channels=32, layers=3, kernel=1, first_kernel=3, dropout=0.1, mixtures=5,
-        likelihood="logistic-mixture",
+        "gated-pixelcnn", channels=32, layers=3, kernel=1, first_kernel=3, dropout=0.1, 
+        likelihood=slot("logistic-mixture", mixtures=5),
     )  # fmt: skip
     code_maps: int = option(
         0, "channels of a z that is maps of a quarter of the image's sides, in place of `latent` dimensions; the flows "
