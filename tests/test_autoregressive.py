@@ -82,13 +82,11 @@ GAUSSIANS = ("made", {"likelihood": "gaussian-mixture"})
 
 
 def test_an_output_layer_that_nobody_can_pay_for_is_refused_or_made_smaller():
-    """100,000 dimensions of 256 levels: categories would need 2^33 weights; a mixture, and fewer units, need less."""
-    space = Space("image", (1, 250, 400), levels=256)
-    with torch.device("meta"):
-        system = catalog.build("made", space, hidden=16, direct=False)
-    assert system.head.width == 24
+    """20,000 dimensions of 256 levels: categories would need 2^26 weights with 16 units, mixtures 2^31 with 5000."""
+    space = Space("image", (1, 100, 200), levels=256)
+    assert catalog.build("made", space, hidden=16, direct=False).head.width == 24
     with pytest.raises(Unfit, match="fewer hidden units or mixtures"):
-        catalog.build("made", space)
+        catalog.build("made", space, hidden=5000)
 
 
 @pytest.mark.parametrize(("name", "options", "space"), cases(TABLE, systems=(*SYSTEMS, MIXTURE, GAUSSIANS)))
