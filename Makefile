@@ -6,16 +6,17 @@ BIN := .venv/bin
 SYSTEMS ?= igebm ddpm vae dcgan gated-pixelcnn glow  # one of every family, energy models twice; all of them: SYSTEMS=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+SYSTEM ?=  # make test SYSTEM=naf: the tests of that one alone
 .PHONY: compare test test-slow check setup setup-dev clean
 
 compare: setup
 	$(BIN)/fivefold compare $(SYSTEMS) --data digits --budget 30s --out compare-digits
 
 test: setup-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --durations 10  # a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --durations 10 $(addprefix --system=,$(SYSTEM))
 
 test-slow: setup-dev
-	$(BIN)/python -m pytest -m slow --durations 10
+	$(BIN)/python -m pytest -m slow --durations 10 $(addprefix --system=,$(SYSTEM))
 
 check: setup-dev
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ and adds the log-determinant of the encoding, so no system can forget it.
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -102,6 +103,18 @@ class System(Configured, nn.Module, ABC):
         self.density: Density = kind
         self.configure(options)
         self.build()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a run keeps it: class, space, options, dials and state. Networks may hold what does not pickle."""
+        dials = {name: getattr(self, name) for name in self.dials}
+        return _rebuilt, (type(self), self.space, self.arguments, dials, self.state_dict(), self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> System:
+        """As of any module: not by what `__reduce__` says, which would build it anew."""
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
     @classmethod
     def density_on(cls, space: Space) -> Density | None:
@@ -389,6 +402,23 @@ def fitting(need: Need, space: Space) -> list[str]:
     """The names of all that has what a slot needs on a space."""
     systems = options.catalogue.classes() if need.systems else {}
     return [*need.parts, *(name for name, cls in systems.items() if suits(cls, need, space))]
+
+
+def _rebuilt(
+    cls: type[System],
+    space: Space,
+    arguments: dict[str, Any],
+    dials: dict[str, Any],
+    state: dict[str, Tensor],
+    training: bool,
+) -> System:
+    """What `System.__reduce__` took apart; torch's generators stay as they are."""
+    with seeded(0):
+        system = cls(space, **arguments)
+    system.load_state_dict(state)
+    for name, value in dials.items():
+        setattr(system, name, value)
+    return system.to(next(iter(state.values())).device).train(training)
 
 
 @contextlib.contextmanager

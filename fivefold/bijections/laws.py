@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,29 @@ from fivefold.bijections.transforms import Transform, soft_clamp
 from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
 
 
+@contextlib.contextmanager
+def still(flow: nn.Module) -> Iterator[None]:
+    """With all laws in `flow` drawing from zeros, then from noise again."""
+    laws = [part for part in flow.modules() if isinstance(part, Law)]
+    try:
+        for law in laws:
+            law.still = True
+        yield
+    finally:
+        for law in laws:
+            law.still = False
+
+
 class Law(nn.Module, ABC):
-    """p(y | given), possibly given a condition too; gradients pass through what is drawn."""
+    """p(y | given), possibly given a condition too; gradients pass through what is drawn.
+
+    While `still`, draws are made from zeros in place of noise.
+    """
+
+    still = False
+
+    def noise(self, like: Tensor) -> Tensor:
+        return torch.zeros_like(like) if self.still else torch.randn_like(like)
 
     @abstractmethod
     def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -39,7 +62,7 @@ class GaussianLaw(Law):
 
     def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, log_scale = self._moments(given, condition)
-        y = mean + log_scale.exp() * torch.randn_like(mean)
+        y = mean + log_scale.exp() * self.noise(mean)
         return y, sum_dims(gaussian_log_prob(y, mean, log_scale))
 
     def log_prob(self, y: Tensor, given: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -56,17 +79,14 @@ class FlowLaw(Law):
     Args:
         channels: of y; the other sizes are those of `given`.
         flow: of `given` and then y along the channels; it changes y alone (see `conditional_flow`). None: y is noise.
-
-    While `still`, draws are made from zeros in place of noise.
     """
 
     def __init__(self, channels: int, flow: Layer | None = None) -> None:
         super().__init__()
-        self.channels, self.flow, self.still = channels, Chain() if flow is None else flow, False
+        self.channels, self.flow = channels, Chain() if flow is None else flow
 
     def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        noise = given.new_zeros(len(given), self.channels, *given.shape[2:])
-        noise = noise if self.still else torch.randn_like(noise)
+        noise = self.noise(given.new_empty(len(given), self.channels, *given.shape[2:]))
         both, log_det = self.flow.inverse(torch.cat([given, noise], 1), condition)
         return both[:, given.shape[1] :], standard_normal_log_prob(noise) - log_det
 

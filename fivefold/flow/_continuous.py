@@ -217,6 +217,13 @@ class FreeFormSystem(ContinuousSystem):
     exact_dims: int = option(64, "up to how many dimensions the trace is exact when scoring", least=0)
 
     @property
+    def density_note(self) -> str:
+        if not self.extra:
+            return super().density_note
+        what = "dimensions" if self.is_dense else "channels"
+        return f"{super().density_note}, {self.score_samples} draws of {self.extra} extra {what}"
+
+    @property
     def trace(self) -> Trace:
         return "exact" if self.noise_dims <= self.exact_dims else "hutchinson"
 

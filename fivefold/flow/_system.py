@@ -11,6 +11,7 @@ from torch import Tensor
 from fivefold.bijections.base import Chain, Layer
 from fivefold.bijections.dequantisation import VariationalDequantisation
 from fivefold.bijections.elementwise import Logit
+from fivefold.bijections.laws import still
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.options import option
 from fivefold.space import Batch, Space
@@ -127,7 +128,8 @@ class FlowSystem(LatentSystem):
         return y, standard_normal_log_prob(z) - log_det
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        z, _ = self.flow(midpoint(x, self.space), self.embedding(condition))
+        with still(self.flow):
+            z, _ = self.flow(midpoint(x, self.space), self.embedding(condition))
         return z
 
     def _decode(self, z: Tensor, condition: Tensor | None) -> Tensor:
