@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
-from fivefold.nets.states import States, fill
+from fivefold.nets.states import Recomputed, States, fill
 from fivefold.options import option, slot
 from fivefold.space import Batch
 from fivefold.system import Density, System
@@ -20,7 +20,7 @@ from fivefold.tools.schedule import warm_cosine
 class AutoregressiveSystem(System):
     """A system that gives every dimension's distribution from the dimensions before it.
 
-    Subclasses write `conditionals` (all dimensions at once) and `states` (one after another, computing nothing twice).
+    Subclasses write `conditionals` (all dimensions at once) and `states` (to compute nothing twice when sampling).
     """
 
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
@@ -54,9 +54,13 @@ class AutoregressiveSystem(System):
     def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Parameters `(B, D, width)` for the head, those of a dimension from the ones before it in `x` alone."""
 
-    @abstractmethod
     def states(self, n: int, condition: Tensor | None) -> States:
-        """What sampling `n` examples keeps, so that nothing is computed twice."""
+        """What sampling `n` examples keeps, so that nothing is computed twice; nothing unless a system says so."""
+        return self._recomputed(n, condition)
+
+    def _recomputed(self, n: int, condition: Tensor | None) -> States:
+        shape = (n, *self.space.shape)
+        return Recomputed(lambda x: self.conditionals(x.view(shape), condition), self._blank(n))
 
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()
@@ -70,20 +74,15 @@ class AutoregressiveSystem(System):
 
     def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
         """Encoded examples, flattened `(B, D)`, that the head's `noise` gives."""
-        blank, states = self._blank(len(noise)), self.states(len(noise), condition)
-        return fill(states, self._order(), blank, lambda dim, params: self.head.sample_dim(dim, params, noise[:, dim]))
+        return self._filled(self.states(len(noise), condition), self._order(), noise)
 
-    def _sample_full(self, n: int, condition: Tensor | None) -> Tensor:
-        """As `_sample`, the same samples for the same seed, evaluating the whole network for every dimension."""
-        self.head.temperature = self.temperature
-        return self._sample_full_from(self.head.noise(n), condition).view(n, *self.space.shape)
+    def _filled(self, states: States, order: Iterable[int], noise: Tensor) -> Tensor:
+        blank = self._blank(len(noise))
+        return fill(states, order, blank, lambda dim, params: self.head.sample_dim(dim, params, noise[:, dim]))
 
     def _sample_full_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        x = self._blank(len(noise))
-        for dim in self._order():
-            params = self.conditionals(x.view(-1, *self.space.shape), condition)[:, dim]
-            x[:, dim] = self.head.sample_dim(dim, params, noise[:, dim])
-        return x
+        """As `_sample_from`, evaluating the whole network for every dimension."""
+        return self._filled(self._recomputed(len(noise), condition), self._order(), noise)
 
     def _order(self) -> Iterable[int]:
         """Flattened dimensions in the order of the factorisation."""

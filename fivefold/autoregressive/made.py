@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimFeatures
 from fivefold.nets.heads import LIKELIHOODS, Head
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
-from fivefold.nets.states import States, fill
+from fivefold.nets.states import Recomputed, States
 from fivefold.options import option, slot
 from fivefold.space import Batch
 from fivefold.tools.scaling import log_mean_exp
@@ -139,32 +140,23 @@ class Made(AutoregressiveSystem):
     # --- sampling -------------------------------------------------------------------------------
 
     def _sample_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        def sample(member: int, noise: Tensor, condition: Tensor | None) -> Tensor:
-            states, order = self.states(len(noise), condition, member), self._degrees_of(member)[0].argsort().tolist()
-            return fill(states, order, self._blank(len(noise)), lambda d, p: self.head.sample_dim(d, p, noise[:, d]))
-
-        return self._each_member(sample, noise, condition)
-
-    def states(self, n: int, condition: Tensor | None, member: int = 0) -> States:
-        return _States(self, n, condition, member)
+        return self._each_member(partial(_States, self), noise, condition)
 
     def _sample_full_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        return self._each_member(self._sample_member_full, noise, condition)
+        def states(n: int, condition: Tensor | None, member: int) -> States:
+            shape = (n, *self.space.shape)
+            return Recomputed(lambda x: self.conditionals(x.view(shape), condition, member), self._blank(n))
 
-    def _each_member(self, sample: _Sampler, noise: Tensor, condition: Tensor | None) -> Tensor:
-        """Every example from a random member of the mixture."""
+        return self._each_member(states, noise, condition)
+
+    def _each_member(self, states: Callable[..., States], noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Every example from a random member of the mixture, by its `states` of (n, condition, member)."""
         chosen = torch.randint(len(self.members), (len(noise),), device=noise.device)
         x = self._blank(len(noise))
         for member in chosen.unique().tolist():
-            rows = chosen == member
-            x[rows] = sample(member, noise[rows], None if condition is None else condition[rows])
-        return x
-
-    def _sample_member_full(self, member: int, noise: Tensor, condition: Tensor | None) -> Tensor:
-        x = self._blank(len(noise))
-        for dim in self._degrees_of(member)[0].argsort().tolist():
-            params = self.conditionals(x.view(-1, *self.space.shape), condition, member)[:, dim]
-            x[:, dim] = self.head.sample_dim(dim, params, noise[:, dim])
+            rows, order = chosen == member, self._degrees_of(member)[0].argsort().tolist()
+            given = None if condition is None else condition[rows]
+            x[rows] = self._filled(states(int(rows.sum()), given, member), order, noise[rows])
         return x
 
 
@@ -208,9 +200,6 @@ class _States:
         features = self.net.features.of(dim, value)
         self.inputs[:, self.known : self.known + features.shape[1]] = features
         self.known += features.shape[1]
-
-
-_Sampler = Callable[[int, Tensor, Tensor | None], Tensor]
 
 
 def _orders(count: int, dims: int) -> Tensor:

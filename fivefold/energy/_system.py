@@ -47,7 +47,7 @@ class ChainSystem(EnergySystem):
 
     By contrastive divergence the energy falls on data and rises on the chains' ends. Chains move in a space of states
     (examples themselves unless a leaf says otherwise) and persist in a buffer from one step to the next, with their
-    conditions. A leaf says what a state's `potential` is and where chains start afresh.
+    conditions.
     """
 
     sampling: ClassVar[str] = "mcmc"
@@ -80,10 +80,6 @@ class ChainSystem(EnergySystem):
     # --- what a leaf writes -----------------------------------------------------------------------
 
     @abstractmethod
-    def potential(self, state: Tensor, condition: Tensor | None) -> Tensor:
-        """What chains go down, `(B,)`: at the temperature of `move` minus the logarithm of their law."""
-
-    @abstractmethod
     def fresh(self, n: int) -> Tensor:
         """States `(n, ...)` at which chains start that do not go on."""
 
@@ -98,6 +94,10 @@ class ChainSystem(EnergySystem):
     def examples(self, state: Tensor, condition: Tensor | None) -> Tensor:
         """The centred examples of states."""
         return state
+
+    def potential(self, state: Tensor, condition: Tensor | None) -> Tensor:
+        """What chains go down, `(B,)`: at the temperature of `move` minus the logarithm of their law."""
+        return self.energies(self.examples(state, condition), condition)
 
     def data(self, x: Tensor) -> Tensor:
         """Encoded examples as the energy is trained on them: centred."""

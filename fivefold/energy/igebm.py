@@ -80,9 +80,6 @@ class IGEBM(ChainSystem):
     def energies(self, x: Tensor, condition: Tensor | None) -> Tensor:
         return self.f(x, condition)
 
-    def potential(self, state: Tensor, condition: Tensor | None) -> Tensor:
-        return self.f(state, condition)
-
     def held(self, on_data: Tensor, on_chains: Tensor) -> Tensor:
         """Both values near 0."""
         return self.regularisation * ((on_data**2).mean() + (on_chains**2).mean())

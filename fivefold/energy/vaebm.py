@@ -105,7 +105,7 @@ class VAEBM(ChainSystem):
 
     def potential(self, state: Tensor, condition: Tensor | None) -> Tensor:
         """E(x(e)) + |e|^2 / 2, nats `(B,)`: minus the logarithm of the noise's law, up to a constant."""
-        return self.energy(self.examples(state, condition), condition) + 0.5 * state.square().sum(1)
+        return super().potential(state, condition) + 0.5 * state.square().sum(1)
 
     def examples(self, state: Tensor, condition: Tensor | None) -> Tensor:
         """x(e): centred images of noise `(B, noise_dims)`; of standard normal noise, draws from the VAE."""

@@ -21,6 +21,19 @@ class States(Protocol):
         """The encoded value `(n,)` that was drawn there."""
 
 
+class Recomputed:
+    """Only the examples so far, `x` `(n, D)`, are kept: all parameters, `(n, D, width)`, are computed each time."""
+
+    def __init__(self, conditionals: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.conditionals, self.x = conditionals, x
+
+    def params(self, dim: int) -> Tensor:
+        return self.conditionals(self.x)[:, dim]
+
+    def add(self, dim: int, value: Tensor) -> None:
+        self.x[:, dim] = value
+
+
 def fill(states: States, order: Iterable[int], x: Tensor, draw: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Draw all dimensions in order.
 
