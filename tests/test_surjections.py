@@ -39,7 +39,7 @@ def signs(dims):
 
 def random(layer, spread=0.2):
     """The layer in float64, its parameters moved from where they start."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # not that of their start
     for parameter in layer.parameters():
         with torch.no_grad():
             parameter.add_(spread * torch.randn_like(parameter))
@@ -134,10 +134,10 @@ def test_the_chances_of_a_sign_depend_on_all_absolute_values_and_on_the_columns_
         turned = x.clone()
         turned[:, column] *= -1
         differ = (odds(turned, x.abs()) - odds(x, x.abs())).abs().amax(0)
-        assert (differ > 1e-9).tolist() == [other > column for other in range(3)]
+        assert (differ > 1e-3).tolist() == [other > column for other in range(3)]
         longer = x.abs()
         longer[:, column] += 1
-        assert ((odds(x, longer) - odds(x, x.abs())).abs().amax(0) > 1e-9).all()
+        assert ((odds(x, longer) - odds(x, x.abs())).abs().amax(0) > 1e-3).all()
 
 
 def test_half_normal_noise_becomes_normal_on_a_line_of_any_length():
