@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.autoregressive._system import AutoregressiveSystem
-from fivefold.nets.pixelcnn import GatedPixelCNN, raster
-from fivefold.nets.states import States
+from fivefold.autoregressive._pixelcnn import PixelCNNSystem
 from fivefold.options import fixed, option
 from fivefold.space import Batch, Space
 from fivefold.system import Density
@@ -19,7 +16,7 @@ from fivefold.tools.quantiles import cosines, quantile_huber
 from fivefold.tools.scaling import dequantise, quantise
 
 
-class Pixeliqn(AutoregressiveSystem):
+class Pixeliqn(PixelCNNSystem):
     """Autoregressive implicit quantile network, PixelIQN (survey 5.2; Ostrovski et al., 2018).
 
     What the gated PixelCNN sees of the dimensions before gives, together with any tau in (0, 1), the tau-quantile
@@ -44,29 +41,14 @@ class Pixeliqn(AutoregressiveSystem):
     }  # fmt: skip
 
     likelihood = fixed("quantiles")
-    channels: int = option(32, "features of each stack", least=1, tune=(8, 128), log=True)
-    layers: int = option(8, "gated layers after the first", least=1, tune=(1, 16))
-    kernel: int = option(3, "width of the convolutions, odd; they reach half of it up and left", least=1)
-    first_kernel: int = option(5, "the same of the first layer", least=0)
-    embedding: int = option(16, "features of each input value", least=1, tune=(2, 64), log=True)
-    dropout: float = option(0.1, "share of features that are dropped in training", least=0, below=1, tune=(0.0, 0.5))
+    channels = 32
+    layers = 8
+    kernel = 3
+    dropout = 0.1
     features: int = option(64, "of each dimension, that are multiplied by those of tau", least=1)
     cosine_features: int = option(64, "cosines that tau is embedded by", least=1)
     quantiles: int = option(8, "values of tau for each dimension and training step", least=1)
     kappa: float = option(0.004, "where the loss turns from quadratic to linear, the levels spanning [-1, 1]", above=0)
-
-    def build(self) -> None:
-        super().build()
-        self.net = GatedPixelCNN(
-            self.space,
-            self.features,
-            channels=self.channels,
-            layers=self.layers,
-            kernel=self.kernel,
-            first_kernel=self.first_kernel,
-            embedding=self.embedding,
-            dropout=self.dropout,
-        )
 
     def make_head(self) -> nn.Module:
         return QuantileHead(self.space, self.features, self.cosine_features)
@@ -76,16 +58,6 @@ class Pixeliqn(AutoregressiveSystem):
         tau = torch.rand(*target.shape[:2], self.quantiles, device=target.device)
         quantile = self.head(self.conditionals(batch.x, batch.condition), tau).float()
         return quantile_huber(target - quantile, tau, self.kappa).mean(2).sum(1).mean()
-
-    def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        features: Tensor = self.net(x, condition)
-        return features
-
-    def _order(self) -> Iterable[int]:
-        return raster(self.space)
-
-    def states(self, n: int, condition: Tensor | None) -> States:
-        return self.net.states(n, condition)
 
 
 class QuantileHead(nn.Module):

@@ -186,14 +186,35 @@ class ContinuousSystem(FlowSystem):
         return {"evaluations": evaluations[0], "evaluations_sampling": self.evaluations, "solver_error": error}
 
 
-class FreeFormSystem(ContinuousSystem):
-    """Flows whose velocities are any smooth network, their trace by autograd."""
+class AdaptiveSystem(ContinuousSystem):
+    """Flows solved to a tolerance, but in training where `steps` says otherwise."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.995}}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {
         "temperature": (0.7, 0.85, 1.0),
         "sampling_tolerance": (0.3, 1e-1, 1e-2, 1e-3),
     }
+    steps = 0
+
+    tolerance: float = option(3e-2, "of the adaptive solver, absolute and relative, when training and scoring", above=0)
+    sampling_tolerance: float = option(1e-3, "of the adaptive solver when sampling", above=0)
+
+    @property
+    def training_solver(self) -> Solver:
+        return Solver(self.steps, self.tolerance)
+
+    @property
+    def scoring_solver(self) -> Solver:
+        return Solver(0, self.tolerance)
+
+    @property
+    def sampling_solver(self) -> Solver:
+        return Solver(0, self.sampling_tolerance)
+
+
+class FreeFormSystem(AdaptiveSystem):
+    """Flows whose velocities are any smooth network, their trace by autograd."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.995}}
     extra = 0  # channels (of convolutional flows) or dimensions that are added
 
     score_samples = 4
@@ -209,8 +230,6 @@ class FreeFormSystem(ContinuousSystem):
         "convolutions, as all are in the papers (0)", least=0,
     )  # fmt: skip
     steps: int = option(4, "of Runge-Kutta's method in training; 0 to adapt them to the tolerance", least=0)
-    tolerance: float = option(3e-2, "of the adaptive solver, absolute and relative, when training and scoring", above=0)
-    sampling_tolerance: float = option(1e-3, "of the adaptive solver when sampling", above=0)
     gradients: Gradients = option(
         "direct", "direct (through the solver's steps) or adjoint (a second equation backwards; least memory)"
     )
@@ -226,18 +245,6 @@ class FreeFormSystem(ContinuousSystem):
     @property
     def trace(self) -> Trace:
         return "exact" if self.noise_dims <= self.exact_dims else "hutchinson"
-
-    @property
-    def training_solver(self) -> Solver:
-        return Solver(self.steps, self.tolerance)
-
-    @property
-    def scoring_solver(self) -> Solver:
-        return Solver(0, self.tolerance)
-
-    @property
-    def sampling_solver(self) -> Solver:
-        return Solver(0, self.sampling_tolerance)
 
     @property
     def is_dense(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +10,17 @@ from torch import Tensor, nn
 from fivefold.bijections.base import Bijection, Chain, sum_dims
 from fivefold.bijections.discrete import ModuloAutoregressive, ModuloCoupling, Remainders
 from fivefold.errors import Unfit
+from fivefold.flow._discrete import DiscreteFlowSystem
 from fivefold.nets.coders import zero
-from fivefold.nets.condition import ConditionEmbedding
 from fivefold.options import option
-from fivefold.space import Batch, Space
-from fivefold.system import Density, LatentSystem
+from fivefold.system import Density
 from fivefold.tools.laws import Draw, Levels
-from fivefold.tools.schedule import warm_cosine
 
-CONDITION_WIDTH = 32
 QUICK = 5.0  # the base's own logits have some units to go, and Adam's steps are of the size of its rate
 MOST_WEIGHTS = 2**28
 
 
-class DiscreteFlow(LatentSystem):
+class DiscreteFlow(DiscreteFlowSystem):
     """Discrete flow (survey 6.5; Tran et al., 2019).
 
     Each dimension becomes (mu + sigma x) mod K, both functions of other dimensions and whole numbers themselves, chosen
@@ -36,9 +33,7 @@ class DiscreteFlow(LatentSystem):
         "table": Density.EXACT,
         "text": Density.EXACT,
     }
-    free_form: ClassVar[bool] = False
     sampling: ClassVar[str] = "autoregressive"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
 
     layers: int = option(
         2, "flows one after another; every second has the dimensions in the opposite order", least=1, tune=(1, 16)
@@ -53,19 +48,12 @@ class DiscreteFlow(LatentSystem):
         True, "whether sigma is learned, among the numbers without a factor in common with K; 1 if not"
     )
     softness: float = option(0.1, "of the softmax whose gradient an argmax takes", above=0)
-    warmup: float = option(0.02, "share of the budget over which the learning rate rises", least=0, most=1)
     lr = 1e-2
-
-    @classmethod
-    def density_on(cls, space: Space) -> Density | None:
-        """None where a dimension is real."""
-        return super().density_on(space) if space.discrete else None
 
     def build(self) -> None:
         super().build()
         self.levels = tuple(levels or 1 for levels in self.space.dim_levels)
         _check_affordable(self.space.dims * max(self.levels), self.hidden)
-        self.embedding = ConditionEmbedding(self.space.condition, CONDITION_WIDTH)
         self.remainders = Remainders(self.levels)
         self.flow = Chain(*[self._flow(i) for i in range(self.layers)])
         width = self.embedding.width
@@ -90,16 +78,6 @@ class DiscreteFlow(LatentSystem):
 
     # --- the contract ---------------------------------------------------------------------------
 
-    def loss(self, batch: Batch) -> Tensor:
-        return -self._log_prob(batch.x, batch.condition).mean()
-
-    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam, its rate following a cosine to zero."""
-        return {self: torch.optim.Adam(self.parameters(), self.lr, fused=True)}
-
-    def learning_rate(self, progress: float) -> float:
-        return warm_cosine(progress, self.warmup, floor=0.0)
-
     @property
     def sample_evaluations(self) -> int:
         return self.layers * (self.space.dims if self.order == "autoregressive" else 1)
@@ -114,11 +92,9 @@ class DiscreteFlow(LatentSystem):
         return self.remainders.encode(x.flatten(1), self.base.dtype)
 
     def code(self, x: Tensor, condition: Tensor | None) -> list[Tensor]:
-        """The whole numbers of encoded examples, in the order in which `generate` asks for them."""
         return [self.flow(self._one_hot(x), self.embedding(condition))[0].argmax(-1)]
 
     def generate(self, n: int, condition: Tensor | None, draw: Draw) -> Tensor:
-        """Encoded examples of the whole numbers that `draw` gives, whose law it is given."""
         context = self.embedding(condition)
         z = self.remainders.encode(draw(self._law(n, context)), self.base.dtype)
         x = self.flow.inverse(z, context)[0].argmax(-1).view(n, *self.space.shape)

@@ -13,21 +13,18 @@ from fivefold.bijections.base import Chain, Inverse, Layer, sum_dims
 from fivefold.bijections.coupling import Coupling, MaskedCoupling, checkerboard_mask, parity_mask
 from fivefold.bijections.discrete import IntegerShift, Translation, Wrap
 from fivefold.bijections.shape import Permutation, Squeeze
+from fivefold.flow._discrete import DiscreteFlowSystem
 from fivefold.nets.coders import zero
-from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.dense import DenseConditioner
 from fivefold.options import option
-from fivefold.space import Batch, Space
-from fivefold.system import Density, LatentSystem
+from fivefold.system import Density
 from fivefold.tools.laws import Draw, IntegerLogistics, Law
-from fivefold.tools.schedule import warm_cosine
 
-CONDITION_WIDTH = 32
 QUICK = 20.0  # laws' own parameters have some units to go, and Adam's steps are of the size of its rate
 Shape = tuple[int, ...]
 
 
-class Idf(LatentSystem):
+class Idf(DiscreteFlowSystem):
     """Integer discrete flow (survey 6.5; Hoogeboom et al., 2019).
 
     Couplings that add rounded translations map integers to integers, so that the density is that of the code, without
@@ -39,10 +36,7 @@ class Idf(LatentSystem):
     samples are, which are clamped to the levels.
     """
 
-    densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT, "table": Density.EXACT}
-    free_form: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.99, "clip": 5.0},
         # The sizes and rates of the authors' program; learning rates fall as a cosine in place of by epochs.
         "cifar10": {
             "layers": 8, "scales": 3, "hidden": 512, "depth": 12, "factored": 1, "wrap": False,
@@ -81,19 +75,12 @@ class Idf(LatentSystem):
         False, "whether translations start at 0 by a learned factor in place of a last layer of zeros (IDF++)"
     )
     normed: bool = option(False, "group normalisation and swish in coupling networks in place of ReLU (IDF++)")
-    warmup: float = option(0.02, "share of the budget over which the learning rate rises", least=0, most=1)
     lr = 3e-3
-
-    @classmethod
-    def density_on(cls, space: Space) -> Density | None:
-        """None where a dimension is real."""
-        return super().density_on(space) if space.discrete else None
 
     def build(self) -> None:
         super().build()
         if not self.wrap:
             self.density = Density.LOWER_BOUND
-        self.embedding = ConditionEmbedding(self.space.condition, CONDITION_WIDTH)
         self.translation = partial(Translation, rezero=self.rezero)
         self.net = partial(
             DenseConditioner, hidden=self.hidden, depth=self.depth, condition=self.embedding.width, normed=self.normed
@@ -164,16 +151,6 @@ class Idf(LatentSystem):
 
     # --- the contract ---------------------------------------------------------------------------
 
-    def loss(self, batch: Batch) -> Tensor:
-        return -self._log_prob(batch.x, batch.condition).mean()
-
-    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam, its rate following a cosine to zero."""
-        return {self: torch.optim.Adam(self.parameters(), self.lr, fused=True)}
-
-    def learning_rate(self, progress: float) -> float:
-        return warm_cosine(progress, self.warmup, floor=0.0)
-
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
         return torch.stack([sum_dims(law.log_prob(z)) for z, law in self._parts(x, condition)]).sum(0)
 
@@ -186,11 +163,9 @@ class Idf(LatentSystem):
         return parts
 
     def code(self, x: Tensor, condition: Tensor | None) -> list[Tensor]:
-        """The whole numbers of encoded examples, in the order in which `generate` asks for them."""
         return [z for z, _ in reversed(self._parts(x, condition))]
 
     def generate(self, n: int, condition: Tensor | None, draw: Draw) -> Tensor:
-        """Encoded examples of the whole numbers that `draw` gives, each with the law of it given those before."""
         context = self.embedding(condition)
         shape = self._each[-1].law.shape[1:]
         h = torch.zeros(n, 0, *shape, dtype=torch.float64, device=self.device)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import nn
 
-from fivefold.flow._continuous import ClosedFormSystem, Solver
+from fivefold.flow._continuous import AdaptiveSystem, ClosedFormSystem
 from fivefold.nets.planar import PlanarSum
 from fivefold.options import option
 
 
-class NeuralODE(ClosedFormSystem):
+class NeuralODE(AdaptiveSystem, ClosedFormSystem):
     """Neural ODE (survey 6.6; Chen et al., 2018).
 
     The paper's continuous normalizing flow: examples become noise along an ordinary differential equation (survey
@@ -20,28 +18,10 @@ class NeuralODE(ClosedFormSystem):
     solver takes as many evaluations as the tolerance asks; gradients come from a second equation backwards (Eq. 43).
     """
 
-    dials: ClassVar[dict[str, tuple[float, ...]]] = {
-        "temperature": (0.7, 0.85, 1.0),
-        "sampling_tolerance": (0.3, 1e-1, 1e-2, 1e-3),
-    }
-
     gradients = "adjoint"
     width: int = option(64, "planar functions in the sum", least=1, tune=(16, 256), log=True)
     hidden: int = option(64, "width of the hypernetwork", least=1, tune=(16, 256), log=True)
-    tolerance: float = option(1e-2, "of the solver, absolute and relative, when training and scoring", above=0)
-    sampling_tolerance: float = option(1e-3, "of the solver when sampling", above=0)
+    tolerance = 1e-2
 
     def velocity(self, dims: int, condition: int) -> nn.Module:
         return PlanarSum(dims, self.width, self.hidden, condition)
-
-    @property
-    def training_solver(self) -> Solver:
-        return Solver(0, self.tolerance)
-
-    @property
-    def scoring_solver(self) -> Solver:
-        return Solver(0, self.tolerance)
-
-    @property
-    def sampling_solver(self) -> Solver:
-        return Solver(0, self.sampling_tolerance)
