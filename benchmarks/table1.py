@@ -59,14 +59,7 @@ def training(system: System, data: Data, seconds: float, **options: Any) -> Time
 
     def timed() -> float:
         trainer = Trainer(
-            system,
-            data,
-            system.optimizers(),
-            None,
-            lambda event: None,
-            budget=f"{seconds}s",
-            evaluations=1,
-            **options,
+            system, data, system.optimizers(), None, lambda event: None, budget=f"{seconds}s", evaluations=1, **options
         )
         trainer.validation = lambda system: (0.0, "none", {})  # type: ignore[assignment]  # the peers have none either
         trainer.train()

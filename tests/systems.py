@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from fivefold import Batch, Density, System, Update, option
@@ -66,3 +68,10 @@ class Game(System):
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self.generator(torch.randn(n, 2))
+
+
+def follow(counts: np.ndarray, expected: np.ndarray, significance: float = 1e-4) -> bool:
+    """Whether counts of cells agree with those expected, by a chi-square test; rare cells are counted together."""
+    often = expected > 5
+    observed, wanted = (np.append(part[often], part[~often].sum() + 1e-9) for part in (counts, expected))
+    return bool(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > significance)

@@ -114,21 +114,6 @@ def test_orthogonal_penalty_is_of_products_of_different_filters():
     assert loss(1.0) - loss(0.0) > 1
 
 
-def test_truncation_bounds_the_codes_of_samples():
-    s, seen = system().eval(), []
-    s.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().max().item()))
-    for bound in (0.0, 0.5):
-        s.truncation = bound
-        s.sample_encoded(6, LABELS, seed=0)
-    assert seen[0] > 1.5
-    assert seen[1] <= 0.5
-
-
-def test_the_critic_moves_several_times_and_then_the_generator():
-    s = system(critics=3)
-    assert [u.player for u in s.updates(Batch(X, LABELS), 0.0)] == [s.critic] * 3 + [s.generator]
-
-
 def test_large_batches_are_split(monkeypatch):
     seen, true = [], BigGAN.updates
     record = lambda s, batch, progress: seen.append(len(batch.x)) or true(s, batch, progress)  # noqa: E731

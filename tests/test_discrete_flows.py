@@ -39,10 +39,7 @@ SPACES = {
 }
 SYSTEMS = {
     "idf": (Idf, {"hidden": 6, "depth": 2, "layers": 2}),
-    "idf++": (
-        Idf,
-        {"hidden": 6, "depth": 2, "layers": 3, "restore": True, "rezero": True, "normed": True},
-    ),
+    "idf++": (Idf, {"hidden": 6, "depth": 2, "layers": 3, "restore": True, "rezero": True, "normed": True}),
     "discrete-flow": (DiscreteFlow, {"hidden": 9}),
     "bipartite": (DiscreteFlow, {"hidden": 9, "order": "bipartite", "layers": 3}),
     "sigma of 1": (DiscreteFlow, {"hidden": 9, "scales": False}),

@@ -223,31 +223,6 @@ def test_the_number_of_steps_is_a_dial_and_none_gives_the_buffers_chains():
     assert (system.sample_encoded(6, seed=0) != start).any()
 
 
-@pytest.mark.parametrize("start", ["buffer", "noise"])
-@pytest.mark.parametrize(
-    "space",
-    [
-        Space("image", (3, 1, 1), 256),
-        Space("image", (1, 5, 7), None),
-        DIGITS,
-        Space("table", (2,), columns=(Column("x"), Column("n", "integer", levels=5))),
-    ],
-    ids=lambda s: f"{s.kind}{s.shape}",
-)
-def test_fits_any_size_samples_within_the_space_and_repeats_for_a_seed(space, start):
-    torch.manual_seed(0)
-    system = IGEBM(space, **SMALL, start=start)
-    assert system.sample_encoded(4, seed=3).shape == (4, *space.shape)  # untrained: from noise
-    x = torch.randint(space.levels or 2, (16, *space.shape))
-    data = Batch(x if space.levels else x.float())
-    train(system, data, 2)
-    samples = [system.sample_encoded(6, seed=s) for s in (3, 3, 4)]
-    assert torch.equal(samples[0], samples[1])
-    assert not torch.equal(samples[0], samples[2])
-    assert system.sample_evaluations == 3
-    assert set(system.monitor(data)) >= {"energy_gap", "saturated", "chain_age", "duplicates"}
-
-
 # --- spectral norm ----------------------------------------------------------------------------------
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from docs.presets import ALL, PAGE, affordable, build, count, row, space_of
 from fivefold import Batch, catalog
 from fivefold.nets.norm import NormBound
-from tests.presets import ALL, PAGE, affordable, build, count, row, space_of
 
 
 @pytest.mark.parametrize(("name", "preset"), ALL)
@@ -18,7 +18,7 @@ def test_presets_build_with_the_published_number_of_parameters(name, preset):
         counted, source, *_ = published
         assert len(source) > 10
         assert abs(parameters / counted - 1) < 0.02, f"{parameters:,} against {counted:,.0f} ({source})"
-    assert row(name, preset) in PAGE.read_text(encoding="utf-8").splitlines(), "run `python -m tests.presets`"
+    assert row(name, preset) in PAGE.read_text(encoding="utf-8").splitlines(), "run `python -m docs.presets`"
 
 
 def test_the_page_has_no_other_rows():
@@ -34,7 +34,7 @@ def test_what_is_published_is_of_a_preset():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "preset"), ALL)
 def test_a_preset_takes_its_first_and_last_step_and_draws_a_sample(name, preset, monkeypatch):
-    """At batch 1 where that is affordable (see `tests.presets`); a larger one is built by the test above."""
+    """At batch 1 where that is affordable (see `docs.presets`); a larger one is built by the test above."""
     if not affordable(name, preset):
         pytest.skip("too large to run here: built on the meta device")
     monkeypatch.setattr(NormBound, "EVALUATION", (5, 1e-4))  # and not to convergence, which takes minutes

@@ -102,7 +102,7 @@ def test_samples_of_the_exact_score_follow_the_data(sde, name):
         pytest.skip("even steps in t are too coarse near the data for a deterministic first-order sampler")
     with seeded(0):
         start = sde.prior((N, 2), torch.device("cpu")).double()
-        x = equations.SAMPLERS[name](denoiser(sde), start, PLANS[name]).x
+        x = equations.SAMPLERS[name](denoiser(sde), start, PLANS[name]).state
     torch.testing.assert_close(x.mean(0), MEAN, rtol=0, atol=0.035)
     torch.testing.assert_close(x.T.cov(), COVARIANCE, rtol=0, atol=0.05)
 
@@ -113,7 +113,7 @@ def test_samplers_end_in_the_mean_of_the_data_given_where_they_stop(name):
     sde, first = EQUATIONS["vp"], 0.3
     with seeded(0):
         start = sde.prior((N, 2), torch.device("cpu")).double()
-        x = equations.SAMPLERS[name](denoiser(sde), start, equations.Plan(first, 300)).x
+        x = equations.SAMPLERS[name](denoiser(sde), start, equations.Plan(first, 300)).state
     a, law = sde.signal(torch.tensor(first).double()), marginal(sde, torch.tensor(first).double())
     expected = a**2 * COVARIANCE @ law.precision_matrix @ COVARIANCE
     torch.testing.assert_close(x.mean(0), MEAN, rtol=0, atol=0.035)
@@ -188,7 +188,7 @@ def test_few_steps_are_better_corrected():
         with seeded(0):
             start = sde.prior((N, 2), torch.device("cpu")).double()
             plan = equations.Plan(1e-3, 17, corrections=corrections, signal_to_noise=0.25)
-            x = equations.SAMPLERS["predictor-corrector"](denoiser(sde), start, plan).x
+            x = equations.SAMPLERS["predictor-corrector"](denoiser(sde), start, plan).state
         errors[corrections] = (x.T.cov() - COVARIANCE).norm().item()
     assert errors[4] < 0.5 * errors[0]
 

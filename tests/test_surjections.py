@@ -14,9 +14,9 @@ from torch import nn
 from fivefold.bijections.base import Chain, Inverse
 from fivefold.bijections.coupling import Coupling
 from fivefold.bijections.elementwise import HalfLine, half_to_line
-from fivefold.bijections.laws import FlowLaw, GaussianLaw, conditional_flow
+from fivefold.bijections.laws import FlowLaw, conditional_flow
 from fivefold.bijections.shape import Permutation, Squeeze
-from fivefold.bijections.stochastic import Autoencoder, MarkovChain, Mixture, continuously_indexed
+from fivefold.bijections.stochastic import MarkovChain, Mixture, continuously_indexed
 from fivefold.bijections.surjections import Abs, Max, Piecewise, Slice, augment
 from fivefold.bijections.transforms import Affine
 from fivefold.nets.conditioner import ConditionedLayer, Conditioner
@@ -223,39 +223,6 @@ def indexed(spread=0.1):
     return Drawn(layer, over_hidden(log_joint))
 
 
-def autoencoder(spread=0.2):
-    likelihood = GaussianLaw(net(1, 2))
-    layer = random(Autoencoder(GaussianLaw(net(1, 2)), likelihood), spread)
-    return Drawn(
-        layer, over_hidden(lambda x, z: standard_normal_log_prob(z) + likelihood.log_prob(x, z, condition(len(x))))
-    )
-
-
-class Step(nn.Module):
-    """The moments of a step of a diffusion: N(sqrt(0.7) x, 0.3); back, with what a network adds to both."""
-
-    def __init__(self, learnt):
-        super().__init__()
-        self.net = net(1, 2) if learnt else None
-
-    def forward(self, x, condition=None):
-        moments = torch.cat([math.sqrt(0.7) * x, torch.full_like(x, 0.5 * math.log(0.3))], 1)
-        # Narrower back than there, so that q has the wider tails.
-        return moments if self.net is None else moments + self.net(x, condition) - torch.tensor([0.0, 0.25])
-
-
-def diffusion(spread=0.2):
-    """Two steps, whose q is fixed."""
-    steps = [Autoencoder(GaussianLaw(Step(False)), GaussianLaw(Step(True))) for _ in range(2)]
-    layer = random(Chain(*steps), spread / 4)
-    h = GRID[::4]
-    (x, z), (y, w) = pairs(h), (h.repeat_interleave(len(h), 0), h.repeat(len(h), 1))
-    kernel = steps[1].likelihood.log_prob(y, w, condition(len(y))).exp().view(len(h), -1)
-    middle = kernel @ normal(h) * 4 * STEP
-    kernel = steps[0].likelihood.log_prob(x, z, condition(len(x))).exp().view(len(GRID), -1)
-    return Drawn(layer, kernel @ middle * 4 * STEP)
-
-
 def half(spread=0.6):
     return Drawn(
         random(Inverse(Abs(signs(1))), spread), ((GRID > 1e-9).double() + (GRID > -1e-9).double())[:, 0] * normal(GRID)
@@ -301,7 +268,7 @@ def metropolis(spread=0.2):
     return Drawn(layer, density)
 
 
-DRAWN = [augmented, indexed, autoencoder, diffusion, half, mixture, langevin, metropolis]
+DRAWN = [augmented, indexed, half, mixture, langevin, metropolis]
 
 
 @pytest.mark.parametrize("build", DRAWN)

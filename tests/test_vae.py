@@ -167,10 +167,7 @@ def test_every_space(space, options, decoder):
 
 @pytest.mark.parametrize(
     ("space", "options", "message"),
-    [
-        (MIXED, {"network": "conv"}, "needs images"),
-        (TINY, {"likelihood": "gaussian"}, "real values"),
-    ],
+    [(MIXED, {"network": "conv"}, "needs images"), (TINY, {"likelihood": "gaussian"}, "real values")],
 )
 def test_refusals(space, options, message):
     with pytest.raises(Unfit, match=message):

@@ -20,15 +20,8 @@ class GatedPixelcnn(PixelCNNSystem):
         # Strong decay lets small data train long enough for its samples to cohere.
         "default": {"batch_size": 16, "precision": "auto", "ema": 0.995},
         "mnist": {
-            "channels": 32,
-            "layers": 7,
-            "kernel": 3,
-            "first_kernel": 7,
-            "dropout": 0.0,
-            "batch_size": 16,
-            "lr": 2e-3,
-            "weight_decay": 0.01,
-            "ema": 0.999,
+            "channels": 32, "layers": 7, "kernel": 3, "first_kernel": 7, "dropout": 0.0, "batch_size": 16, "lr": 2e-3,
+            "weight_decay": 0.01, "ema": 0.999,
         },
         # CIFAR-10's sizes are those of the baseline in Ostrovski et al. (2018), ImageNet's the paper's own.
         "cifar10": {

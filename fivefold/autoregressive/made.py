@@ -35,14 +35,9 @@ class Made(AutoregressiveSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.995},
         "mnist": {
-            "hidden": 1000,
-            "layers": 1,
-            "dropout": 0.1,
-            "batch_size": 100,
-            "lr": 3e-3,
-            "ema": 0.999,
+            "hidden": 1000, "layers": 1, "dropout": 0.1, "batch_size": 100, "lr": 3e-3, "ema": 0.999,
         },
-    }
+    }  # fmt: skip
 
     position: Tensor
     degrees: Tensor
@@ -51,16 +46,13 @@ class Made(AutoregressiveSystem):
     layers: int = option(1, "hidden layers after the first", least=1, tune=(1, 16))
     orders: int = option(1, "orders of the dimensions, the natural one and then random ones", least=1, tune=(1, 8))
     masks: int = option(
-        1,
-        "assignments of degrees to hidden units for each order, the even one and then random ones",
-        least=1,
+        1, "assignments of degrees to hidden units for each order, the even one and then random ones", least=1,
         tune=(1, 8),
-    )
+    )  # fmt: skip
     direct: bool = option(
-        True,
-        "whether each output also sees the inputs before it linearly; left out where that would need more than "
+        True, "whether each output also sees the inputs before it linearly; left out where that would need more than "
         "2^26 weights",
-    )
+    )  # fmt: skip
     dropout: float = option(
         0.2, "share of hidden units that are dropped in training", least=0, below=1, tune=(0.0, 0.5)
     )

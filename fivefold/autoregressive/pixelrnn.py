@@ -81,12 +81,9 @@ class Pixelrnn(AutoregressiveSystem):
     hidden: int = option(64, "features of the last layer but one", least=1, tune=(16, 512), log=True)
     embedding: int = option(16, "features of each input value", least=1, tune=(2, 64), log=True)
     dropout: float = option(
-        0.3,
-        "share of each layer's states that is dropped, for what follows, in training",
-        least=0,
-        below=1,
+        0.3, "share of each layer's states that is dropped, for what follows, in training", least=0, below=1,
         tune=(0.0, 0.5),
-    )
+    )  # fmt: skip
 
     def build(self) -> None:
         super().build()

@@ -60,11 +60,10 @@ class SparseTransformer(TransformerSystem):
     key_share: float = option(1.0, "width of queries and keys, as a share of the features'", above=0)
     dropout = 0.0
     augmentation: str = option(
-        "auto",
-        "kinds of rearrangement joined by +, of rotation, transposition, reflection, jigsaw and colour for images "
-        "and reversal for text and audio; none; or auto, for what becomes of a square image by rotation and "
+        "auto", "kinds of rearrangement joined by +, of rotation, transposition, reflection, jigsaw and colour for "
+        "images and reversal for text and audio; none; or auto, for what becomes of a square image by rotation and "
         "transposition, of others by reflection, and reversal",
-    )
+    )  # fmt: skip
     augmented: float = option(0.1, "share of the training examples that are rearranged", least=0, most=1)
 
     def make_blocks(self) -> list[CausalBlock]:
@@ -100,9 +99,7 @@ def _stride(space: Space) -> int:
 def _patterns(name: str, stride: int, cells: int, space: Space) -> list[Pattern]:
     if name == "strided" or (name == "auto" and space.kind == "image"):
         return [Local(stride), Strided(stride)]
-    if name in ("auto", "fixed"):
-        return [Block(stride), Summary(stride, min(cells, stride))]
-    raise Unfit(f"no pattern {name!r}; there are auto, strided and fixed")
+    return [Block(stride), Summary(stride, min(cells, stride))]
 
 
 def _arrangements(augmentation: str, space: Space) -> Tensor:

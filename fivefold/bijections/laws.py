@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fivefold.bijections.base import Chain, Layer, sum_dims
+from fivefold.bijections.base import Chain, Layer
 from fivefold.bijections.coupling import Coupling, MakeNet, in_a_row, parity_mask
-from fivefold.bijections.transforms import Transform, soft_clamp
-from fivefold.tools.distributions import gaussian_log_prob, standard_normal_log_prob
+from fivefold.bijections.transforms import Transform
+from fivefold.tools.distributions import standard_normal_log_prob
 
 
 @contextlib.contextmanager
@@ -46,31 +46,6 @@ class Law(nn.Module, ABC):
     @abstractmethod
     def log_prob(self, y: Tensor, given: Tensor, condition: Tensor | None = None) -> Tensor:
         """Nats `(B,)` of `y`."""
-
-
-class GaussianLaw(Law):
-    """Independent Gaussians whose means and log-scales a network gives.
-
-    Args:
-        net: of `(given, condition)`, to the means and then the log-scales along the channels, `(B, 2C, ...)`.
-        bound: of the log-scales.
-    """
-
-    def __init__(self, net: nn.Module, bound: float = 5.0) -> None:
-        super().__init__()
-        self.net, self.bound = net, bound
-
-    def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        mean, log_scale = self._moments(given, condition)
-        y = mean + log_scale.exp() * self.noise(mean)
-        return y, sum_dims(gaussian_log_prob(y, mean, log_scale))
-
-    def log_prob(self, y: Tensor, given: Tensor, condition: Tensor | None = None) -> Tensor:
-        return sum_dims(gaussian_log_prob(y, *self._moments(given, condition)))
-
-    def _moments(self, given: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        mean, log_scale = self.net(given, condition).chunk(2, 1)
-        return mean, soft_clamp(log_scale, self.bound)
 
 
 class FlowLaw(Law):

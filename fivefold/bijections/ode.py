@@ -83,12 +83,7 @@ class ContinuousFlow(Bijection):
         return Rates(found, divergence, torch.stack([sum_dims(found.square()), norm], 1))
 
     def _integrate(
-        self,
-        f: Callable[[float, State], State],
-        state: State,
-        start: float,
-        end: float,
-        depends_on: list[Tensor],
+        self, f: Callable[[float, State], State], state: State, start: float, end: float, depends_on: list[Tensor]
     ) -> Solution[State]:
         if self.gradients == "adjoint" and torch.is_grad_enabled():
             return integrate_adjoint(f, state, start, end, self.tolerance, self.tolerance, depends_on, steps=self.steps)

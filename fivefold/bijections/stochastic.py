@@ -28,27 +28,6 @@ class StochasticLayer(Layer):
         return Exactness(forward="drawn", inverse="drawn")
 
 
-class Autoencoder(StochasticLayer):
-    """z ~ q(z | x) and x ~ p(x | z): a VAE as a layer, and with a fixed q a step of a diffusion (Nielsen et al., 2020).
-
-    Args:
-        posterior: q, the encoder.
-        likelihood: p, the decoder.
-    """
-
-    def __init__(self, posterior: Law, likelihood: Law) -> None:
-        super().__init__()
-        self.posterior, self.likelihood = posterior, likelihood
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z, log_q = self.posterior.sample(x, condition)
-        return z, self.likelihood.log_prob(x, z, condition) - log_q
-
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, log_p = self.likelihood.sample(y, condition)
-        return x, self.posterior.log_prob(y, x, condition) - log_p
-
-
 def continuously_indexed(channels: int, posterior: Law, coupling: Bijection, prior: Law) -> Layer:
     """z = F(x; u), a bijection of x for every u: infinitely many, mixed by p(u | z) (Cornish et al., 2020: CIF).
 

@@ -14,7 +14,7 @@ from fivefold.system import Batch, Density, LatentSystem
 from fivefold.tools.diffusion import quantile, rows, spread
 from fivefold.tools.scaling import centre, uncentre
 from fivefold.tools.schedule import warm_cosine
-from fivefold.tools.sde import PREDICTIONS, SAMPLERS, SDE, WEIGHTINGS, Denoiser, Drawn, Plan, probability_flow
+from fivefold.tools.sde import PREDICTIONS, SAMPLERS, SDE, WEIGHTINGS, Denoiser, Plan, probability_flow
 
 
 class DiffusionSystem(LatentSystem):
@@ -29,7 +29,7 @@ class DiffusionSystem(LatentSystem):
     sampling: ClassVar[str] = "iterative"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 20, 50)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 16, "ema": 0.999, "clip": 1.0, "evaluations": 1},
+        "default": {"batch_size": 16, "ema": 0.999, "clip": 1.0, "evaluations": 1}
     }
 
     limit: Tensor
@@ -39,10 +39,8 @@ class DiffusionSystem(LatentSystem):
         "velocity", "of the noise in an example: by what the network's output gives it", choices=tuple(PREDICTIONS)
     )
     weighting: str = option(
-        "simple",
-        "of times: all alike, or as they weigh in a bound on the likelihood",
-        choices=tuple(WEIGHTINGS),
-    )
+        "simple", "of times: all alike, or as they weigh in a bound on the likelihood", choices=tuple(WEIGHTINGS),
+    )  # fmt: skip
     sampler: str = option("predictor-corrector", "how noise is turned into samples", choices=tuple(SAMPLERS))
     sampling_steps: int = option(40, "of all samplers but probability-flow, whose steps adapt", least=1)
     eta: float = option(0.0, "noise of ddim: 0 is deterministic, 1 ancestral", least=0, most=1)
@@ -130,9 +128,7 @@ class DiffusionSystem(LatentSystem):
     def denoiser(self, condition: Tensor | None) -> Denoiser:
         """The network under a condition, as samplers take it."""
         return Denoiser(
-            self.equation,
-            lambda x, t: self.noise(x, t, condition),
-            lambda x: torch.clamp(x, -self.limit, self.limit),
+            self.equation, lambda x, t: self.noise(x, t, condition), lambda x: torch.clamp(x, -self.limit, self.limit)
         )
 
     # --- samples and codes --------------------------------------------------------------------------
@@ -150,9 +146,8 @@ class DiffusionSystem(LatentSystem):
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         noise = self.equation.prior((n, *self.space.shape), self.device)
-        drawn: Drawn = SAMPLERS[self.sampler](self.denoiser(condition), noise, self.plan)
-        self.evaluations = drawn.evaluations
-        return self.leave(drawn.x)
+        x, self.evaluations = SAMPLERS[self.sampler](self.denoiser(condition), noise, self.plan)
+        return self.leave(x)
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
         return self._flow(self.enter(x), condition, self.first, 1.0)

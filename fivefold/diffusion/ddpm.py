@@ -55,19 +55,16 @@ class DDPM(DiffusionSystem):
     # at most of the linear schedule's times, made for larger images, too little is left of small ones
     schedule: Literal["linear", "cosine"] = option("cosine", "how the noise grows")
     first_noise: float = option(
-        0.25,
-        "standard deviation of the first step's noise, in distances between levels (real columns count as having "
-        "one every 0.04). More is coarse; less makes the network learn what the decoder knows",
-        least=0,
-    )
+        0.25, "standard deviation of the first step's noise, in distances between levels (real columns count as having "
+        "one every 0.04). More is coarse; less makes the network learn what the decoder knows", least=0,
+    )  # fmt: skip
     variance: Literal["forward", "posterior"] = option(
         "forward", "of the reverse steps in the bound: that of the forward steps, or of the posterior given x_0"
     )
     score_steps: int = option(
-        64,
-        "network evaluations to score an example, drawn in pairs from equal shares of the bound; 0 sums all T terms",
-        least=0,
-    )
+        64, "network evaluations to score an example, drawn in pairs from equal shares of the bound; 0 sums all T "
+        "terms", least=0,
+    )  # fmt: skip
     multipliers: tuple[int, ...] = option(
         (1, 2, 2, 2), "of the channels at each resolution, the full one first; as many as there are are used (images)"
     )

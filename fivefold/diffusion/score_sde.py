@@ -68,10 +68,9 @@ class ScoreSDE(DiffusionSystem):
     probes: int = option(2, "draws of noise and probe for each example's density", least=1)
     exact_dims: int = option(8, "up to how many dimensions the divergence is exact", least=0)
     network: Literal["ddpm++", "ncsn++"] = option(
-        "ddpm++",
-        "for images: ddpm++, or ncsn++, which filters where the resolution changes, takes the logarithm of the "
-        "noise's deviation as random Fourier features, and adds the image again at each resolution",
-    )
+        "ddpm++", "for images: ddpm++, or ncsn++, which filters where the resolution changes, takes the logarithm of "
+        "the noise's deviation as random Fourier features, and adds the image again at each resolution",
+    )  # fmt: skip
 
     def set_up(self) -> None:
         least, most = equations.RANGES[self.sde]

@@ -65,10 +65,9 @@ class RBM(System):
         1000, "Gibbs steps a sample takes, the first half of them annealed from independent units", least=1
     )
     ais_steps: int = option(
-        4000,
-        "temperatures of annealed importance sampling; its standard error includes the change from half as many",
+        4000, "temperatures of annealed importance sampling; its standard error includes the change from half as many",
         least=1,
-    )
+    )  # fmt: skip
     ais_chains: int = option(100, "its chains", least=1)
     lr = 0.1
     momentum: float = option(0.5, "of the gradient", least=0, section="optimizers")

@@ -36,10 +36,9 @@ class VAEBM(ChainSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"batch_size": 32, "ema": 0.99, "clip": 200.0, "skip": 400.0},
         "cifar10": {
-            "vae.width": 384, "vae.latent": 16, "vae.encoder_blocks": "12,7,7,4,3",
-            "vae.decoder_blocks": "1,3,6,11,22", "vae.warmup": 0.3, "width": 128, "blocks": 4, "chain_steps": 10,
-            "sample_steps": 16, "step_size": 8e-5, "spectral": 0.2, "buffer_size": 10_000, "batch_size": 32,
-            "lr": 2e-4, "energy_rate": 0.2, "ema": 0.9999,
+            "vae.width": 384, "vae.latent": 16, "vae.encoder_blocks": "12,7,7,4,3", "vae.decoder_blocks": "1,3,6,11,22",
+            "vae.warmup": 0.3, "width": 128, "blocks": 4, "chain_steps": 10, "sample_steps": 16, "step_size": 8e-5,
+            "spectral": 0.2, "buffer_size": 10_000, "batch_size": 32, "lr": 2e-4, "energy_rate": 0.2, "ema": 0.9999,
         },
     }  # fmt: skip
 

@@ -49,10 +49,9 @@ class ContractionSystem(InvertedFlowSystem):
         "2", "of layers, between vectors of which norm: 2 (spectral), 1, inf, or learned orders (a block each)"
     )
     attention: int = option(
-        0,
-        "heads of a block of L2 self-attention at each resolution of an image (Kim et al., 2021); 0 for none",
+        0, "heads of a block of L2 self-attention at each resolution of an image (Kim et al., 2021); 0 for none",
         least=0,
-    )
+    )  # fmt: skip
     terms: int = option(2, "of the series that always count in training", least=1)
     score_terms: int = option(10, "of the series that always count when scoring", least=1)
     stop: float = option(0.5, "probability of the roulette's stopping after each further term", above=0, below=1)

@@ -28,12 +28,9 @@ class BNAF(FlowSystem):
     flows: int = option(2, "networks in a row", least=1, tune=(1, 6))
     layers: int = option(2, "hidden layers of each", least=1, tune=(1, 16))
     width: int = option(
-        8,
-        "units of each dimension in a hidden layer; fewer where a layer would pass 2^24 weights",
-        least=1,
-        tune=(8, 256),
-        log=True,
-    )
+        8, "units of each dimension in a hidden layer; fewer where a layer would pass 2^24 weights", least=1,
+        tune=(8, 256), log=True,
+    )  # fmt: skip
 
     def body(self) -> Layer:
         dims, condition = self.space.dims, self.embedding.width

@@ -28,11 +28,7 @@ class DiscreteFlow(DiscreteFlowSystem):
     of the joint probability table until they are. No order of the values is assumed.
     """
 
-    densities: ClassVar[dict[str, Density]] = {
-        "image": Density.EXACT,
-        "table": Density.EXACT,
-        "text": Density.EXACT,
-    }
+    densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT, "table": Density.EXACT, "text": Density.EXACT}
     sampling: ClassVar[str] = "autoregressive"
 
     layers: int = option(

@@ -50,12 +50,9 @@ class FlowPP(CouplingFlowSystem):
     }
 
     layers: int = option(
-        4,
-        "couplings before the squeeze of an image; half as many by channels and one fewer by pixels after it. On "
-        "tables: in all",
-        least=1,
-        tune=(1, 16),
-    )
+        4, "couplings before the squeeze of an image; half as many by channels and one fewer by pixels after it. On "
+        "tables: in all", least=1, tune=(1, 16),
+    )  # fmt: skip
     hidden = 32
     blocks: int = option(1, "of a coupling network, each a gated convolution and an attention", least=1, tune=(1, 8))
     heads: int = option(4, "of the attention; must divide `hidden`", least=1, tune=(1, 8))

@@ -36,7 +36,7 @@ class MaCow(CouplingFlowSystem):
         },
     }  # fmt: skip
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
-        "cifar10": (37_197_547, "the authors' program: its weights, counted from their shapes"),
+        "cifar10": (37_197_547, "the authors' program: its weights, counted from their shapes")
     }
 
     bottom: int = option(0, "steps before the first squeeze", least=0)

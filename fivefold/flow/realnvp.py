@@ -45,7 +45,7 @@ class RealNVP(CouplingFlowSystem):
         },
     }  # fmt: skip
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
-        "imagenet32": (46_220_359, "the authors' program: its variables, counted from their shapes"),
+        "imagenet32": (46_220_359, "the authors' program: its variables, counted from their shapes")
     }
 
     layers = 3

@@ -28,7 +28,7 @@ class SplineFlow(CouplingFlowSystem):
     """
 
     presets = {
-        "small": {"lr": 2e-3, "weight_decay": 10.0, "dropout": 0.3},  # tables of a few hundred rows
+        "small": {"lr": 2e-3, "weight_decay": 10.0, "dropout": 0.3}  # tables of a few hundred rows
     }
 
     kind: Kind = option("rational-quadratic", "of spline: linear, quadratic, cubic or rational-quadratic")

@@ -41,10 +41,9 @@ class GANSystem(System):
         1, "steps of the critic for one of the generator, on the same examples against new fakes", least=0
     )
     sampler: str = option(
-        "generator",
-        "what samples are: the generator's, or ends of chains of them that the critic accepts (Turner et al., 2019)",
-        choices=("generator", "metropolis-hastings"),
-    )
+        "generator", "what samples are: the generator's, or ends of chains of them that the critic accepts (Turner et "
+        "al., 2019)", choices=("generator", "metropolis-hastings"),
+    )  # fmt: skip
     chain_steps: int = option(20, "proposals of the generator for a sample of metropolis-hastings", least=1)
     lr = 2e-4
     beta1: float = option(0.0, "decay of Adam's mean of gradients", least=0, below=1, section="optimizers")

@@ -51,23 +51,17 @@ class DCGAN(Truncated):
     }
 
     layout: Literal["fine", "strided", "alternating"] = option(
-        "fine",
-        "of the layers on images: fine ends with one at full size; strided and alternating are the paper's, of "
+        "fine", "of the layers on images: fine ends with one at full size; strided and alternating are the paper's, of "
         "5x5 kernels that all double or halve the sides, and of 3x3 ones of which every other does",
-    )
+    )  # fmt: skip
     width: int = option(
-        32,
-        "channels of the largest features, doubled at each halving (a quarter of the units of a layer on tables)",
-        least=1,
-        tune=(8, 256),
-        log=True,
-    )
+        32, "channels of the largest features, doubled at each halving (a quarter of the units of a layer on tables)",
+        least=1, tune=(8, 256), log=True,
+    )  # fmt: skip
     critics: int = option(
-        0,
-        "steps of the critic for one of the generator, on the same examples against new fakes; 0 for one on "
-        "images and three on tables, where one loses modes",
-        least=0,
-    )
+        0, "steps of the critic for one of the generator, on the same examples against new fakes; 0 for one on images "
+        "and three on tables, where one loses modes", least=0,
+    )  # fmt: skip
     batch_norm: bool = option(
         True, "batch norm in both convolutional networks; a critic under a gradient penalty never has it"
     )

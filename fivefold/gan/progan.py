@@ -167,10 +167,7 @@ class ProGAN(GANSystem):
         self.depth = halvings(self.space)
         channels = widths(self.width, self.widest, self.depth)
         self.register_buffer("level", torch.zeros(()))
-        return (
-            GrowingGenerator(self.space, self.latent, channels),
-            GrowingCritic(self.space, channels, self.group),
-        )
+        return (GrowingGenerator(self.space, self.latent, channels), GrowingCritic(self.space, channels, self.group))
 
     def begin(self, progress: float) -> None:
         self.level.fill_(level_at(progress, self.depth, self.growth))

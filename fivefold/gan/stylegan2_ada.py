@@ -33,44 +33,18 @@ class StyleGAN2ADA(GANSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"decay": 0.5, "batch_size": 32, "lr": 1.2e-2, "ema": 0.995},  # large steps need the decay
         "cifar10": {
-            "latent": 512,
-            "layers": 2,
-            "width": 512,
-            "residual": False,
-            "group": 32,
-            "mixing": 0.0,
-            "r1_weight": 0.01,
-            "path_weight": 0.0,
-            "ada_examples": 500_000,
-            "batch_size": 64,
-            "lr": 0.0025,
-            "ema": 0.9999,
+            "latent": 512, "layers": 2, "width": 512, "residual": False, "group": 32, "mixing": 0.0, "r1_weight": 0.01,
+            "path_weight": 0.0, "ada_examples": 500_000, "batch_size": 64, "lr": 0.0025, "ema": 0.9999,
         },
         "ffhq256": {
-            "latent": 512,
-            "layers": 8,
-            "width": 64,
-            "mixing": 0.9,
-            "r1_weight": 1.0,
-            "path_every": 4,
-            "ada_examples": 500_000,
-            "batch_size": 64,
-            "lr": 0.0025,
-            "ema": 0.998,
+            "latent": 512, "layers": 8, "width": 64, "mixing": 0.9, "r1_weight": 1.0, "path_every": 4,
+            "ada_examples": 500_000, "batch_size": 64, "lr": 0.0025, "ema": 0.998,
         },
         "ffhq1024": {
-            "latent": 512,
-            "layers": 8,
-            "width": 32,
-            "mixing": 0.9,
-            "r1_weight": 10.0,
-            "path_every": 4,
-            "ada_examples": 0,
-            "batch_size": 32,
-            "lr": 0.002,
-            "ema": 0.998,
+            "latent": 512, "layers": 8, "width": 32, "mixing": 0.9, "r1_weight": 10.0, "path_every": 4,
+            "ada_examples": 0, "batch_size": 32, "lr": 0.002, "ema": 0.998,
         },
-    }
+    }  # fmt: skip
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
         "ffhq1024": (
             30_370_060,

@@ -83,15 +83,35 @@ class Categorical:
 
 
 @dataclass(frozen=True)
-class DiscretisedLogisticMixture:
-    """Ordered levels by the cells of a mixture of logistics on [-1, 1] (PixelCNN++ [190]; survey 5.2)."""
+class _Mixture:
+    """Of components with a logit, a mean and a log-scale each."""
 
-    levels: int
     mixtures: int
+    reach: ClassVar[float] = 1.5  # untrained, the means lie evenly up to here
 
     @property
     def start(self) -> list[float]:
-        return _mixture_start(self.mixtures, 1.0)
+        """Equal weights, and scales that join neighbours."""
+        means = [self.reach * (2 * k + 1 - self.mixtures) / self.mixtures for k in range(self.mixtures)]
+        return [0.0] * self.mixtures + means + [math.log(self.reach / self.mixtures)] * self.mixtures
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The mean of the heaviest."""
+        weights, means, _ = params.chunk(3, -1)
+        return means.gather(-1, weights.argmax(-1, keepdim=True)).squeeze(-1)
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        """Weights to the power, and scales that spread each component as a Gaussian's would."""
+        weights, means, log_scales = params.chunk(3, -1)
+        return torch.cat([weights / temperature, means, log_scales + math.log(temperature) / 2], -1)
+
+
+@dataclass(frozen=True)
+class DiscretisedLogisticMixture(_Mixture):
+    """Ordered levels by the cells of a mixture of logistics on [-1, 1] (PixelCNN++ [190]; survey 5.2)."""
+
+    levels: int
+    reach = 1.0
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         return distributions.discretised_logistic_mixture_log_prob(params, x, self.levels)
@@ -100,22 +120,13 @@ class DiscretisedLogisticMixture:
         return distributions.discretised_logistic_mixture_sample(params, uniform, self.levels)
 
     def mode(self, params: Tensor) -> Tensor:
-        centre = _heaviest_mean(params)
+        centre = super().mode(params)
         return ((centre + 1) * (self.levels - 1) / 2).round().clamp(0, self.levels - 1).long()
-
-    def tempered(self, params: Tensor, temperature: float) -> Tensor:
-        return _tempered_mixture(params, temperature)
 
 
 @dataclass(frozen=True)
-class LogisticMixture:
+class LogisticMixture(_Mixture):
     """Real values, standardised, by a mixture of logistics."""
-
-    mixtures: int
-
-    @property
-    def start(self) -> list[float]:
-        return _mixture_start(self.mixtures, 1.5)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         return distributions.logistic_mixture_log_prob(params, x)
@@ -123,11 +134,16 @@ class LogisticMixture:
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
         return distributions.logistic_mixture_sample(params, uniform)
 
-    def mode(self, params: Tensor) -> Tensor:
-        return _heaviest_mean(params)
 
-    def tempered(self, params: Tensor, temperature: float) -> Tensor:
-        return _tempered_mixture(params, temperature)
+@dataclass(frozen=True)
+class GaussianMixture(_Mixture):
+    """Real values, standardised, by a mixture of Gaussians (Uria et al., 2013)."""
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return distributions.gaussian_mixture_log_prob(params, x)
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        return distributions.gaussian_mixture_sample(params, uniform)
 
 
 @dataclass(frozen=True)
@@ -150,29 +166,6 @@ class Gaussian:
 
     def tempered(self, params: Tensor, temperature: float) -> Tensor:
         return torch.stack([params[..., 0], params[..., 1].clamp(min=-7.0) + math.log(temperature) / 2], -1)
-
-
-@dataclass(frozen=True)
-class GaussianMixture:
-    """Real values, standardised, by a mixture of Gaussians (RNADE [222])."""
-
-    mixtures: int
-
-    @property
-    def start(self) -> list[float]:
-        return _mixture_start(self.mixtures, 1.5)
-
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        return distributions.gaussian_mixture_log_prob(params, x)
-
-    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
-        return distributions.gaussian_mixture_sample(params, uniform)
-
-    def mode(self, params: Tensor) -> Tensor:
-        return _heaviest_mean(params)
-
-    def tempered(self, params: Tensor, temperature: float) -> Tensor:
-        return _tempered_mixture(params, temperature)
 
 
 class Likelihood(Configured):
@@ -199,7 +192,7 @@ class Likelihood(Configured):
         if levels is None:
             return LogisticMixture(self.mixtures)
         if ordered and levels > MOST_CATEGORIES:
-            return DiscretisedLogisticMixture(levels, self.mixtures)
+            return DiscretisedLogisticMixture(self.mixtures, levels)
         return Bernoulli() if levels == 2 else Categorical(levels)
 
 
@@ -230,7 +223,7 @@ class OfOrder(Likelihood):
     def output(self, levels: int | None, ordered: bool) -> Output:
         if levels is None or not ordered or levels <= 2:
             return super().output(levels, ordered)
-        return DiscretisedLogisticMixture(levels, self.mixtures)
+        return DiscretisedLogisticMixture(self.mixtures, levels)
 
 
 class OfReals(Likelihood):
@@ -352,20 +345,3 @@ def ordered_dims(space: Space) -> list[bool]:
     if space.columns:
         return [column.kind != "categorical" for column in space.columns]
     return [space.kind != "text"] * space.dims
-
-
-def _mixture_start(mixtures: int, reach: float) -> list[float]:
-    """Equal weights, means evenly over [-reach, reach], scales that join neighbours."""
-    means = [reach * (2 * k + 1 - mixtures) / mixtures for k in range(mixtures)]
-    return [0.0] * mixtures + means + [math.log(reach / mixtures)] * mixtures
-
-
-def _tempered_mixture(params: Tensor, temperature: float) -> Tensor:
-    """Weights to the power, and scales that spread each component as a Gaussian's would."""
-    weights, means, log_scales = params.chunk(3, -1)
-    return torch.cat([weights / temperature, means, log_scales + math.log(temperature) / 2], -1)
-
-
-def _heaviest_mean(params: Tensor) -> Tensor:
-    weights, means, _ = params.chunk(3, -1)
-    return means.gather(-1, weights.argmax(-1, keepdim=True)).squeeze(-1)

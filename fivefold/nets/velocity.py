@@ -85,14 +85,7 @@ class ConcatLayer(nn.Module):
 
 
 class SquashLayer(nn.Module):
-    """As `ConcatLayer`, but the context `(B or 1, context)` scales (by a sigmoid) and shifts each channel.
-
-    Args:
-        inputs: channels in.
-        outputs: channels out.
-        context: width of the context.
-        spatial: whether it is a 3x3 convolution, else fully connected.
-    """
+    """As `ConcatLayer`, but the context `(B or 1, context)` scales (by a sigmoid) and shifts each channel."""
 
     def __init__(self, inputs: int, outputs: int, context: int, spatial: bool) -> None:
         super().__init__()

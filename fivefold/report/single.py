@@ -50,11 +50,7 @@ def describe(data: Data) -> dict[str, Any]:
         "notes": list(data.notes),
         "entropy": data.entropy,
         "machine": f"{place}, {os.cpu_count()} cores",
-        "versions": {
-            "fivefold": fivefold.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"fivefold": fivefold.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 
 

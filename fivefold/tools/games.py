@@ -101,13 +101,6 @@ GAMES: dict[str, Game] = {
 }
 
 
-def game(name: str) -> Game:
-    """The game of that name; raises ValueError naming those there are."""
-    if name not in GAMES:
-        raise ValueError(f"no adversarial loss {name!r}; there are {', '.join(GAMES)}")
-    return GAMES[name]
-
-
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """E (|grad D(y)| - 1)^2, y uniform on the line between each pair `(B, ...)` (Gulrajani et al., 2017).
 

@@ -76,36 +76,30 @@ def _covariance_factor(x: Tensor) -> Tensor:
     return centred if len(x) <= x.shape[1] else torch.linalg.qr(centred, mode="r").R
 
 
-def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased squared maximum mean discrepancy with the kernel (x'y / D + 1)^3 (Bińkowski et al. 2018), `()`.
-
-    Over all pairs, so it needs no random subsets; can be below 0.
-    """
-    return _kernel_distance(_cubic_kernel(x, x), _cubic_kernel(x, y), _cubic_kernel(y, y))
-
-
-def _cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
+def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x'y / D + 1)^3 of all pairs of rows."""
     return (x.double() @ y.double().T / x.shape[1] + 1) ** 3
 
 
-def _kernel_distance(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
+def kernel_distance(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
+    """Unbiased squared maximum mean discrepancy, `()`, of the kernels of all pairs (Bińkowski et al. 2018).
+
+    Over all pairs, so it needs no random subsets; can be below 0.
+    """
+
     def off_diagonal_mean(k: Tensor) -> Tensor:
         return (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))
 
     return off_diagonal_mean(xx) + off_diagonal_mean(yy) - 2 * xy.mean()
 
 
-def neighbourhood_scores(x: Tensor, y: Tensor) -> Tensor:
-    """Precision, recall, density and coverage of samples `x` against real `y`, `(4,)`.
+def neighbourhood_scores(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
+    """Precision, recall, density and coverage of samples x against real y, `(4,)`, from all distances.
 
     Precision and recall (Kynkäänniemi et al. 2019): the share of one set inside the other's manifold,
     the union of balls that reach each point's third neighbour. Density and coverage (Naeem et al. 2020):
     how many balls of real points (to the fifth neighbour) hold a sample, over 5; share that hold any.
     """
-    return _neighbourhood_scores(_distances(x, x), _distances(x, y), _distances(y, y))
-
-
-def _neighbourhood_scores(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
     in_real = xy <= _radii(yy, MANIFOLD_NEIGHBOUR)
     in_fake = xy <= _radii(xx, MANIFOLD_NEIGHBOUR)[:, None]
     in_ball = xy < _radii(yy, BALL_NEIGHBOUR)
@@ -118,7 +112,7 @@ def _radii(distances: Tensor, k: int) -> Tensor:
     return distances.kthvalue(k + 1, dim=1).values
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:
+def distances(x: Tensor, y: Tensor) -> Tensor:
     """Euclidean distances `(n, m)` in float64, by differences: exact 0 for equal rows."""
     return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
@@ -131,8 +125,8 @@ def two_sample_accuracy(x: Tensor, y: Tensor, folds: int = 5, most: int = 1000) 
     the smaller set has, at most `most`. The error is binomial.
     """
     n = min(len(x), len(y), most)
-    distances = _distances(joint := torch.cat([spread(x, n), spread(y, n)]), joint)
-    kernel = torch.exp(-2 * (distances / distances.median().clamp(min=1e-12)) ** 2)
+    apart = distances(joint := torch.cat([spread(x, n), spread(y, n)]), joint)
+    kernel = torch.exp(-2 * (apart / apart.median().clamp(min=1e-12)) ** 2)
     label = torch.ones(2 * n, dtype=kernel.dtype).index_fill(0, torch.arange(n), -1)
     fold = torch.arange(2 * n) % n % folds  # pairs (i, n + i) together: folds are balanced
     guess = torch.empty_like(label)
@@ -153,7 +147,7 @@ def nearest_two(x: Tensor, training: Tensor, *, of_training: bool = False, chunk
     `of_training`: the rows of `x` are themselves in `training`, and are left out once each.
     """
     skip = int(of_training)
-    parts = [_distances(part, training).topk(2 + skip, largest=False).values[:, skip:] for part in x.split(chunk)]
+    parts = [distances(part, training).topk(2 + skip, largest=False).values[:, skip:] for part in x.split(chunk)]
     return torch.cat(parts)
 
 
@@ -215,9 +209,9 @@ def measure(x: Tensor, y: Tensor, training: Tensor, *, of_training: bool = False
             raise TooFew(f"{len(points)} {name}; sample quality needs at least {MINIMUM}")
     near_x, near_y = nearest_two(x, training, of_training=of_training), nearest_two(y, training)
     n = min(len(x), len(y))
-    estimates = _of_pairs(_cubic_kernel, _kernel_distance, x, y)
+    estimates = _of_pairs(cubic_kernel, kernel_distance, x, y)
     # a manifold grows with the number of points it is made of, so as many of each
-    estimates += _of_pairs(_distances, _neighbourhood_scores, spread(x, n), spread(y, n))
+    estimates += _of_pairs(distances, neighbourhood_scores, spread(x, n), spread(y, n))
     estimates += [two_sample_accuracy(x, y)]
     estimates += jackknife(lambda i, j: memorisation(near_x[i, 0], near_y[j, 0]), len(x), len(y))
     estimates += [_share(copies(near_x))]

@@ -60,11 +60,7 @@ def dequantise_log_det(space: Space) -> float:
 
 
 def dequantised_log_prob(
-    log_prob: Callable[[Tensor, Tensor | None], Tensor],
-    x: Tensor,
-    condition: Tensor | None,
-    space: Space,
-    samples: int,
+    log_prob: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, condition: Tensor | None, space: Space, samples: int
 ) -> tuple[Tensor, Tensor]:
     """ln P(x) of a continuous density: exact where all dimensions are real, else a lower bound in expectation.
 

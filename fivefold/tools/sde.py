@@ -196,46 +196,36 @@ class Plan(NamedTuple):
         return [x.new_full((len(x),), t) for t in torch.linspace(1, self.first, self.steps).tolist()]
 
 
-class Drawn(NamedTuple):
-    """Examples and how many evaluations of the network, one after another, they took."""
-
-    x: Tensor
-    evaluations: int
-
-
-def stepwise(denoiser: Denoiser, x: Tensor, plan: Plan, eta: float, corrections: int) -> Drawn:
+def stepwise(denoiser: Denoiser, x: Tensor, plan: Plan, eta: float, corrections: int) -> Solution[Tensor]:
     """Steps to the marginal of each next time, and after each Langevin steps there (Song et al. 2021, Algorithm 1)."""
     times = plan.times(x)
     for t, s in pairwise(times):
         x = step(denoiser.sde, x, denoiser.clean(x, t), t, s, eta)
         for _ in range(corrections):
             x = langevin(denoiser.score, x, s, plan.signal_to_noise)
-    return Drawn(denoiser.clean(x, times[-1]), (plan.steps - 1) * (1 + corrections) + 1)
+    return Solution(denoiser.clean(x, times[-1]), (plan.steps - 1) * (1 + corrections) + 1)
 
 
-def euler_maruyama(denoiser: Denoiser, x: Tensor, plan: Plan) -> Drawn:
+def euler_maruyama(denoiser: Denoiser, x: Tensor, plan: Plan) -> Solution[Tensor]:
     """The reverse equation dx = (f - g^2 score) dt + g dw discretised (Song et al. 2021, Eq. 6)."""
     sde, times = denoiser.sde, plan.times(x)
     for t, s in pairwise(times):
         variance = rows(sde.variance(t) * (t - s), x)
         drift = variance * denoiser.score(x, t) - sde.drift(x, t) * rows(t - s, x)
         x = x + drift + variance.sqrt() * torch.randn_like(x)
-    return Drawn(denoiser.clean(x, times[-1]), plan.steps)
+    return Solution(denoiser.clean(x, times[-1]), plan.steps)
 
 
-def flow_to_data(denoiser: Denoiser, x: Tensor, plan: Plan) -> Drawn:
-    """The probability flow from time 1 to `first`, by a solver whose steps adapt."""
-    return Drawn(*probability_flow(denoiser.sde, denoiser.score, x, 1.0, plan.first, plan.tolerance))
-
-
-# Any of them on any trained network. `ancestral` has the noise of q(x_s | x_t, x_0) in its steps (Ho et al. 2020,
-# Algorithm 2; Song et al. 2021, appendix F), `ddim` as much of it as `eta` says (Song et al. 2021, DDIM, Eq. 12).
-SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Drawn]] = {
+# Any of them on any trained network; each gives examples and how many evaluations they took. `ancestral` has the noise
+# of q(x_s | x_t, x_0) in its steps (Ho et al. 2020, Algorithm 2), `ddim` as much of it as `eta` says (DDIM, Eq. 12).
+SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Solution[Tensor]]] = {
     "predictor-corrector": lambda denoiser, x, plan: stepwise(denoiser, x, plan, 1.0, plan.corrections),
     "ancestral": lambda denoiser, x, plan: stepwise(denoiser, x, plan, 1.0, 0),
     "ddim": lambda denoiser, x, plan: stepwise(denoiser, x, plan, plan.eta, 0),
     "euler-maruyama": euler_maruyama,
-    "probability-flow": flow_to_data,
+    "probability-flow": lambda denoiser, x, plan: probability_flow(
+        denoiser.sde, denoiser.score, x, 1.0, plan.first, plan.tolerance
+    ),
 }
 
 

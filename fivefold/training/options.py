@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from fivefold.options import (
-    Configured,
-    Option,
-    names_in,
-    option,
-    options_of,
-    preset_of,
-    reach_into_slots,
-    unknown,
-)
+from fivefold.options import Configured, Option, names_in, option, options_of, preset_of, reach_into_slots, unknown
 
 if TYPE_CHECKING:
     from fivefold.system import System

@@ -103,11 +103,8 @@ class CodeSystem(LatentSystem):
         self.autoencoder = self.make_autoencoder(self.space.conditioned_on(None), head, nn.ModuleDict(books))
         spaces = [Space("image", (1, *grid), levels=self.codes) for grid in self.autoencoder.grids]
         conditions = [self.space.condition, *map(self.given_space, self.autoencoder.grids[:-1])]
-        usual: dict[str, Any] = {
-            "likelihood": "categorical",
-            "lr": self.prior_lr,
-            "weight_decay": 0.01,
-        }  # codes have no order
+        # codes have no order
+        usual: dict[str, Any] = {"likelihood": "categorical", "lr": self.prior_lr, "weight_decay": 0.01}
         self.priors = nn.ModuleList(
             self.fill("prior", space.conditioned_on(condition), **usual)
             for space, condition in zip(spaces, conditions, strict=True)

@@ -1,4 +1,4 @@
-"""Presets that are named after a paper's data, and their sizes: `python -m tests.presets` writes docs/presets.md."""
+"""Presets that are named after a paper's data, and their sizes: `python -m docs.presets` writes docs/presets.md."""
 
 from __future__ import annotations
 
