@@ -98,7 +98,7 @@ def unet(precision: str, peer_precision: str, asked: float | None) -> Pair:
         down_block_types=(plain, attending, plain, plain),
         up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    assert count(ours.network) == count(model), (count(ours.network), count(model))
+    assert count(ours.net) == count(model), (count(ours.net), count(model))
     scheduler, optimizer = DDPMScheduler(), torch.optim.Adam(model.parameters(), 2e-4)
 
     def step(x: Tensor) -> None:
@@ -125,7 +125,7 @@ def ddim() -> Pair:
 
     space = Space("table", (2,), columns=(Column("x"), Column("y")))
     ours = catalog.build("ddpm", space, sampling_steps=100).eval()
-    network, scheduler = ours.network, DDIMScheduler(clip_sample=False)
+    network, scheduler = ours.net, DDIMScheduler(clip_sample=False)
 
     def mine() -> float:
         started = time.perf_counter()

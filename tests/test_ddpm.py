@@ -79,9 +79,9 @@ def test_posterior_is_bayes_rule(bars, t, s):
     weight = log_joint.softmax(0)
     mean, deviation = (weight * grid).sum(), (weight * grid**2).sum().sub((weight * grid).sum() ** 2).sqrt()
     many = torch.full((400_000, 1), x_t, dtype=torch.float64)
-    later, earlier = (torch.full((400_000,), k / 50, dtype=torch.float64) for k in (t, s))
+    later, earlier = (in_steps(bars).at(torch.tensor([k / 50]).double()) for k in (t, s))
     with seeded(0):
-        draws = step(in_steps(bars), many, torch.full_like(many, x_0), later, earlier, eta=1.0)
+        draws = step(many, torch.full_like(many, x_0), later, earlier, eta=1.0)
     assert draws.mean().item() == pytest.approx(mean.item(), abs=3 * deviation.item() / math.sqrt(len(many)) + 1e-6)
     assert draws.std().item() == pytest.approx(deviation.item(), rel=0.01)
 
@@ -93,11 +93,11 @@ def test_kl_terms_are_those_between_the_gaussians(bars, variance):
         beta = (1 - bars[t] / bars[t - 1]).item()
         deviation = math.sqrt(beta * (1 - bars[t - 1].item()) / (1 - bars[t].item()))
         wide = {"posterior": deviation, "forward": math.sqrt(beta)}[variance]
-        later, earlier = (torch.full((4,), k / 50).double() for k in (t, t - 1))
+        later, earlier = (in_steps(bars).at(torch.tensor([k / 50]).double()) for k in (t, t - 1))
         means = []
         for x_0 in (x, guess):
             with seeded(0):  # the same noise in both, so the difference of the means is right
-                means.append(step(in_steps(bars), torch.zeros(4, 3).double(), x_0.double(), later, earlier, eta=1.0))
+                means.append(step(torch.zeros(4, 3).double(), x_0.double(), later, earlier, eta=1.0))
         expected = kl_divergence(Normal(means[0], deviation), Normal(means[1], wide)).sum(1)
         torch.testing.assert_close(diffusion.step_kl(x, guess, torch.full((4,), t)), expected, rtol=1e-4, atol=1e-6)
     last = Normal(bars[-1].sqrt() * x.double(), (1 - bars[-1]).sqrt())
@@ -219,7 +219,7 @@ def test_predicted_levels_are_kept_within_their_range():
     for levels, bound in ((5, 1.0), (None, 100.0)):
         system = DDPM(Space("image", (1, 4, 4), levels=levels), channels=8)
         x = 10 * torch.randn(50, 1, 4, 4)
-        largest = system.denoiser(None).clean(x, torch.full((50,), 1e-3)).abs().max().item()
+        largest = system.denoiser(None).clean(x, system.equation.at(torch.tensor([1e-3]))).abs().max().item()
         assert largest <= bound if levels else largest > 1
 
 
@@ -230,7 +230,7 @@ def test_weightings_draw_times_in_their_proportion(weighting):
     expected = {"simple": torch.ones(20), "likelihood": system.diffusion.noise_weight}[weighting]
     torch.testing.assert_close(shares.double(), expected.double() / expected.sum())
     seen = []
-    system.noise = lambda x, t, condition: seen.append(t) or x
+    system.noise = lambda x, at, condition: seen.append(at.t) or x
     system.loss(Batch(torch.randn(4000, 2)))
     drawn = (seen[0] * 20).round().long()
     torch.testing.assert_close(drawn.bincount(minlength=21)[1:] / 4000, shares.float(), rtol=0, atol=1e-3)

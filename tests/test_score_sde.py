@@ -35,7 +35,7 @@ class OptimalNoise(torch.nn.Module):
         a, s = self.sde.signal(t), self.sde.noise(t)
         deviation = (a**2 + s**2).sqrt()
         total = rows(a**2, COVARIANCE[None]) * COVARIANCE + rows(s**2, COVARIANCE[None]) * torch.eye(2)
-        optimal = rows(s, scaled) * torch.linalg.solve(total, rows(deviation, scaled) * scaled)
+        optimal = rows(s, scaled) * torch.linalg.solve(total, (rows(deviation, scaled) * scaled)[..., None])[..., 0]
         return rows(deviation / a, scaled) * (self.one * optimal - rows(s / deviation, scaled) * scaled)
 
 
@@ -96,7 +96,7 @@ def test_times_are_trained_in_their_proportion(sde, weighting):
     ]
     torch.testing.assert_close(share / share.sum(), expected.double() / expected.sum())
     seen = []
-    system.noise = lambda x, t, condition: seen.append(t) or x
+    system.noise = lambda x, at, condition: seen.append(at.t) or x
     system.loss(Batch(torch.randn(4000, 2)))
     drawn = ((seen[0].sort().values - 0.01) / 0.99 * GRID).long().clamp(max=GRID - 1)
     below = system.share[drawn] / system.share[-1]  # the share of all times up to each that was drawn
@@ -191,6 +191,6 @@ def test_ncsnpp_takes_the_logarithm_of_the_noise_as_fourier_features():
     seen = []
     system.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     t = torch.tensor([0.1, 0.9])
-    system.noise(torch.randn(2, *IMAGE.shape), t, None)
+    system.noise(torch.randn(2, *IMAGE.shape), system.equation.at(t), None)
     torch.testing.assert_close(seen[0], system.equation.noise(t).log())
     assert "net.time.frequencies" not in ScoreSDE(IMAGE).state_dict()

@@ -27,8 +27,8 @@ def marginal(sde, t, mean=MEAN):
 def score(sde, mean=MEAN):
     """Of N(mean, COVARIANCE) diffused, in closed form."""
 
-    def of(x, t):
-        law = marginal(sde, t[0], mean)
+    def of(x, at):
+        law = marginal(sde, at.t[0], mean)
         return -(x - law.mean) @ law.precision_matrix
 
     return of
@@ -62,7 +62,7 @@ def test_marginals_are_those_of_simulated_paths(sde):
     assert x.std().item() == pytest.approx(s, rel=3.5 / math.sqrt(2 * N) + 2e-3)
     many = torch.full((N, 1), 0.5).double()
     with seeded(1):
-        draws = sde.diffuse(many, one.expand(N), torch.randn_like(many))
+        draws = sde.at(one.expand(N)).diffuse(many, torch.randn_like(many))
     assert draws.std().item() == pytest.approx(s, rel=3.5 / math.sqrt(2 * N))
 
 
@@ -84,7 +84,7 @@ def test_the_papers_ranges():
 def denoiser(sde):
     """Of the data, in closed form."""
     exact = score(sde)
-    return equations.Denoiser(sde, lambda x, t: -equations.rows(sde.noise(t), x) * exact(x, t))
+    return equations.Denoiser(sde, lambda x, at: -equations.rows(at.noise, x) * exact(x, at))
 
 
 PLANS = {
@@ -123,7 +123,7 @@ def test_samplers_end_in_the_mean_of_the_data_given_where_they_stop(name):
 @pytest.mark.parametrize("name", equations.SAMPLERS)
 def test_samplers_count_their_evaluations(name):
     calls, exact = [], denoiser(EQUATIONS["vp"])
-    counting = exact._replace(noise=lambda x, t: calls.append(t) or exact.noise(x, t))
+    counting = exact._replace(noise=lambda x, at: calls.append(at) or exact.noise(x, at))
     drawn = equations.SAMPLERS[name](counting, torch.randn(5, 2).double(), equations.Plan(1e-2, 7, corrections=2))
     assert drawn.evaluations == len(calls) == {"predictor-corrector": 19}.get(name, 7 if name[0] != "p" else len(calls))
 
@@ -131,14 +131,14 @@ def test_samplers_count_their_evaluations(name):
 @pytest.mark.parametrize(("eta", "draws"), [(0.0, False), (0.5, True), (1.0, True)])
 def test_steps_keep_the_marginal_whatever_their_noise(sde, eta, draws):
     """q(x_s) from q(x_t) and the true x_0, which DDIM's equation 7 promises for every deviation."""
-    t, s = (torch.tensor(time).double().expand(N) for time in (0.7, 0.4))
+    at, to = (sde.at(torch.tensor([time]).double()) for time in (0.7, 0.4))
     clean = torch.full((N, 1), 0.7).double()
     with seeded(0):
-        before = sde.diffuse(clean, t, torch.randn_like(clean))
-        x = equations.step(sde, before, clean, t, s, eta)
-    assert x.mean().item() == pytest.approx(0.7 * sde.signal(s[0]).item(), abs=4 * sde.noise(s[0]).item() / N**0.5)
-    assert x.std().item() == pytest.approx(sde.noise(s[0]).item(), rel=4 / (2 * N) ** 0.5)
-    again = equations.step(sde, before, clean, t, s, eta)
+        before = at.diffuse(clean, torch.randn_like(clean))
+        x = equations.step(before, clean, at, to, eta)
+    assert x.mean().item() == pytest.approx(0.7 * to.signal.item(), abs=4 * to.noise.item() / N**0.5)
+    assert x.std().item() == pytest.approx(to.noise.item(), rel=4 / (2 * N) ** 0.5)
+    again = equations.step(before, clean, at, to, eta)
     assert torch.equal(x, again) != draws
 
 
@@ -146,15 +146,16 @@ def test_steps_keep_the_marginal_whatever_their_noise(sde, eta, draws):
 def test_predictions_are_of_the_unit_noise(sde, name):
     """From the output that each names, the noise that was added; and from nothing a standard normal's optimum."""
     x_0, noise, t = torch.randn(50, 3).double(), torch.randn(50, 3).double(), torch.linspace(0.05, 0.95, 50).double()
-    x = sde.diffuse(x_0, t, noise)
-    a, s, total = (equations.rows(part, x) for part in (sde.signal(t), sde.noise(t), sde.deviation(t)))
+    at = sde.at(t)
+    x = at.diffuse(x_0, noise)
+    a, s, total = (equations.rows(part, x) for part in at[1:])
     output = {
         "noise": noise, "clean": x_0, "residual": noise - s / total**2 * x, "velocity": (a * noise - s * x_0) / total,
     }[name]  # fmt: skip
-    torch.testing.assert_close(equations.PREDICTIONS[name](sde, x, t, output), noise)
+    torch.testing.assert_close(equations.PREDICTIONS[name](at, x, output), noise)
     if name in ("residual", "velocity"):
         optimum = s * x / total**2  # E[noise | x_t] of x_0 ~ N(0, 1)
-        torch.testing.assert_close(equations.PREDICTIONS[name](sde, x, t, torch.zeros_like(x)), optimum)
+        torch.testing.assert_close(equations.PREDICTIONS[name](at, x, torch.zeros_like(x)), optimum)
 
 
 @pytest.mark.parametrize("steps", [10, 1000])
@@ -172,11 +173,11 @@ def test_a_chain_made_continuous_keeps_its_steps(steps):
 
 def test_the_corrector_brings_a_wrong_start_to_the_law():
     """Langevin steps alone sample the marginal at a time: what the predictor got wrong, they mend."""
-    sde, t = EQUATIONS["vp"], torch.full((N,), 0.3).double()
+    sde, t = EQUATIONS["vp"], torch.tensor([0.3]).double()
     x = torch.zeros(N, 2).double()
     with seeded(0):
         for _ in range(300):
-            x = equations.langevin(score(sde), x, t, 0.1)
+            x = equations.langevin(score(sde), x, sde.at(t), 0.1)
     law = marginal(sde, t[0])
     torch.testing.assert_close(x.mean(0), law.mean, rtol=0, atol=0.03)
     torch.testing.assert_close(x.T.cov(), law.covariance_matrix, rtol=0, atol=0.04)

@@ -14,7 +14,7 @@ from fivefold.system import Batch, Density, LatentSystem
 from fivefold.tools.diffusion import quantile, rows, spread
 from fivefold.tools.scaling import centre, uncentre
 from fivefold.tools.schedule import warm_cosine
-from fivefold.tools.sde import PREDICTIONS, SAMPLERS, SDE, WEIGHTINGS, Denoiser, Plan, probability_flow
+from fivefold.tools.sde import PREDICTIONS, SAMPLERS, SDE, WEIGHTINGS, Denoiser, Moment, Plan, probability_flow
 
 
 class DiffusionSystem(LatentSystem):
@@ -60,13 +60,13 @@ class DiffusionSystem(LatentSystem):
 
     equation: SDE
     first: float  # the time at which data begin
-    trained: Tensor  # times (T,) that are trained, float64 on the CPU
+    trained: Tensor  # times `(T,)` that are trained, float64
 
     def build(self) -> None:
         super().build()
         limit = torch.tensor([math.inf if levels is None else 1.0 for levels in self.space.dim_levels])
         self.register_buffer("limit", limit.view(self.space.shape), persistent=False)
-        self.set_up()
+        self.register_buffer("trained", self.set_up(), persistent=False)
         self.register_buffer("share", self.weights().cumsum(0), persistent=False)
         image = self.space.kind == "image"
         self.net: nn.Module = self.image_net() if image else TimedMLP(self.space, self.hidden, self.layers)
@@ -74,8 +74,8 @@ class DiffusionSystem(LatentSystem):
 
     # --- what a leaf writes -----------------------------------------------------------------------
 
-    def set_up(self) -> None:
-        """Set `equation`, `first` and `trained`, before any network is built."""
+    def set_up(self) -> Tensor:
+        """Set `equation` and `first`, before any network is built; gives the times that are trained, float64."""
         raise NotImplementedError
 
     def image_net(self) -> nn.Module:
@@ -89,11 +89,11 @@ class DiffusionSystem(LatentSystem):
     def times(self, n: int) -> Tensor:
         """Times `(n,)` to train at, in the proportion of their weights; spread, so that the loss varies less."""
         drawn = quantile(self.share, spread(n, self.device).double())
-        return self.trained.to(self.device)[drawn].float()
+        return self.trained[drawn].float()
 
-    def clock(self, t: Tensor) -> Tensor:
+    def clock(self, at: Moment) -> Tensor:
         """The time as the network takes it."""
-        return t
+        return at.t
 
     def enter(self, x: Tensor) -> Tensor:
         """The point of encoded examples at which the diffusion starts, on [-1, 1] where they are discrete."""
@@ -116,19 +116,18 @@ class DiffusionSystem(LatentSystem):
     def loss(self, batch: Batch) -> Tensor:
         """Denoising score matching as the squared error of the unit noise (Ho et al. Eq. 14; Song et al. Eq. 7)."""
         x = self.start(batch.x)
-        t, noise = self.times(len(x)), torch.randn_like(x)
-        return (noise - self.noise(self.equation.diffuse(x, t, noise), t, batch.condition)).square().mean()
+        at, noise = self.equation.at(self.times(len(x))), torch.randn_like(x)
+        return (noise - self.noise(at.diffuse(x, noise), at, batch.condition)).square().mean()
 
-    def noise(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """The predicted unit noise in `x` at times `t` `(B,)`."""
-        scaled = x / rows(self.equation.deviation(t), x)
-        found = self.net(scaled, self.clock(t), condition)
-        return PREDICTIONS[self.prediction](self.equation, x, t, found)
+    def noise(self, x: Tensor, at: Moment, condition: Tensor | None) -> Tensor:
+        """The predicted unit noise in `x` at a moment."""
+        found = self.net(x / rows(at.deviation, x), self.clock(at), condition)
+        return PREDICTIONS[self.prediction](at, x, found)
 
     def denoiser(self, condition: Tensor | None) -> Denoiser:
         """The network under a condition, as samplers take it."""
         return Denoiser(
-            self.equation, lambda x, t: self.noise(x, t, condition), lambda x: torch.clamp(x, -self.limit, self.limit)
+            self.equation, lambda x, at: self.noise(x, at, condition), lambda x: torch.clamp(x, -self.limit, self.limit)
         )
 
     # --- samples and codes --------------------------------------------------------------------------
@@ -163,7 +162,7 @@ class DiffusionSystem(LatentSystem):
         y = self.enter(batch.x)
         errors = {}
         for name, time in (("early", 0.1), ("half_way", 0.5), ("late", 0.9)):
-            t, noise = y.new_full((len(y),), time), torch.randn_like(y)
-            predicted = self.noise(self.equation.diffuse(y, t, noise), t, batch.condition)
+            at, noise = self.equation.at(y.new_full((1,), time)), torch.randn_like(y)
+            predicted = self.noise(at.diffuse(y, noise), at, batch.condition)
             errors[f"error_{name}"] = (predicted - noise).square().mean().item()
         return errors

@@ -72,7 +72,7 @@ class DDPM(DiffusionSystem):
     sampler = "ddim"
     sampling_steps = 50
 
-    def set_up(self) -> None:
+    def set_up(self) -> Tensor:
         levels = self.space.dim_levels
         half = torch.tensor([0.0 if n is None else 1 / max(n - 1, 1) for n in levels]).view(self.space.shape)
         self.register_buffer("half_cell", half, persistent=False)  # half the distance between levels
@@ -80,9 +80,9 @@ class DDPM(DiffusionSystem):
         noise = min(max(self.first_noise * resolution, 1e-3), 0.5)
         alpha_bar = alpha_bars(SCHEDULES[self.schedule], self.timesteps, noise)
         self.equation, self.first = in_steps(alpha_bar), 1 / self.timesteps
-        self.trained = torch.arange(1, self.timesteps + 1, dtype=torch.float64, device="cpu") / self.timesteps
         self.diffusion = GaussianDiffusion(alpha_bar, self.variance)
         self.sampling_steps = min(self.sampling_steps, self.timesteps)
+        return torch.arange(1, self.timesteps + 1, dtype=torch.float64, device="cpu") / self.timesteps
 
     def weights(self) -> Tensor:
         """As in the bound of T steps, which differs from the continuous one's."""
@@ -146,8 +146,8 @@ class DDPM(DiffusionSystem):
             repeats = [len(times), *[1] * (y.dim() - 1)]
             x, t_flat = y.repeat(repeats), times.flatten()
             given = None if condition is None else condition.repeat(len(times), *[1] * (condition.dim() - 1))
-            at = t_flat.float() / self.timesteps
-            predicted = self.denoiser(given).clean(self.equation.diffuse(x, at, torch.randn_like(x)), at)
+            at = self.equation.at(t_flat.float() / self.timesteps)
+            predicted = self.denoiser(given).clean(at.diffuse(x, torch.randn_like(x)), at)
             terms, first = self.diffusion.step_kl(x, predicted, t_flat), t_flat == 1
             if first.any():
                 terms[first] = -self._decoder_log_prob(x[first], predicted[first])

@@ -72,15 +72,15 @@ class ScoreSDE(DiffusionSystem):
         "the noise's deviation as random Fourier features, and adds the image again at each resolution",
     )  # fmt: skip
 
-    def set_up(self) -> None:
+    def set_up(self) -> Tensor:
         least, most = equations.RANGES[self.sde]
         self.equation = equations.SDES[self.sde](self.low or least, self.high or most)
         middle = (torch.arange(GRID, dtype=torch.float64, device="cpu") + 0.5) / GRID
-        self.trained = self.first + (1 - self.first) * middle
         self.exact = self.space.dims <= self.exact_dims
         self.discrete = any(levels is not None for levels in self.space.dim_levels)
         self.density = Density.LOWER_BOUND if self.discrete else Density.ESTIMATE
         self.plus = self.network == "ncsn++" and self.space.kind == "image"
+        return self.first + (1 - self.first) * middle
 
     def image_net(self) -> ScoreUNet:
         return ScoreUNet(self.space, self.channels, self.blocks, self.attention, self.dropout, self.plus)
@@ -89,8 +89,8 @@ class ScoreSDE(DiffusionSystem):
         """Anywhere in the cell of a tabulated time."""
         return super().times(n) + (1 - self.first) / GRID * (torch.rand(n, device=self.device) - 0.5)
 
-    def clock(self, t: Tensor) -> Tensor:
-        return self.equation.noise(t).log() if self.plus else t
+    def clock(self, at: equations.Moment) -> Tensor:
+        return at.noise.log() if self.plus else at.t
 
     def start(self, x: Tensor) -> Tensor:
         """Anywhere in the cell of a level."""

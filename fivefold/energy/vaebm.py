@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class VAEBM(ChainSystem):
             "differentiated", methods=("push",), densities=("LOWER_BOUND",),
         ),
     )  # fmt: skip
+    chain_start: Literal["buffer", "noise"] = option("buffer", "where chains start: where earlier ones ended, or noise")
     first_stage: float = option(0.6, "share of the budget for the VAE", least=0, most=1)
     step_size: float = option(0.1, "of Langevin dynamics; its noise has this variance", above=0)
     spectral: float = option(0.02, "weight of the sum of the layers' spectral norms", least=0)

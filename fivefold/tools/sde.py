@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,7 +20,22 @@ from fivefold.tools.divergence import rademacher, with_divergence
 from fivefold.tools.ode import Solution, integrate
 
 Function = Callable[[Tensor], Tensor]  # of time
-Score = Callable[[Tensor, Tensor], Tensor]  # of x `(B, ...)` and times `(B,)`
+
+
+class Moment(NamedTuple):
+    """A time `(B,)`, or one for all `(1,)`, with what the equation has made of a point by then."""
+
+    t: Tensor
+    signal: Tensor
+    noise: Tensor  # standard deviation
+    deviation: Tensor  # of x_t where that of x_0 is 1
+
+    def diffuse(self, x: Tensor, noise: Tensor) -> Tensor:
+        """x_t of x_0 `(B, ...)`: signal x_0 + noise."""
+        return rows(self.signal, x) * x + rows(self.noise, x) * noise
+
+
+Score = Callable[[Tensor, Moment], Tensor]  # of x `(B, ...)`
 
 
 class SDE(NamedTuple):
@@ -31,13 +47,9 @@ class SDE(NamedTuple):
     noise: Function  # standard deviation
     time: Function  # at which noise / signal is a given number
 
-    def diffuse(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t of x_0 `(B, ...)` at `t` `(B,)`: signal x_0 + noise."""
-        return rows(self.signal(t), x) * x + rows(self.noise(t), x) * noise
-
-    def deviation(self, t: Tensor) -> Tensor:
-        """Of x_t where that of x_0 is 1."""
-        return (self.signal(t) ** 2 + self.noise(t) ** 2).sqrt()
+    def at(self, t: Tensor) -> Moment:
+        signal, noise = self.signal(t), self.noise(t)
+        return Moment(t, signal, noise, (signal**2 + noise**2).sqrt())
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return -rows(self.rate(t), x) * x
@@ -91,24 +103,27 @@ def variance_preserving(low: float, high: float) -> SDE:
 
 def in_steps(alpha_bar: Tensor) -> SDE:
     """DDPM's chain made continuous: -ln alpha_bar `(T + 1,)`, from 0 on, at times 0, 1/T, ..., 1 and linear between."""
-    at, last = -alpha_bar.log(), len(alpha_bar) - 1
+    last = len(alpha_bar) - 1
 
-    def below(table: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @cache
+    def table(device: torch.device, dtype: torch.dtype) -> Tensor:
+        return -alpha_bar.log().to(device, dtype)
+
+    def below(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of each time the step it is in, the table there and how much it grows over the step."""
-        table = table.to(t)
-        step = (t * last).long().clamp(0, last - 1)
-        return step, table[step], table[step + 1] - table[step]
+        at, step = table(t.device, t.dtype), (t * last).long().clamp(0, last - 1)
+        return step, at[step], at[step + 1] - at[step]
 
     def total(t: Tensor) -> Tensor:
-        step, start, growth = below(at, t)
+        step, start, growth = below(t)
         return start + growth * (t * last - step)
 
     def inverse(total: Tensor) -> Tensor:
-        table = at.to(total)
-        step = (torch.searchsorted(table, total) - 1).clamp(0, last - 1)
-        return (step + (total - table[step]) / (table[step + 1] - table[step])) / last
+        at = table(total.device, total.dtype)
+        step = (torch.searchsorted(at, total) - 1).clamp(0, last - 1)
+        return (step + (total - at[step]) / (at[step + 1] - at[step])) / last
 
-    return _preserving(lambda t: last * below(at, t)[2], total, inverse)
+    return _preserving(lambda t: last * below(t)[2], total, inverse)
 
 
 def sub_variance_preserving(low: float, high: float) -> SDE:
@@ -127,16 +142,16 @@ RANGES = {"ve": (0.01, 50.0), "vp": (0.1, 20.0), "sub-vp": (0.1, 20.0)}  # the p
 
 # --- what a network predicts, and how its errors weigh ---------------------------------------------
 
-# The noise in `x` `(B, ...)` at times `t` from a network's output. `velocity`: x is taken as of unit variance and what
+# The noise in `x` `(B, ...)` at a moment from a network's output. `velocity`: x is taken as of unit variance and what
 # a standard normal x_0 would make optimal is corrected as far as there is a signal, for at the last times the least
 # error of the noise would be a large one of x_0 (in a variance preserving equation it is signal e - noise x_0,
 # Salimans and Ho, 2022). `residual`: the same, corrected alike at all times.
-PREDICTIONS: dict[str, Callable[[SDE, Tensor, Tensor, Tensor], Tensor]] = {
-    "noise": lambda sde, x, t, found: found,
-    "clean": lambda sde, x, t, found: (x - rows(sde.signal(t), x) * found) / rows(sde.noise(t), x),
-    "residual": lambda sde, x, t, found: rows(sde.noise(t) / sde.deviation(t) ** 2, x) * x + found,
-    "velocity": lambda sde, x, t, found: (
-        rows(sde.noise(t) / sde.deviation(t) ** 2, x) * x + rows(sde.signal(t) / sde.deviation(t), x) * found
+PREDICTIONS: dict[str, Callable[[Moment, Tensor, Tensor], Tensor]] = {
+    "noise": lambda at, x, found: found,
+    "clean": lambda at, x, found: (x - rows(at.signal, x) * found) / rows(at.noise, x),
+    "residual": lambda at, x, found: rows(at.noise / at.deviation**2, x) * x + found,
+    "velocity": lambda at, x, found: (
+        rows(at.noise / at.deviation**2, x) * x + rows(at.signal / at.deviation, x) * found
     ),
 }
 
@@ -154,7 +169,7 @@ WEIGHTINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
 class Denoiser(NamedTuple):
     """A trained network under one condition, in the three forms that samplers ask for.
 
-    `noise` predicts the unit noise in x `(B, ...)` at times `(B,)`; `clip` confines predicted examples to where data
+    `noise` predicts the unit noise in x `(B, ...)` at a moment; `clip` confines predicted examples to where data
     can be.
     """
 
@@ -162,14 +177,13 @@ class Denoiser(NamedTuple):
     noise: Score
     clip: Callable[[Tensor], Tensor] = lambda x: x
 
-    def score(self, x: Tensor, t: Tensor) -> Tensor:
+    def score(self, x: Tensor, at: Moment) -> Tensor:
         """The gradient of ln p_t at x: less the noise, in units of its deviation."""
-        return -self.noise(x, t) / rows(self.sde.noise(t), x)
+        return -self.noise(x, at) / rows(at.noise, x)
 
-    def clean(self, x: Tensor, t: Tensor) -> Tensor:
+    def clean(self, x: Tensor, at: Moment) -> Tensor:
         """E[x_0 | x_t] by Tweedie's formula, clipped."""
-        noise = rows(self.sde.noise(t), x) * self.noise(x, t)
-        return self.clip((x - noise) / rows(self.sde.signal(t), x))
+        return self.clip((x - rows(at.noise, x) * self.noise(x, at)) / rows(at.signal, x))
 
 
 class Plan(NamedTuple):
@@ -191,29 +205,31 @@ class Plan(NamedTuple):
     signal_to_noise: float = 0.16
     tolerance: float = 1e-2
 
-    def times(self, x: Tensor) -> list[Tensor]:
-        """`steps` times `(B,)` from 1 down to `first`."""
-        return [x.new_full((len(x),), t) for t in torch.linspace(1, self.first, self.steps).tolist()]
+    def moments(self, sde: SDE, x: Tensor) -> list[Moment]:
+        """`steps` moments, each one for all rows of x, from time 1 down to `first`."""
+        times = torch.linspace(1, self.first, self.steps, dtype=x.dtype, device=x.device)
+        return [Moment(*parts) for parts in zip(*(part.split(1) for part in sde.at(times)), strict=True)]
 
 
 def stepwise(denoiser: Denoiser, x: Tensor, plan: Plan, eta: float, corrections: int) -> Solution[Tensor]:
     """Steps to the marginal of each next time, and after each Langevin steps there (Song et al. 2021, Algorithm 1)."""
-    times = plan.times(x)
-    for t, s in pairwise(times):
-        x = step(denoiser.sde, x, denoiser.clean(x, t), t, s, eta)
+    moments = plan.moments(denoiser.sde, x)
+    for at, to in pairwise(moments):
+        x = step(x, denoiser.clean(x, at), at, to, eta)
         for _ in range(corrections):
-            x = langevin(denoiser.score, x, s, plan.signal_to_noise)
-    return Solution(denoiser.clean(x, times[-1]), (plan.steps - 1) * (1 + corrections) + 1)
+            x = langevin(denoiser.score, x, to, plan.signal_to_noise)
+    return Solution(denoiser.clean(x, moments[-1]), (plan.steps - 1) * (1 + corrections) + 1)
 
 
 def euler_maruyama(denoiser: Denoiser, x: Tensor, plan: Plan) -> Solution[Tensor]:
     """The reverse equation dx = (f - g^2 score) dt + g dw discretised (Song et al. 2021, Eq. 6)."""
-    sde, times = denoiser.sde, plan.times(x)
-    for t, s in pairwise(times):
-        variance = rows(sde.variance(t) * (t - s), x)
-        drift = variance * denoiser.score(x, t) - sde.drift(x, t) * rows(t - s, x)
+    sde, moments = denoiser.sde, plan.moments(denoiser.sde, x)
+    for at, to in pairwise(moments):
+        gone = at.t - to.t
+        variance = rows(sde.variance(at.t) * gone, x)
+        drift = variance * denoiser.score(x, at) - sde.drift(x, at.t) * rows(gone, x)
         x = x + drift + variance.sqrt() * torch.randn_like(x)
-    return Solution(denoiser.clean(x, times[-1]), plan.steps)
+    return Solution(denoiser.clean(x, moments[-1]), plan.steps)
 
 
 # Any of them on any trained network; each gives examples and how many evaluations they took. `ancestral` has the noise
@@ -229,17 +245,19 @@ SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Solution[Tensor]]] = {
 }
 
 
-def step(sde: SDE, x: Tensor, clean: Tensor, t: Tensor, s: Tensor, eta: float) -> Tensor:
+def step(x: Tensor, clean: Tensor, at: Moment, to: Moment, eta: float) -> Tensor:
     """A draw of x_s of x_t and x_0, s < t, that keeps q(x_s | x_0) (Song et al. 2021, DDIM, Eq. 7).
 
     Its variance is `eta`^2 times that of q(x_s | x_t, x_0): 1 gives the Markov process, 0 a deterministic one.
     """
-    ratio = sde.signal(t) / sde.signal(s)
-    added = (sde.noise(t) ** 2 - (ratio * sde.noise(s)) ** 2).clamp(min=0)  # x_t = ratio x_s + noise of this variance
-    deviation = eta * added.sqrt() * sde.noise(s) / sde.noise(t)
-    along = (sde.noise(s) ** 2 - deviation**2).clamp(min=0).sqrt() / sde.noise(t)
-    mean = rows(sde.signal(s), x) * clean + rows(along, x) * (x - rows(sde.signal(t), x) * clean)
-    return mean + rows(deviation, x) * torch.randn_like(x) if eta else mean
+    kept, noise = to.noise, torch.zeros((), device=x.device)
+    if eta:
+        ratio = at.signal / to.signal
+        added = (at.noise**2 - (ratio * to.noise) ** 2).clamp(min=0)  # x_t = ratio x_s + noise of this variance
+        deviation = eta * added.sqrt() * to.noise / at.noise
+        kept = (to.noise**2 - deviation**2).clamp(min=0).sqrt()
+        noise = rows(deviation, x) * torch.randn_like(x)
+    return rows(to.signal, x) * clean + rows(kept / at.noise, x) * (x - rows(at.signal, x) * clean) + noise
 
 
 def probability_flow(sde: SDE, score: Score, x: Tensor, t0: float, t1: float, tolerance: float) -> Solution[Tensor]:
@@ -272,8 +290,9 @@ def flow(sde: SDE, score: Score, x: Tensor, clock: float) -> Tensor:
     dt/dclock = 2 noise^2 / g^2, for d ln noise/dt = g^2 / (2 noise^2) - rate and d ln signal/dt = -rate.
     """
     t = sde.time(torch.tensor(math.exp(clock), dtype=torch.float64)).clamp(max=1).to(x)
-    pace, times = 2 * sde.noise(t) ** 2 / sde.variance(t), t.expand(len(x))
-    return pace * sde.drift(x, times) - sde.noise(t) ** 2 * score(x, times)
+    at = sde.at(t.view(1))
+    variance = rows(at.noise**2, x)
+    return 2 * variance / rows(sde.variance(at.t), x) * sde.drift(x, at.t) - variance * score(x, at)
 
 
 def _clock(sde: SDE, t: float) -> float:
@@ -281,9 +300,9 @@ def _clock(sde: SDE, t: float) -> float:
     return math.log(sde.noise(time) / sde.signal(time))
 
 
-def langevin(score: Score, x: Tensor, t: Tensor, signal_to_noise: float) -> Tensor:
-    """A step of Langevin dynamics at time t, its size by the ratio of norms (Song et al. 2021, Algorithms 4 and 5)."""
-    gradient, noise = score(x, t), torch.randn_like(x)
+def langevin(score: Score, x: Tensor, at: Moment, signal_to_noise: float) -> Tensor:
+    """A step of Langevin dynamics at one time, sized by the ratio of norms (Song et al. 2021, Algorithms 4 and 5)."""
+    gradient, noise = score(x, at), torch.randn_like(x)
     norm, noise_norm = (v.flatten(1).norm(dim=1).mean() for v in (gradient, noise))
     step = 2 * (signal_to_noise * noise_norm / norm.clamp(min=1e-12)) ** 2
     return x + step * gradient + (2 * step).sqrt() * noise
