@@ -53,6 +53,8 @@ class ChainSystem(EnergySystem):
     sampling: ClassVar[str] = "mcmc"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sample_steps": (0, 20, 60, 120)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99}}
+    far: ClassVar[float] = math.inf  # a chain with a number beyond it starts afresh
+    temperature: float = 1.0  # the network's value in nats is it over this
 
     chain_start: Literal["buffer", "noise", "data"] = option(
         "buffer", "where chains start in training: where earlier ones ended, from noise, or from the data"
@@ -73,9 +75,6 @@ class ChainSystem(EnergySystem):
         self.buffer = ReplayBuffer(
             self.buffer_size, shape, self.space.condition.shape if self.space.condition else (0,)
         )
-
-    far: ClassVar[float] = math.inf  # a chain with a number beyond it starts afresh
-    temperature: float = 1.0  # the network's value in nats is it over this
 
     # --- what a leaf writes -----------------------------------------------------------------------
 
@@ -110,7 +109,7 @@ class ChainSystem(EnergySystem):
     # --- training ---------------------------------------------------------------------------------
 
     def contrast(self, player: nn.Module, batch: Batch) -> Iterator[Update]:
-        """One step of contrastive divergence: down on data, up on where short chains end (survey Eq. 3)."""
+        """One step of contrastive divergence: down on data, up on where short chains end (survey Eq. 2)."""
         data, n = self.data(batch.x), len(batch.x)
         slots = torch.randperm(len(self.buffer), device=data.device)[:n]
         start, condition, ages = self._starts(slots, data, batch.condition)
