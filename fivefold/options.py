@@ -82,6 +82,7 @@ class Need:
         methods: that the part must have.
         densities: names of the kinds of density (`Density`) that will do on the slot's space; empty for any.
         sampling: the kind of sampling that it must have; None for any.
+        without: facts of its class that must not hold.
         parts: by name, those of the library that are no systems.
         systems: whether systems of the catalogue fit too.
     """
@@ -90,6 +91,7 @@ class Need:
     methods: tuple[str, ...] = ()
     densities: tuple[str, ...] = ()
     sampling: str | None = None
+    without: tuple[str, ...] = ()
     parts: Mapping[str, type] = field(default_factory=dict)
     systems: bool = True
 

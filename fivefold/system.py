@@ -394,7 +394,8 @@ def suits(cls: type[System], need: Need, space: Space) -> bool:
         and (not need.densities or kind.name in need.densities)
         and (need.sampling is None or cls.sampling == need.sampling)
         and (space.condition is None or cls.conditional)
-        and all(hasattr(cls, method) for method in need.methods)
+        and all(getattr(cls, method, None) for method in need.methods)
+        and not any(getattr(cls, fact, False) for fact in need.without)
     )
 
 
@@ -404,14 +405,7 @@ def fitting(need: Need, space: Space) -> list[str]:
     return [*need.parts, *(name for name, cls in systems.items() if suits(cls, need, space))]
 
 
-def _rebuilt(
-    cls: type[System],
-    space: Space,
-    arguments: dict[str, Any],
-    dials: dict[str, Any],
-    state: dict[str, Tensor],
-    training: bool,
-) -> System:
+def _rebuilt(cls: type[System], space: Space, arguments: Any, dials: Any, state: Any, training: bool) -> System:
     """What `System.__reduce__` took apart; torch's generators stay as they are."""
     with seeded(0):
         system = cls(space, **arguments)

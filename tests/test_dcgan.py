@@ -127,7 +127,7 @@ def test_chains_that_the_critic_accepts_follow_the_data():
     """Fakes of N(0, 1) and a critic that is ln N(0.5, 0.7^2) - ln N(0, 1): the ends of chains are of the former."""
     wanted, made = Normal(0.5, 0.7), Normal(0.0, 1.0)
     system = DCGAN(Space("table", (1,), columns=(Column("x"),)), sampler="metropolis-hastings").eval()
-    system.draw = lambda n, condition: torch.randn(n, 1)
+    system.made = lambda n, condition: torch.randn(n, 1)
     system.judge = lambda x, condition: (wanted.log_prob(x) - made.log_prob(x)).squeeze(1)
     x = system.sample_encoded(20_000, seed=0, batch_size=20_000)
     assert x.mean().item() == pytest.approx(0.5, abs=4 * 0.7 / 20_000**0.5)
@@ -173,7 +173,7 @@ def test_every_game_learns_a_ring_of_gaussians(loss):
     angle = torch.randint(8, (4096,)) * torch.pi / 4
     data = Batch(1.4 * torch.stack([angle.cos(), angle.sin()], 1) + 0.17 * torch.randn(4096, 2))
     wasserstein = GAMES[loss].clipped or GAMES[loss].penalised
-    beta1 = 0.0 if wasserstein else 0.5
+    beta1 = 0.0 if GAMES[loss].clipped else 0.5
     system = DCGAN(PLANE, game=loss, latent=2, critics=5 if wasserstein else 3, lr=1e-3, beta1=beta1)
     untrained = mean_discrepancy(system.sample_encoded(1000, seed=0), data.x[:1000])
     train(system, data, 400)

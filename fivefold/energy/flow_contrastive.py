@@ -54,8 +54,8 @@ class FlowContrastive(EnergySystem, LatentSystem):
         slot("glow", layers=6, scales=3, hidden=64),
         "that the energy plays against",
         needs=Need(
-            "a flow that draws examples together with their density in one pass, and has that of any example",
-            methods=("draw", "_point_log_prob"), sampling="direct",
+            "a flow that draws examples together with their exact density in one pass, and has that of any example",
+            methods=("draw", "_point_log_prob"), sampling="direct", without=("draws",),
         ),
     )  # fmt: skip
     first_stage: float = option(0.6, "share of the budget for the flow alone", least=0, most=1)
@@ -178,11 +178,7 @@ class FlowContrastive(EnergySystem, LatentSystem):
 
 
 class NormalisedEnergy(nn.Module):
-    """ln p(x) = f(x) - c, c a parameter like others.
-
-    Args:
-        net: f, `(B, *shape)` and a condition to `(B,)`.
-    """
+    """ln p(x) = f(x) - c, c a parameter like others; `net` is f, `(B, *shape)` and a condition to `(B,)`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

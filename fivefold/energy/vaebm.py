@@ -16,8 +16,6 @@ from fivefold.tools.mcmc import Move
 from fivefold.tools.scaling import centre
 from fivefold.tools.schedule import late_fall, second_stage
 
-FAR = 8.0  # no normal noise is; a replayed chain that came so far goes on without end, where steps are too long
-
 
 class VAEBM(ChainSystem):
     """Variational autoencoder and energy-based model (survey 2.4.1 and 3.4; Xiao et al., 2021).
@@ -59,7 +57,9 @@ class VAEBM(ChainSystem):
     chain_steps = 5
     sample_steps = 12
     lr = 4e-3
-    far: ClassVar[float] = FAR
+    far: ClassVar[float] = (
+        8.0  # no normal noise is; a chain that came so far goes on without end, if steps are too long
+    )
 
     def build(self) -> None:
         super().build()

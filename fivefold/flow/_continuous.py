@@ -154,8 +154,7 @@ class ContinuousSystem(FlowSystem):
         return self.evaluations
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        z = self.temperature * torch.randn(n, self.noise_dims, device=self.device)
-        return self._back(z, condition, self.sampling_solver)
+        return self._back(self.temperature * self.noise(n), condition, self.sampling_solver)
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
         with self._solving(self.scoring_solver, "none"):

@@ -103,7 +103,15 @@ class FlowSystem(LatentSystem):
     def _point_log_prob(self, y: Tensor, condition: Tensor | None) -> Tensor:
         """Nats `(B,)` of continuous points."""
         z, log_det = self.flow(y, self.embedding(condition))
-        return standard_normal_log_prob(z) + log_det
+        return self.noise_log_prob(z) + log_det
+
+    def noise(self, n: int) -> Tensor:
+        """Draws `(n, noise_dims)`; standard normal unless a flow says otherwise."""
+        return torch.randn(n, self.noise_dims, device=self.device)
+
+    def noise_log_prob(self, z: Tensor) -> Tensor:
+        """Nats `(B,)` of what `noise` draws."""
+        return standard_normal_log_prob(z)
 
     def _drawn_log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Nats `(B,)`: ln of an unbiased estimate of P(x), from one draw of all that is drawn."""
@@ -119,13 +127,13 @@ class FlowSystem(LatentSystem):
         return importance_log_prob(self._drawn_log_prob, x, condition, self.score_samples)
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        return self._decode(self.temperature * torch.randn(n, self.noise_dims, device=self.device), condition)
+        return self._decode(self.temperature * self.noise(n), condition)
 
     def draw(self, n: int, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Real-valued examples `(n, *shape)` by reparameterisation and their log-densities, nats `(n,)`."""
-        z = torch.randn(n, self.noise_dims, device=self.device)
+        z = self.noise(n)
         y, log_det = self.flow.inverse(z, self.embedding(condition))
-        return y, standard_normal_log_prob(z) - log_det
+        return y, self.noise_log_prob(z) - log_det
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
         with still(self.flow):

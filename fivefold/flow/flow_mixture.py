@@ -29,6 +29,8 @@ class FlowMixture(CouplingFlowSystem):
     noise of the flow to which the example most likely belongs, after one more number that says which it is.
     """
 
+    draw = None  # type: ignore[assignment]  # which flow is chosen has no gradient
+
     flows: int = option(4, "how many", least=1, tune=(1, 6))
 
     def body(self) -> Layer:

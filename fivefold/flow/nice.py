@@ -57,13 +57,11 @@ class NICE(FlowSystem):
         sizes = (dims - changed, changed, self.hidden, self.layers, self.embedding.width, self.dropout)
         return Coupling(mask, Additive(), _DeepNet(*sizes))
 
-    def _point_log_prob(self, y: Tensor, condition: Tensor | None) -> Tensor:
-        z, log_det = self.flow(y, self.embedding(condition))
-        return PRIORS[self.prior].log_prob(z) + log_det
+    def noise(self, n: int) -> Tensor:
+        return PRIORS[self.prior].draw(torch.rand(n, self.noise_dims, device=self.device))
 
-    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        z = PRIORS[self.prior].draw(torch.rand(n, self.space.dims, device=self.device))
-        return self._decode(self.temperature * z, condition)
+    def noise_log_prob(self, z: Tensor) -> Tensor:
+        return PRIORS[self.prior].log_prob(z)
 
 
 class _DeepNet(nn.Module):

@@ -103,7 +103,7 @@ class GANSystem(System):
     def after_generator(self, total: Stats | None) -> None:
         """After the generator's step, alike."""
 
-    def draw(self, n: int, condition: Tensor | None) -> Tensor:
+    def made(self, n: int, condition: Tensor | None) -> Tensor:
         """`n` samples of the generator, centred; dials act here."""
         return self.generate(n, condition)
 
@@ -158,10 +158,10 @@ class GANSystem(System):
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         ratio = self.rules.log_ratio
         if self.sampler == "generator" or ratio is None:
-            return uncentre(self.draw(n, condition), self.space)
+            return uncentre(self.made(n, condition), self.space)
 
         def propose() -> Tensor:
-            return self.draw(n, condition)
+            return self.made(n, condition)
 
         def log_weight(x: Tensor) -> Tensor:
             return ratio(self.judge(x, condition))
@@ -189,5 +189,5 @@ class Truncated(GANSystem):
         0.0, "largest absolute value of a sample's latent code; others are drawn again. 0 for no bound", least=0
     )
 
-    def draw(self, n: int, condition: Tensor | None) -> Tensor:
+    def made(self, n: int, condition: Tensor | None) -> Tensor:
         return self.generator(truncated_normal((n, self.latent), self.truncation or math.inf, self.device), condition)

@@ -198,7 +198,7 @@ class ProGAN(GANSystem):
         """None: what is computed changes with the level, and compiled code has no double backward."""
         return []
 
-    def draw(self, n: int, condition: Tensor | None) -> Tensor:
+    def made(self, n: int, condition: Tensor | None) -> Tensor:
         level = self.level.item()
         x = self.generator(torch.randn(n, self.latent, device=self.device), condition, level, self.truncation)
         x = F.interpolate(x, scale_factor=2.0 ** (self.depth - math.ceil(level)))

@@ -46,11 +46,7 @@ class StyleGAN2ADA(GANSystem):
         },
     }  # fmt: skip
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {
-        "ffhq1024": (
-            30_370_060,
-            "the summary that the authors' program prints for configuration F at 1024",
-            "generator",
-        )
+        "ffhq1024": (30_370_060, "the summary that the authors' program prints for configuration F", "generator")
     }
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"truncation": (0.25, 0.5, 0.75, 1.0)}
 
@@ -182,7 +178,7 @@ class StyleGAN2ADA(GANSystem):
         networks += [self.generator.synthesis] if self.path_weight == 0 else []
         return networks + ([self.critic] if self.r1_weight == 0 else [])
 
-    def draw(self, n: int, condition: Tensor | None) -> Tensor:
+    def made(self, n: int, condition: Tensor | None) -> Tensor:
         w = self.w_mean.lerp(self._w(n, condition), self.truncation)
         return self.generator.synthesis(self.generator.every_layer(w))
 

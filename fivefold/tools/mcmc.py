@@ -72,16 +72,7 @@ def metropolis_langevin(energy: Callable[[Tensor], Tensor], x: Tensor, steps: in
     """Langevin steps as proposals that Metropolis and Hastings accept or not (Roberts and Tweedie, 1996).
 
     Its law tends to exp(-E / T), T = noise^2 / step_size, whatever the size of a step and the clamp of the gradient;
-    proposals out of bounds are refused.
-
-    Args:
-        energy: E `(B,)` of states `(B, ...)`.
-        x: where the chains start.
-        steps: how many.
-        move: of a proposal.
-
-    Returns:
-        The chains' ends, `(B, ...)`, without graph.
+    proposals out of bounds are refused. `energy` gives E `(B,)` of states `(B, ...)`; the rest as in `sgld`.
     """
     noise = math.sqrt(move.step_size) if move.noise is None else move.noise
     gradient = energy_gradient(energy)
@@ -125,9 +116,6 @@ def independence_metropolis(
         propose: makes a batch of draws from q, `(B, ...)`.
         log_weight: ln w of a batch, `(B,)`.
         steps: how many proposals each chain gets, beside where it starts.
-
-    Returns:
-        The chains' ends, `(B, ...)`.
     """
     x = propose()
     weight = log_weight(x)
