@@ -121,20 +121,25 @@ class Option:
     def check(self, value: Any) -> Any:
         """`value` as the option takes it (whole numbers pass as floats); OptionError where it does not."""
         if self.needs is not None:
-            return slot_of(value)
+            content = slot_of(value)
+            if isinstance(content.name, str) and not self.needs.systems:
+                self._among(content.name, tuple(self.needs.parts))
+            return content
         kinds = typing.get_args(self.type) or (self.type,)
         if self.choices or typing.get_origin(self.type) is Literal:
-            choices = self.choices or kinds
-            if value not in choices:
-                near = difflib.get_close_matches(str(value), list(map(str, choices)), 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise OptionError(f"option {self.name!r} takes {'|'.join(map(str, choices))}, got {value!r}{hint}")
-            return value
+            return self._among(value, self.choices or kinds)
         if typing.get_origin(self.type) is tuple:
             if not isinstance(value, tuple | list):
                 raise self._wrong(value)
             return tuple(self._number(part, (kinds[0],)) for part in value)
         return self._number(value, kinds)
+
+    def _among(self, value: Any, choices: tuple[Any, ...]) -> Any:
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), list(map(str, choices)), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"option {self.name!r} takes {'|'.join(map(str, choices))}, got {value!r}{hint}")
+        return value
 
     def _number(self, value: Any, kinds: tuple[Any, ...]) -> Any:
         """One value of one of the kinds, within the bounds."""

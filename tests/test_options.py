@@ -143,3 +143,14 @@ def test_a_part_that_fits_is_built_with_its_options():
     host = Host(SPACE, part=slot(Leaf, width=9))
     assert host.part.width == 9
     assert isinstance(host.part, Leaf)
+
+
+SLOTS = [(n, o) for n in catalog.entries() for o, option in options_of(catalog.class_of(n)).items() if option.needs]
+
+
+@pytest.mark.parametrize(("name", "option"), SLOTS)
+def test_every_slot_refuses_what_does_not_fit_and_says_what_does(name, option):
+    """A GAN has no density and is no likelihood: it fits none of them."""
+    space = Space("image", (1, 4, 4), levels=4)
+    with pytest.raises((Unfit, OptionError), match=r"These fit: |takes auto\|"):
+        catalog.build(name, space, **{option: "dcgan"})

@@ -40,8 +40,7 @@ class PixelCNNSystem(AutoregressiveSystem):
         )
 
     def conditionals(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        params: Tensor = self.net(x, condition)
-        return params
+        return self.net(x, condition)
 
     def _order(self) -> Iterable[int]:
         return raster(self.space)

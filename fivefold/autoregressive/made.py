@@ -79,8 +79,7 @@ class Made(AutoregressiveSystem):
         head: Any = super().make_head()
         if self._weights(head) > MOST_WEIGHTS and self.arguments["likelihood"] == slot("auto"):
             head = Head(self.space, LIKELIHOODS["logistic-mixture"]())
-        if self._weights(head) > 8 * MOST_WEIGHTS:
-            weights = self._weights(head)
+        if (weights := self._weights(head)) > 8 * MOST_WEIGHTS:
             raise Unfit(
                 f"Made's output layer would have {weights:,} weights ({weights * 16 / 2**30:.0f} GiB in training) for "
                 f"{self.space.dims:,} dimensions; take fewer hidden units or mixtures"

@@ -84,7 +84,7 @@ class ChainSystem(EnergySystem):
 
     @abstractmethod
     def move(self) -> Move:
-        """The size of a step, and its bounds."""
+        """Of the chains: a step's size, and its bounds."""
 
     @abstractmethod
     def energies(self, x: Tensor, condition: Tensor | None) -> Tensor:

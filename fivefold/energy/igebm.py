@@ -97,7 +97,6 @@ class IGEBM(ChainSystem):
         return (y + half * (2 * torch.rand_like(y) - 1)).clamp(-self.reach, self.reach)
 
     def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam."""
         return {self: torch.optim.Adam(self.parameters(), self.lr, (self.beta1, 0.999), fused=True)}
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:

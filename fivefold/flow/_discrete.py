@@ -45,12 +45,9 @@ class DiscreteFlowSystem(LatentSystem):
         """Encoded examples of the whole numbers that `draw` gives, each with the law of it given those before."""
 
     def loss(self, batch: Batch) -> Tensor:
-        log_prob = self._log_prob(batch.x, batch.condition)
-        assert isinstance(log_prob, Tensor)
-        return -log_prob.mean()
+        return -self._log_prob(batch.x, batch.condition).mean()  # type: ignore[union-attr]
 
     def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
-        """Adam, its rate following a cosine to zero."""
         return {self: torch.optim.Adam(self.parameters(), self.lr, fused=True)}
 
     def learning_rate(self, progress: float) -> float:
