@@ -394,7 +394,7 @@ def suits(cls: type[System], need: Need, space: Space) -> bool:
         and (not need.densities or kind.name in need.densities)
         and (need.sampling is None or cls.sampling == need.sampling)
         and (space.condition is None or cls.conditional)
-        and all(getattr(cls, method, None) for method in need.methods)
+        and all(hasattr(cls, method) for method in need.methods)
         and not any(getattr(cls, fact, False) for fact in need.without)
     )
 

@@ -7,6 +7,7 @@ import torch
 from torch import distributed, nn
 from torch.distributions import Normal
 
+from fivefold import catalog
 from fivefold.errors import OptionError
 from fivefold.gan.dcgan import DCGAN
 from fivefold.nets.adversarial import LAYOUTS
@@ -121,6 +122,25 @@ def test_truncation_bounds_the_codes_of_samples():
         system.sample_encoded(9, seed=0) if not bound else system.sample(9, seed=0, truncation=bound)
     assert seen[0] > 1.5
     assert seen[1] <= 0.5
+
+
+@pytest.mark.parametrize("name", ["dcgan", "biggan", "progan", "stylegan2-ada"])
+def test_every_system_keeps_the_rules_of_the_game_it_is_told(name):
+    """Clipped weights, the gradient penalty in the loss; and chains of proposals at whatever size the critic sees."""
+    space = Space("image", (1, 7, 9), levels=17)
+    batch = example(space)
+    clipped = catalog.build(name, space, game="wasserstein", width=4)
+    list(clipped.updates(batch, 0.5))
+    assert max(p.abs().max().item() for p in clipped.critic.parameters()) <= 0.01
+    losses = []
+    for penalty in (0.0, 10.0):
+        torch.manual_seed(0)
+        system = catalog.build(name, space, game="wasserstein-gp", width=4, penalty=penalty)
+        losses.append(next(system.eval().updates(batch, 0.5)).loss.item())
+    assert losses[1] > losses[0] + 1e-3
+    chain = catalog.build(name, space, game="non-saturating", sampler="metropolis-hastings", width=4)
+    list(chain.updates(batch, 0.3))
+    assert chain.sample_encoded(2, seed=0).shape == (2, 1, 7, 9)
 
 
 def test_chains_that_the_critic_accepts_follow_the_data():

@@ -175,7 +175,7 @@ def test_both_learn_a_law_with_two_modes():
     assert abs(system.monitor(Batch(x))["log_normaliser"]) < 0.5
 
 
-FITTING = ("glow", "iaf-flow", "nice", "rad", "realnvp", "spline-flow", "surjective-flow")
+FITTING = ("glow", "iaf-flow", "nice", "realnvp", "spline-flow")
 
 
 def test_flows_that_fit_draw_with_the_density_of_what_they_draw():
@@ -187,6 +187,7 @@ def test_flows_that_fit_draw_with_the_density_of_what_they_draw():
                 parameter.add_(0.1 * torch.randn_like(parameter))
             y, log_q = flow.draw(200)
             torch.testing.assert_close(flow._point_log_prob(y, None), log_q, rtol=1e-3, atol=1e-3)
+        assert "drawn" not in flow.flow.exactness[:2]  # nothing that is chosen at random stops the gradient
 
 
 @pytest.mark.parametrize("flow", ["realnvp", "spline-flow"])

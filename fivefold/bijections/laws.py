@@ -29,15 +29,9 @@ def still(flow: nn.Module) -> Iterator[None]:
 
 
 class Law(nn.Module, ABC):
-    """p(y | given), possibly given a condition too; gradients pass through what is drawn.
+    """p(y | given), possibly given a condition too; gradients pass through what is drawn."""
 
-    While `still`, draws are made from zeros in place of noise.
-    """
-
-    still = False
-
-    def noise(self, like: Tensor) -> Tensor:
-        return torch.zeros_like(like) if self.still else torch.randn_like(like)
+    still = False  # or draws are made from zeros in place of noise
 
     @abstractmethod
     def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -61,7 +55,8 @@ class FlowLaw(Law):
         self.channels, self.flow = channels, Chain() if flow is None else flow
 
     def sample(self, given: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        noise = self.noise(given.new_empty(len(given), self.channels, *given.shape[2:]))
+        draw = torch.zeros_like if self.still else torch.randn_like
+        noise = draw(given.new_empty(len(given), self.channels, *given.shape[2:]))
         both, log_det = self.flow.inverse(torch.cat([given, noise], 1), condition)
         return both[:, given.shape[1] :], standard_normal_log_prob(noise) - log_det
 

@@ -55,7 +55,7 @@ class FlowContrastive(EnergySystem, LatentSystem):
         "that the energy plays against",
         needs=Need(
             "a flow that draws examples together with their exact density in one pass, and has that of any example",
-            methods=("draw", "_point_log_prob"), sampling="direct", without=("draws",),
+            methods=("draw", "_point_log_prob"), sampling="direct", without=("draws", "chooses"),
         ),
     )  # fmt: skip
     first_stage: float = option(0.6, "share of the budget for the flow alone", least=0, most=1)

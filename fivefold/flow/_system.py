@@ -36,6 +36,7 @@ class FlowSystem(LatentSystem):
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
     condition_width: ClassVar[int] = 32  # of the condition's embedding
+    chooses: ClassVar[bool] = False  # whether samples choose at random among several ways back, without a gradient
     draws: ClassVar[bool] = False  # whether a layer draws on the way to noise, which makes the density a bound
 
     lr = 5e-3

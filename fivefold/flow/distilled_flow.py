@@ -43,7 +43,7 @@ class DistilledFlow(LatentSystem):
     student: FlowSystem = option(
         slot("iaf-flow", layers=4, hidden=256), "the flow that is kept", needs=Need(
             "a flow that draws examples together with their exact density in one pass", methods=("draw",),
-            sampling="direct", without=("draws",),
+            sampling="direct", without=("draws", "chooses"),
         ),
     )  # fmt: skip
     first_stage: float = option(0.5, "share of the budget for the teacher", above=0, below=1, tune=(0.2, 0.8))

@@ -29,7 +29,7 @@ class FlowMixture(CouplingFlowSystem):
     noise of the flow to which the example most likely belongs, after one more number that says which it is.
     """
 
-    draw = None  # type: ignore[assignment]  # which flow is chosen has no gradient
+    chooses = True
 
     flows: int = option(4, "how many", least=1, tune=(1, 6))
 

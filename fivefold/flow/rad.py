@@ -21,6 +21,7 @@ class RAD(CouplingFlowSystem):
     the whole line. The chances of the pieces are such that the density is continuous at the knots.
     """
 
+    chooses = True
     folds: int = option(1, "how many, each followed by two coupling layers", least=1, tune=(1, 4))
     pieces: int = option(2, "of every dimension in a fold", least=2, tune=(2, 6))
     hidden = 64

@@ -34,6 +34,7 @@ class SurjectiveFlow(CouplingFlowSystem):
     half of the channels.
     """
 
+    chooses = True
     surjection: Literal["max", "slice"] = option("max", "of images at each resolution, max or slice")
     scales: int = option(
         2, "the most surjections of an image; fewer where a side becomes odd, and none where one is", least=0

@@ -38,8 +38,10 @@ class GANSystem(System):
     )  # fmt: skip
     latent: int = option(64, "width of codes", least=1, tune=(2, 128), log=True)
     critics: int = option(
-        1, "steps of the critic for one of the generator, on the same examples against new fakes", least=0
+        1, "steps of the critic for one of the generator, on the same examples against new fakes", least=1
     )
+    weight_clip: float = option(0.01, "bound on the critic's weights, for wasserstein", above=0)
+    penalty: float = option(10.0, "weight of the gradient penalty, for wasserstein-gp", least=0)
     sampler: str = option(
         "generator", "what samples are: the generator's, or ends of chains of them that the critic accepts (Turner et "
         "al., 2019)", choices=("generator", "metropolis-hastings"),
@@ -86,8 +88,10 @@ class GANSystem(System):
         return x
 
     def critic_penalty(self, real: Tensor, fake: Tensor, on_real: Tensor, condition: Tensor | None) -> Held:
-        """Of the critic, from the examples that it was shown and its output on the real ones."""
-        return 0.0, {}
+        """Of the critic, from the examples that it was shown and its output on the real ones: what the game says."""
+        if not self.rules.penalised:
+            return 0.0, {}
+        return self.penalty * games.gradient_penalty(lambda x: self.judge(x, condition), real, fake), {}
 
     def generator_penalty(self, n: int, condition: Tensor | None) -> Held:
         """Of the generator, in a step of `n` examples."""
@@ -99,13 +103,19 @@ class GANSystem(System):
 
     def after_critic(self, total: Stats | None) -> None:
         """After the critic's step: `total` has its stats summed over micro-batches and ranks, once a step."""
+        if self.rules.clipped:
+            games.clip_weights(self.critic, self.weight_clip)
 
     def after_generator(self, total: Stats | None) -> None:
         """After the generator's step, alike."""
 
     def made(self, n: int, condition: Tensor | None) -> Tensor:
-        """`n` samples of the generator, centred; dials act here."""
+        """`n` samples of the generator as the critic compares them; dials act here."""
         return self.generate(n, condition)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The centred examples of what the critic compares."""
+        return x
 
     def rates(self) -> dict[nn.Module, float]:
         """The learning rate of each player."""
@@ -158,7 +168,7 @@ class GANSystem(System):
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         ratio = self.rules.log_ratio
         if self.sampler == "generator" or ratio is None:
-            return uncentre(self.made(n, condition), self.space)
+            return uncentre(self.finish(self.made(n, condition)), self.space)
 
         def propose() -> Tensor:
             return self.made(n, condition)
@@ -166,7 +176,7 @@ class GANSystem(System):
         def log_weight(x: Tensor) -> Tensor:
             return ratio(self.judge(x, condition))
 
-        return uncentre(independence_metropolis(propose, log_weight, self.chain_steps), self.space)
+        return uncentre(self.finish(independence_metropolis(propose, log_weight, self.chain_steps)), self.space)
 
     @property
     def sample_evaluations(self) -> int:

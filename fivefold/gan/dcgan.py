@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from fivefold.gan._system import Held, Stats, Truncated
+from fivefold.gan._system import Truncated
 from fivefold.nets.adversarial import critic_net, generator_net
 from fivefold.options import option
 from fivefold.system import Density
-from fivefold.tools import games
 
 
 class DCGAN(Truncated):
@@ -65,8 +64,6 @@ class DCGAN(Truncated):
     batch_norm: bool = option(
         True, "batch norm in both convolutional networks; a critic under a gradient penalty never has it"
     )
-    weight_clip: float = option(0.01, "bound on the critic's weights, for wasserstein", least=0)
-    penalty: float = option(10.0, "weight of the gradient penalty, for wasserstein-gp", least=0)
     beta1 = 0.5  # as in the paper; 0 for Wasserstein games
 
     def build(self) -> None:
@@ -79,12 +76,3 @@ class DCGAN(Truncated):
             generator_net(self.space, self.latent, self.width, self.batch_norm, self.layout),
             critic_net(self.space, self.width, norm, self.layout),
         )
-
-    def critic_penalty(self, real: Tensor, fake: Tensor, on_real: Tensor, condition: Tensor | None) -> Held:
-        if not self.rules.penalised:
-            return 0.0, {}
-        return self.penalty * games.gradient_penalty(lambda x: self.judge(x, condition), real, fake), {}
-
-    def after_critic(self, total: Stats | None) -> None:
-        if self.rules.clipped:
-            games.clip_weights(self.critic, self.weight_clip)

@@ -18,7 +18,6 @@ from fivefold.nets.equalised import CriticHead, EqualConv, EqualLinear, leaky, p
 from fivefold.nets.stylegan import widths
 from fivefold.options import option
 from fivefold.system import Batch, Space
-from fivefold.tools import games
 from fivefold.tools.scaling import centre
 
 
@@ -155,7 +154,6 @@ class ProGAN(GANSystem):
         0.4, "share of the training in which the resolution grows; 0 starts at the full one", least=0
     )
     group: int = option(4, "examples that the critic's deviation within the batch is taken over; 1 for none", least=0)
-    penalty: float = option(10.0, "weight of the gradient penalty", least=0)
     drift: float = option(1e-3, "weight of the critic's squared output on the data, which keeps it near 0", least=0)
     truncation: float = option(
         1.0, "of samples: their normed codes are multiplied by it; 0 gives one image (of a class), 1 all", least=0
@@ -182,8 +180,8 @@ class ProGAN(GANSystem):
         return self.critic(x, condition, self.level.item())
 
     def critic_penalty(self, real: Tensor, fake: Tensor, on_real: Tensor, condition: Tensor | None) -> Held:
-        slope = games.gradient_penalty(lambda x: self.judge(x, condition), real, fake)
-        return self.drift * on_real.square().mean() + self.penalty * slope, {}
+        penalty, stats = super().critic_penalty(real, fake, on_real, condition)
+        return self.drift * on_real.square().mean() + penalty, stats
 
     def generator_penalty(self, n: int, condition: Tensor | None) -> Held:
         return 0.0, {"level": self.level}
@@ -199,9 +197,12 @@ class ProGAN(GANSystem):
         return []
 
     def made(self, n: int, condition: Tensor | None) -> Tensor:
-        level = self.level.item()
-        x = self.generator(torch.randn(n, self.latent, device=self.device), condition, level, self.truncation)
-        x = F.interpolate(x, scale_factor=2.0 ** (self.depth - math.ceil(level)))
+        z = torch.randn(n, self.latent, device=self.device)
+        return self.generator(z, condition, self.level.item(), self.truncation)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """At full resolution, without what pads the sides."""
+        x = F.interpolate(x, scale_factor=2.0 ** (self.depth - math.ceil(self.level.item())))
         return x[..., : self.space.shape[1], : self.space.shape[2]]
 
     def monitor(self, batch: Batch) -> dict[str, float]:

@@ -106,10 +106,10 @@ class StyleGAN2ADA(GANSystem):
 
     def critic_penalty(self, real: Tensor, fake: Tensor, on_real: Tensor, condition: Tensor | None) -> Held:
         """Now and then the gradient on real examples, as they were shown, held small (R1)."""
-        stats = {"signs": _sum_and_count(on_real.detach().sign()), "augmentation": self.probability}
-        if not self.needs_slope():
-            return 0.0, stats
-        return self.r1_every * self.r1_weight / 2 * games.r1_penalty(on_real, real), stats  # worth `r1_every` steps
+        penalty, _ = super().critic_penalty(real, fake, on_real, condition)
+        if self.needs_slope():  # worth `r1_every` steps
+            penalty = penalty + self.r1_every * self.r1_weight / 2 * games.r1_penalty(on_real, real)
+        return penalty, {"signs": _sum_and_count(on_real.detach().sign()), "augmentation": self.probability}
 
     def generator_update(self, real: Tensor, condition: Tensor | None, fake: Tensor | None) -> Update:
         styles, w = self._styles(len(real), condition)
@@ -128,6 +128,7 @@ class StyleGAN2ADA(GANSystem):
         return penalty, {"paths": _sum_and_count(lengths.detach())}
 
     def after_critic(self, total: Stats | None) -> None:
+        super().after_critic(total)
         if total is not None:
             self._adapt(total["signs"], adjust=(int(self.steps) + 1) % ADJUST_EVERY == 0)
 
@@ -176,7 +177,7 @@ class StyleGAN2ADA(GANSystem):
         """Only those that are not differentiated twice: compiled code has no double backward."""
         networks: list[nn.Module] = [self.generator.mapping]
         networks += [self.generator.synthesis] if self.path_weight == 0 else []
-        return networks + ([self.critic] if self.r1_weight == 0 else [])
+        return networks + ([self.critic] if self.r1_weight == 0 and not self.rules.penalised else [])
 
     def made(self, n: int, condition: Tensor | None) -> Tensor:
         w = self.w_mean.lerp(self._w(n, condition), self.truncation)

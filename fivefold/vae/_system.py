@@ -34,6 +34,7 @@ POSTERIOR = Need(
     "draws of real vectors given others, with their exact densities and with gradients",
     methods=("draw",),
     densities=("EXACT",),
+    without=("chooses",),
     parts={"gaussian": StandardNormal},
 )
 DECODER = Need(
