@@ -27,7 +27,7 @@ from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
 from fivefold.errors import Diverged, RunError, Stopped, Unfit
 from fivefold.evaluation.diagnostics import diagnose
-from fivefold.evaluation.evaluate import Row, evaluate, evaluate_samples, resolution_stars
+from fivefold.evaluation.evaluate import Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
 from fivefold.files import replacing, write_json
@@ -110,7 +110,8 @@ def _train(job: Job, tell: Tell) -> Row:
         fit(name, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
     features = named_features(job["features"], data, directory / "features.safetensors")
-    row = evaluate(run_path, data, features=features, trust=trust, device=device)
+    shared: Arrays = {}
+    row = evaluate(run_path, data, features=features, trust=trust, device=device, keep=shared)
     if finished:
         row["cost"]["peak_memory_bytes"] = None  # training's was another process's
     system = load(run_path, trust=trust).to(device)
@@ -122,8 +123,7 @@ def _train(job: Job, tell: Tell) -> Row:
         row["resolution"] = largest_resolution(name, arguments, data.space, job["threads"])
         row["stars"]["resolution"] = resolution_stars(row["resolution"]["side"])
     tell({"phase": "drawing", "progress": 1.0})
-    arrays = single.arrays(system, data, row)
-    folder.write_arrays(row_path(job).with_suffix(".npz"), arrays)
+    folder.write_arrays(row_path(job).with_suffix(".npz"), single.arrays(system, data, row) | shared)
     return {**row, "label": job["row"]["label"]}
 
 
@@ -139,9 +139,10 @@ def _measure(job: Job, tell: Tell) -> Row:
     tell({"phase": "measuring", "progress": 1.0})
     samples = read_examples(job["file"], data.space)
     features = named_features(job["features"], data, directory / "features.safetensors")
-    row = evaluate_samples(job["row"]["label"], samples, data, features=features)
+    shared: Arrays = {}
+    row = evaluate_samples(job["row"]["label"], samples, data, features=features, keep=shared)
     shown = data.space.encode(samples)[: pictures.shown(data.space.kind)].numpy()
-    folder.write_arrays(row_path(job).with_suffix(".npz"), {"samples": shown})
+    folder.write_arrays(row_path(job).with_suffix(".npz"), {"samples": shown} | shared)
     return {**row, "command": job["row"]["command"]}
 
 
