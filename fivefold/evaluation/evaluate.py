@@ -25,7 +25,7 @@ What rows share is kept beside them, so that they can be compared example by exa
 |---------------------------|----------------------------------------------------------------------|
 | log_prob, log_prob_index  | nats of each test example scored `(n,)`, and which it is              |
 | features                  | of the samples `(samples, D)`                                         |
-| reference, reference_index | features of the test examples that samples are compared with `(m, D)`, and which they are |
+| reference, reference_index | features of the test examples beside them `(m, D)`, and which these are |
 | reference.MEASURE         | how each of these moves that measure, to first order `(m,)`           |
 """
 
@@ -240,9 +240,7 @@ def _seconds(work: Callable[[int], Any], n: int) -> float:
 # --- sample quality ---------------------------------------------------------------------------------
 
 
-def sample_quality(
-    x: Tensor, data: Data, features: Features | None = None, keep: Arrays | None = None
-) -> Row:
+def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep: Arrays | None = None) -> Row:
     """Every measure of encoded samples `x` `(n, *shape)` against the test split, beside its floor.
 
     The floor is the same measure of as many training examples: what a perfect model would come to,
@@ -358,8 +356,8 @@ def _peak_memory(device: torch.device) -> int:
 def stars(system: System, cost: Row) -> Row:
     """Table 2's stars, 1 (worst) to 5, by its rules for parameters and sampling (see `resolution_stars`).
 
-    Its training rule counts days on CIFAR-10. Here it is the share of the budget until validation had
-    come 99 % of the way to its best, in the same proportions (half, 1, 2 and 5 days are 10, 20, 40 and 100 % of the budget,
+    Its training rule counts days on CIFAR-10. Here it is the share of the budget until validation had come 99 %
+    of the way to its best, in the same proportions (half, 1, 2 and 5 days are 10, 20, 40 and 100 % of the budget,
     each with half of a tenth of slack since validation looks ten times); one star: it still got better.
     """
     share = cost.get("seconds_to_best") and cost["seconds_to_best"] / cost["budget_seconds"]

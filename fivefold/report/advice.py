@@ -206,10 +206,10 @@ class Quality:
     @cached_property
     def copiers(self) -> dict[str, str]:
         """Rows with more copies than unseen data have, and the reason in words."""
-        found = {}
-        for label, r in _readings(_COPIES, self.good).items():
+        found, readings = {}, _readings(_COPIES, self.good)
+        for label, r in readings.items():
             floor = r.floor or 0.0
-            if Difference(max(r.excess_error, 1e-12)).tells(max(r.value - floor, 0.0)):
+            if r.value > floor and Difference(r.excess_error).tells(r.value - floor, len(readings)):
                 found[label] = f"{number(r.value)} of the samples of {label} are copies, {number(floor)} of real ones"
         return found
 
@@ -221,10 +221,10 @@ class Quality:
             column, readings = _BY_KEY[key], _readings(_BY_KEY[key], self.good)
             honest = {label: r for label, r in readings.items() if label not in self.copiers}
             times = max(1, len(_OBJECTIONS) * (len(honest) - 1))
-            order = sorted(honest, key=lambda label, column=column, honest=honest: score(column, honest[label]))
+            order = [label for label, _ in sorted(honest.items(), key=lambda item: score(column, item[1]))]
             for label, r in honest.items():
-                over = next((other for other in order if better(column, honest[other], r, times)), None)
-                if over is not None and label not in found:
+                over = next((other for other in order if better(column, honest[other], r, times)), "")
+                if over and label not in found:
                     found[label] = words.format(a=label, x=number(r.value), b=over, y=number(honest[over].value))
         return found
 
@@ -289,16 +289,13 @@ QUALITY_SENTENCES = (
     ),
     Sentence(Quality.instead, "Of those that none of these speaks against the nearest is {}, at {}."),
     Sentence(lambda c: bool(c.choice) and with_error(c.lead.value, c.lead.error), "Fréchet distance {}."),
-    Sentence(
-        lambda c: len(c.choice) > 1, "They are within error of each other, so the evidence does not decide."
-    ),
+    Sentence(lambda c: len(c.choice) > 1, "They are within error of each other, so the evidence does not decide."),
     Sentence(Quality.at_floor, "That is at the floor ({}, real data against real data): it sees no difference."),
     Sentence(Quality.above_floor, "Real data against real data has {}."),
     Sentence(Quality.dropped, "As near by that distance but not recommended: {}."),
     Sentence(Quality.dissent, "Not all measures agree: {}."),
     Sentence(
-        Quality.near_training,
-        "Samples of {} lie nearer to the training set than unseen data do: look for copies.",
+        Quality.near_training, "Samples of {} lie nearer to the training set than unseen data do: look for copies."
     ),
     EARLY,
 )
@@ -324,7 +321,7 @@ class Speed:
 
     @cached_property
     def near(self) -> list[str]:
-        """Labels whose distance, over the floor where one is known, is within `_NEAR` times the best or tied with it."""
+        """Labels whose distance, or its floor where that is more, is within `_NEAR` times the best or tied with it."""
         distances = self.quality.ranked
         best = min((score(_FRECHET, r) for r in distances.values()), default=0.0)
         close = [label for label, r in distances.items() if score(_FRECHET, r) <= _NEAR * best]
@@ -350,9 +347,7 @@ class Speed:
 
 SPEED_SENTENCES = (
     Sentence(lambda c: not c.first, "Sampling was not timed."),
-    Sentence(
-        lambda c: bool(c.first) and amount(c.rates[c.first[0]].value), "{} samples a second, 64 at a time."
-    ),
+    Sentence(lambda c: bool(c.first) and amount(c.rates[c.first[0]].value), "{} samples a second, 64 at a time."),
     TIE,
     Sentence(Speed.far, "Yet its samples are far from the best (Fréchet distance {} against {})."),
     Sentence(Speed.doubted, "Yet {}."),
@@ -386,7 +381,5 @@ REACH_SENTENCES = (
         "the test examples. Several seeds compare systems.",
     ),
     Sentence(lambda c: c.seeds > 1 and c.seeds, "Differences are told apart beyond the spread of {} seeds or more."),
-    Sentence(
-        Reach.improving, "Still improving when the budget ended: {}. With a longer one the order may be another."
-    ),
+    Sentence(Reach.improving, "Still improving when the budget ended: {}. With a longer one the order may be another."),
 )

@@ -108,7 +108,7 @@ class Line:
         values = np.array([reading.value for reading in found])
         seeds = Seeds(float(values.var(ddof=1)), len(values))
         errors = [float(np.mean([getattr(r, name) for r in found])) for name in ("error", "excess_error")]
-        error, excess = (max(math.sqrt(seeds.variance / seeds.count), of_one) for of_one in errors)
+        error, excess = (max(math.sqrt(seeds.variance / seeds.runs), of_one) for of_one in errors)
         shared = pairs.mean([reading.shared for reading in found])
         return found[0]._replace(
             value=float(values.mean()), error=error, excess_error=excess, shared=shared, seeds=seeds

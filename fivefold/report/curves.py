@@ -66,7 +66,11 @@ def early_leaders(good: Sequence[Line], name: str, final: Sequence[str]) -> list
         best = {line.label: mark for line in good if (mark := best_until(line.finished[0], name, seconds))}
         first = min(best, key=lambda label: SIGNS[name] * best[label].value, default=None)
         rivals = [best.get(label) for label in final]
-        if first is None or first in final or not all(mark is None or _clear(name, best[first], mark) for mark in rivals):
+        if (
+            first is None
+            or first in final
+            or not all(mark is None or _clear(name, best[first], mark) for mark in rivals)
+        ):
             continue
         if not changes or changes[-1][1] != first:
             changes.append((seconds, first))

@@ -60,7 +60,9 @@ def read_row(path: Path) -> dict[str, Any]:
     """One row of a JSON file, with what it shares with others."""
     row = read_json(path)
     if row["status"] == "ok":
-        row["shared"] = pairs.of_row(row, read_arrays(path.with_suffix(".npz"), ("log_prob", "reference_", "reference.")))
+        row["shared"] = pairs.of_row(
+            row, read_arrays(path.with_suffix(".npz"), ("log_prob", "reference_", "reference."))
+        )
     return row
 
 

@@ -32,7 +32,7 @@ class Seeds(NamedTuple):
     """The variance of a value between runs of one system, of how many."""
 
     variance: float
-    count: int
+    runs: int
 
 
 class Difference(NamedTuple):
@@ -63,41 +63,38 @@ class Side(NamedTuple):
 
 
 def difference(a: Side, b: Side) -> Difference:
-    """Of two values, paired where they have the same examples; by Welch (1947) where either has several seeds.
+    """Of two values, paired where they have the same examples; with the spread between seeds where either has several.
 
-    A value of one run beside one of several seeds is granted the other's spread. What a single evaluation errs by
-    counts where it is more than the seeds' spread shows, since what all seeds share does not show.
+    The degrees of freedom are then those of the seeds alone: Welch's, which count the better known parts too, call two
+    of one system different in up to 7 % of pairs where there are two seeds. A value of one run beside one of several
+    is granted the other's spread. What a single evaluation errs by counts where it is more than the seeds' spread,
+    which what all seeds share does not show in.
     """
-    parts: list[tuple[float, float]] = []
-    alike = same_examples(a.shared, b.shared)
-    if alike:
-        assert a.shared is not None and b.shared is not None
-        m = len(a.shared.terms)
-        parts.append((float((a.shared.terms - b.shared.terms).var(ddof=1)) / m, m - 1))
-    parts += [_alone(side, other.seeds, alike) for side, other in ((a, b), (b, a))]
-    total = sum(variance for variance, _ in parts)
-    spent = sum(variance**2 / freedom for variance, freedom in parts)
-    return Difference(total**0.5, total**2 / spent if spent > 0 else np.inf)
+    terms = paired(a.shared, b.shared)
+    variance, freedom = (0.0, np.inf) if terms is None else (float(terms.var(ddof=1)) / len(terms), len(terms) - 1)
+    variance += sum(_alone(side, other.seeds, terms is not None) for side, other in ((a, b), (b, a)))
+    seeds = sum(side.seeds.runs - 1 for side in (a, b) if side.seeds is not None)
+    return Difference(variance**0.5, seeds or freedom)
 
 
-def _alone(side: Side, borrowed: Seeds | None, alike: bool) -> tuple[float, float]:
-    """Variance and degrees of freedom of what one side has for itself."""
+def _alone(side: Side, borrowed: Seeds | None, alike: bool) -> float:
+    """The variance that one side has for itself."""
     evaluation = side.shared.own if alike and side.shared is not None else side.error
-    seeds, runs = (side.seeds, side.seeds.count) if side.seeds else (borrowed, 1)
-    if seeds is None or seeds.variance / runs <= evaluation**2:
-        return evaluation**2, np.inf
-    return seeds.variance / runs, seeds.count - 1
+    seeds, runs = (side.seeds, side.seeds.runs) if side.seeds else (borrowed, 1)
+    return max(evaluation**2, seeds.variance / runs if seeds else 0.0)
 
 
-def same_examples(a: Shared | None, b: Shared | None) -> bool:
-    """Whether both are of the same two examples or more."""
-    return a is not None and b is not None and len(a.examples) > 1 and np.array_equal(a.examples, b.examples)
+def paired(a: Shared | None, b: Shared | None) -> Array | None:
+    """The differences of the terms; None where they are not of the same two examples or more."""
+    if a is None or b is None or len(a.examples) < 2 or not np.array_equal(a.examples, b.examples):
+        return None
+    return a.terms - b.terms
 
 
 def mean(parts: list[Shared | None]) -> Shared | None:
     """Of a mean over runs; None where they have not all the same examples."""
     known = [part for part in parts if part is not None]
-    if len(known) < len(parts) or not all(same_examples(known[0], part) for part in known):
+    if len(known) < len(parts) or any(paired(known[0], part) is None for part in known):
         return None
     own = float(np.sqrt(sum(part.own**2 for part in known)) / len(known))
     return Shared(known[0].examples, np.mean([part.terms for part in known], 0), own)
