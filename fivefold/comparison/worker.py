@@ -8,6 +8,7 @@ The row is written as a file; a process that ends without one has crashed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -41,13 +42,15 @@ from fivefold.training.fit import fit, resume
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
 
-_OUT_OF_MEMORY = "out of memory"
+_OUT_OF_MEMORY, _DISK_FULL, KILLED = "out of memory", "disk full", "killed"
+FROM_OUTSIDE = (_OUT_OF_MEMORY, _DISK_FULL, KILLED)  # what is no fault of the system: the same command tries again
 _STATUS: tuple[tuple[type[BaseException], str], ...] = (
     (Unfit, "unfit"),
     (Diverged, "diverged"),
     (MemoryError, _OUT_OF_MEMORY),
     (torch.OutOfMemoryError, _OUT_OF_MEMORY),
 )
+_TEXTS = (("can't allocate memory", _OUT_OF_MEMORY), (os.strerror(errno.ENOSPC), _DISK_FULL))  # of libraries' errors
 
 
 def main() -> None:
@@ -70,16 +73,17 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         row = {**job["row"], "status": status(error), "error": reason(error)}
-    write_json(row_path(job), {**job["row"], **row, "position": job["row"]["position"]})
+    threads = {**job["row"].get("threads", {}), **row.get("threads", {})}
+    write_json(row_path(job), {**job["row"], **row, "threads": threads, "position": job["row"]["position"]})
 
 
 def status(error: BaseException) -> str:
-    """The table's word for an exception."""
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(
-        error
-    ):  # torch has no class of its own for it
-        return _OUT_OF_MEMORY
-    return next((word for kind, word in _STATUS if isinstance(error, kind)), "failed")
+    """The table's word for an exception, or for what it was raised from."""
+    known = next((word for kind, word in _STATUS if isinstance(error, kind)), None)
+    known = known or next((word for words, word in _TEXTS if words in str(error)), None)
+    if known is None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        known = _DISK_FULL
+    return known or (status(error.__cause__) if error.__cause__ else "failed")
 
 
 def reason(error: BaseException) -> str:

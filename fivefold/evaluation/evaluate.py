@@ -6,6 +6,7 @@ A row is a dictionary that JSON can hold:
 |-----------|---------------------------------------------------------------------------------------|
 | system, title, family, label, seed, command | what the row is and how to repeat it                |
 | preset    | in a comparison: which of the system's presets its options are; None for its default   |
+| jobs, threads | in a comparison: processes at a time, and the threads `given` to each                     |
 | status, error, note | "ok" or the word for what went wrong; what to know when reading the row     |
 | density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
 |           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |

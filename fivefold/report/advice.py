@@ -110,7 +110,8 @@ def _tie(case: Any) -> Found:
 
 def _early(case: Any) -> Found:
     """Who led before, where it is another than at the end."""
-    before = curves.early_leaders([line for line in case.good if line.label in case.ranked], case.curve, case.first)
+    rows = {line.label: line.finished[0] for line in case.good if line.label in case.ranked}
+    before = curves.early_leaders(rows, case.curve, case.first)
     return listed([f"after {curves.duration(seconds)} {label} led" for seconds, label in before]) if before else None
 
 
@@ -370,7 +371,7 @@ class Reach:
         return min((len(line.finished) for line in self.good if line.rows[0].get("system")), default=0)
 
     def improving(self) -> Found:
-        names = [line.label for line in self.good if curves.still_improving(line)]
+        names = [label for label, r in _readings(_BY_KEY["at_end"], self.good).items() if r.value > 0.5]
         return bool(names) and listed(names)
 
 

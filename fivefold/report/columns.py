@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fivefold.evaluation.resolution import LIMITS
-from fivefold.report import pairs
+from fivefold.report import curves, pairs
 from fivefold.report.pairs import Seeds, Shared, Side
 from fivefold.tools.metrics import MEASURES
 
@@ -257,12 +257,26 @@ def _plain(reading: Reading, with_errors: bool) -> str:
     return amount(reading.value)
 
 
+def _seconds(reading: Reading, with_errors: bool) -> str:
+    return f"{reading.value:.3g} s"
+
+
+def _at_end(row: Row) -> Reading | None:
+    if not any(curves.marks(row, name) for name in curves.SIGNS):
+        return None
+    names = [name for name in curves.SIGNS if curves.improved(row, name)]
+    return Reading(float(bool(names)), note=f"still improving ({', '.join(names)})" if names else "level")
+
+
 COST = (
     Column("train_rate", "Training/s", "Cost", "Examples a second in training.", "high",
            _cost("train_examples_per_second", TIMING_ERROR), _plain),
-    Column("to_best", "Time to best", "Cost", "Training seconds until the system came within 1 % of the best "
-           "validation value it reached.", "low", _cost("seconds_to_best", TIMING_ERROR),
-           lambda r, e: f"{r.value:.3g} s"),
+    Column("to_best", "Time to best", "Cost", "Training seconds until validation had come 99 % of the way from its "
+           "first value to the best that it reached.", "low", _cost("seconds_to_best", TIMING_ERROR), _seconds),
+    Column("at_end", "At the end", "Cost", "Whether validation, density or distance, was still improving by more than "
+           "its error over the last fifth of the training time.", None, _at_end, lambda r, e: r.note),
+    Column("validation", "Validation time", "Cost", "Seconds that validation took, which the budget does not count.",
+           None, _cost("validation_seconds"), _seconds),
     Column("sample_1", "Samples/s, one at a time", "Cost", "Examples a second, drawn one by one.", "high",
            _cost("sample_per_second_1", TIMING_ERROR), _plain),
     Column("sample_64", "Samples/s, 64 at a time", "Cost", "Examples a second, drawn in batches of 64.", "high",

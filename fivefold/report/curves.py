@@ -7,13 +7,14 @@ A row's `curves` hold `density` (mean nats) and `distance` (Fréchet) of the val
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fivefold.report.columns import Line, Row
+from fivefold.evaluation.evaluate import Row
 
 SIGNS = {"density": -1.0, "distance": 1.0}  # by curve: times the value, less is better
 LATE = 0.8  # of the training time: the mark that the last one is compared with
+FAR = 5.0  # times as far behind the best as the middle system: what is farther leaves the plot at its edge
 EARLY = (1.0, 10.0, 60.0, 600.0, 3600.0)  # seconds at which leaders are named ...
 EARLY_SHARE = 0.5  # ... up to this share of the training time
 
@@ -47,32 +48,22 @@ def improved(row: Row, name: str) -> bool:
     return SIGNS[name] * (late.value - last.value) > math.hypot(late.error, last.error)
 
 
-def still_improving(line: Line) -> list[str]:
-    """The curves by which most of a line's runs were still improving."""
-    return [name for name in SIGNS if 2 * sum(improved(row, name) for row in line.finished) > len(line.finished)]
-
-
 def best_until(row: Row, name: str, seconds: float) -> Mark | None:
     """The best mark so far."""
     known = [mark for mark in marks(row, name) if mark.seconds <= seconds]
     return min(known, key=lambda mark: SIGNS[name] * mark.value, default=None)
 
 
-def early_leaders(good: Sequence[Line], name: str, final: Sequence[str]) -> list[tuple[float, str]]:
+def early_leaders(rows: Mapping[str, Row], name: str, final: Sequence[str]) -> list[tuple[float, str]]:
     """(seconds, label) where another than the `final` leaders led, clearly before each of those; changes alone."""
-    ends = [found[-1].seconds for line in good if (found := marks(line.finished[0], name))]
+    end = max((found[-1].seconds for row in rows.values() if (found := marks(row, name))), default=0.0)
     changes: list[tuple[float, str]] = []
-    for seconds in (at for at in EARLY if ends and at <= EARLY_SHARE * max(ends)):
-        best = {line.label: mark for line in good if (mark := best_until(line.finished[0], name, seconds))}
-        first = min(best, key=lambda label: SIGNS[name] * best[label].value, default=None)
-        rivals = [best.get(label) for label in final]
-        if (
-            first is None
-            or first in final
-            or not all(mark is None or _clear(name, best[first], mark) for mark in rivals)
-        ):
-            continue
-        if not changes or changes[-1][1] != first:
+    for seconds in (at for at in EARLY if at <= EARLY_SHARE * end):
+        best = {label: mark for label, row in rows.items() if (mark := best_until(row, name, seconds))}
+        first = min(best, key=lambda label, best=best: SIGNS[name] * best[label].value, default="")  # type: ignore[misc]
+        ahead = first and first not in final
+        ahead = ahead and all(_clear(name, best[first], best[label]) for label in final if label in best)
+        if ahead and (not changes or changes[-1][1] != first):
             changes.append((seconds, first))
     return changes
 
@@ -88,3 +79,24 @@ def duration(seconds: float) -> str:
         if seconds >= unit:
             return f"{seconds / unit:g} {name}"
     return f"{seconds:g} s"
+
+
+def drawn(row: Row, name: str) -> list[tuple[float, float]]:
+    """The curve as it is drawn, (seconds, value), from the first mark after the start."""
+    return [(mark.seconds, mark.value) for mark in marks(row, name) if mark.seconds > 0]
+
+
+def window(values: Sequence[Sequence[float]], name: str) -> tuple[float, float]:
+    """Lowest and highest value worth showing: all ends but those far behind the middle one, and the way to them."""
+    loss = [[SIGNS[name] * value for value in one] for one in values]
+    ends, best = sorted(one[-1] for one in loss), min(min(one) for one in loss)
+    behind = ends[len(ends) // 2] - best
+    worst = min(max(max(one) for one in loss), max(best + FAR * behind, ends[0]))
+    low, high = sorted((SIGNS[name] * best, SIGNS[name] * worst))
+    return low, high
+
+
+def spreads(points: Sequence[Sequence[tuple[float, float]]]) -> bool:
+    """Whether seconds range so far that a logarithmic axis helps."""
+    seconds = [at for one in points for at, _ in one]
+    return max(seconds) > 5 * min(seconds)
