@@ -40,6 +40,7 @@ _FRECHET, _SPEED = _BY_KEY["frechet"], _BY_KEY["sample_64"]
 _COPIES, _MEMORISATION = _BY_KEY["copies"], _BY_KEY["memorisation"]
 _MILD = ("kernel", "recall")  # measures whose dissent is mentioned
 _NEAR_TRAINING = 0.6  # memorisation from which a sample is said to lie too near the training set
+_NAMED = 4  # rows, at most, in a sentence about how far the advice goes
 _NEAR = 2.0  # a quality within this factor of the best counts as good in the advice on speed
 _OBJECTIONS = {  # measures that forbid a recommendation: how they say that `a` is worse than `b`
     "two_sample_accuracy": "{a} is told from real in {x} of cases, {b} in {y}",
@@ -372,7 +373,8 @@ class Reach:
 
     def improving(self) -> Found:
         names = [label for label, r in _readings(_BY_KEY["at_end"], self.good).items() if r.value > 0.5]
-        return bool(names) and listed(names)
+        few = len(names) <= _NAMED
+        return bool(names) and (listed(names) if few else f"{len(names)} of {len(self.good)}, as the table says")
 
 
 REACH_SENTENCES = (

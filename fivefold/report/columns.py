@@ -265,7 +265,7 @@ def _at_end(row: Row) -> Reading | None:
     if not any(curves.marks(row, name) for name in curves.SIGNS):
         return None
     names = [name for name in curves.SIGNS if curves.improved(row, name)]
-    return Reading(float(bool(names)), note=f"still improving ({', '.join(names)})" if names else "level")
+    return Reading(float(bool(names)), note=" and ".join(names))
 
 
 COST = (
@@ -274,7 +274,8 @@ COST = (
     Column("to_best", "Time to best", "Cost", "Training seconds until validation had come 99 % of the way from its "
            "first value to the best that it reached.", "low", _cost("seconds_to_best", TIMING_ERROR), _seconds),
     Column("at_end", "At the end", "Cost", "Whether validation, density or distance, was still improving by more than "
-           "its error over the last fifth of the training time.", None, _at_end, lambda r, e: r.note),
+           "its error over the last fifth of the training time.", None, _at_end,
+           lambda r, e: "still improving" if r.value > 0.5 else "level"),
     Column("validation", "Validation time", "Cost", "Seconds that validation took, which the budget does not count.",
            None, _cost("validation_seconds"), _seconds),
     Column("sample_1", "Samples/s, one at a time", "Cost", "Examples a second, drawn one by one.", "high",
@@ -399,6 +400,7 @@ def _cell(column: Column, reading: Reading | None, mark: str, several: bool) -> 
     hints = [kind] if mark else []
     hints += [f"± {number(reading.error, reading.error)}"] if reading.error and column.group != "Cost" else []
     hints += [f"floor {number(reading.floor)}"] if reading.floor is not None else []
+    hints += [reading.note] if column.key == "at_end" and reading.note else []
     text = column.show(reading, several or column.always_error)
     return Cell(text, reading.value if finite else None, mark, ", ".join(hints))
 
