@@ -80,9 +80,9 @@ def _mixture_logit(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Te
 class SumOfSquares:
     """y = t + exp(s) int_0^x 1 + sum_k (sum_l a_kl (u/3)^l)^2 du (Jaini et al., 2019, Eq. 8): they increase.
 
-    Powers are of u/3, or those of standardised numbers far out would drown the others. The 1 keeps them increasing everywhere. At parameters 0 the squares are constants a_k0 that differ, and s undoes
-    them, so that it is the identity: were they 0, so would be the gradient of every coefficient, and none would learn.
-    The inverse is Newton's.
+    Powers are of u/3, or those of standardised numbers far out would drown the others. The 1 keeps them increasing
+    everywhere. At parameters 0 the squares are constants a_k0 that differ, and s undoes them, so that it is the
+    identity: were they 0, so would be the gradient of every coefficient, and none would learn. The inverse is Newton's.
 
     Args:
         squares: how many are summed.
