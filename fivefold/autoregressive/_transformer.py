@@ -29,7 +29,7 @@ class TransformerSystem(AutoregressiveSystem):
 
     width: int = option(64, "of the features", least=1, tune=(8, 256), log=True)
     layers: int = option(4, "decoder blocks", least=1, tune=(1, 16))
-    heads: int = option(4, "of the attention", least=1, tune=(1, 8))
+    heads: int = option(4, "of the attention", least=1, tune=(1, 2, 4, 8))
     dropout: float = option(
         0.1, "share of each branch's outputs that is dropped in training", least=0, below=1, tune=(0.0, 0.5)
     )

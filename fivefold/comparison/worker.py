@@ -25,7 +25,7 @@ from fivefold.data import Data, load_data
 from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
-from fivefold.errors import Diverged, RunError, Stopped, Unfit
+from fivefold.errors import RunError, Stopped
 from fivefold.evaluation.diagnostics import diagnose
 from fivefold.evaluation.evaluate import Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
@@ -36,18 +36,11 @@ from fivefold.options import names_in
 from fivefold.report import folder, pictures, single
 from fivefold.run import Run, load
 from fivefold.space import Space
+from fivefold.training.failures import reason, status
 from fivefold.training.fit import fit, resume
 
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
-
-_OUT_OF_MEMORY = "out of memory"
-_STATUS: tuple[tuple[type[BaseException], str], ...] = (
-    (Unfit, "unfit"),
-    (Diverged, "diverged"),
-    (MemoryError, _OUT_OF_MEMORY),
-    (torch.OutOfMemoryError, _OUT_OF_MEMORY),
-)
 
 
 def main() -> None:
@@ -71,21 +64,6 @@ def main() -> None:
         traceback.print_exc()
         row = {**job["row"], "status": status(error), "error": reason(error)}
     write_json(row_path(job), {**job["row"], **row, "position": job["row"]["position"]})
-
-
-def status(error: BaseException) -> str:
-    """The table's word for an exception."""
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(
-        error
-    ):  # torch has no class of its own for it
-        return _OUT_OF_MEMORY
-    return next((word for kind, word in _STATUS if isinstance(error, kind)), "failed")
-
-
-def reason(error: BaseException) -> str:
-    """What a person needs: the message, with the kind of error where it was not written for people."""
-    text = " ".join(str(error).split())[:600] or "no message"
-    return text if isinstance(error, Unfit | Diverged | RunError) else f"{type(error).__name__}: {text}"
 
 
 def row_path(job: Job) -> Path:

@@ -32,7 +32,7 @@ class EnergySystem(System):
     width: int = option(
         16, "channels at full resolution (units of a layer on tables)", least=1, tune=(8, 256), log=True
     )
-    blocks: int = option(3, "widths on images, each twice the one before at half the sides", least=1, tune=(1, 8))
+    blocks: int = option(3, "widths on images, each twice the one before at half the sides", least=1, tune=(1, 4))
     depth: int = option(
         1, "residual blocks of each width (on tables: of one width, `blocks` times as many)", least=1, tune=(1, 8)
     )

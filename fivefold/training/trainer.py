@@ -25,7 +25,7 @@ from fivefold.training.batches import Batches, mix
 from fivefold.training.budget import Budget
 from fivefold.training.log import Event, Log
 from fivefold.training.options import Settings
-from fivefold.training.validation import Validation
+from fivefold.training.validation import Validation, measure_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,7 +64,8 @@ class Trainer:
         self.precision = best if settings.precision == "auto" else settings.precision
         self.autocast = _AUTOCAST.get(self.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        self.validation, self.marks = Validation(data, self.device), validation_marks(settings.evaluations)
+        self.validation = Validation(data, self.device, by=measure_of(system, settings.by))
+        self.marks = validation_marks(settings.evaluations)
         self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
         self.loss, self.stats = torch.zeros(()), dict[str, Tensor]()  # of the last update, over micro-batches
         self.best: dict[str, Any] | None = None

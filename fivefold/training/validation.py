@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 from fivefold.data.splits import Data
+from fivefold.errors import Unfit
 from fivefold.evaluation.features import Features, fit_features
 from fivefold.system import Batch, System, seeded
 from fivefold.tools.metrics import frechet_distance
@@ -16,22 +17,29 @@ DIMENSIONS = 200_000  # ... and fewer where examples have many dimensions
 FEWEST = 50
 
 
+def measure_of(system: System, by: str) -> str:
+    """ "density" or "distance": what a system is validated by; Unfit where it has no density that can be averaged."""
+    if by == "density" and not system.density.comparable:
+        raise Unfit(f"{type(system).__name__} has no density to validate by ({system.density.value}): --by distance")
+    return {"auto": "density" if system.density.comparable else "distance"}.get(by, by)
+
+
 class Validation:
     """Call it with a system: `(value, name, monitor)`; the smaller the value, the better the system.
 
-    With a density the value is the mean of -ln p over the validation split, in nats (with its kind in the
-    name); without one, the Fréchet distance between samples and the validation split in the features that evaluation
-    uses, fitted on the training split when they are first needed. Linear features would not do: on principal
+    By the density the value is the mean of -ln p over the validation split, in nats (with its kind in the
+    name); by the distance, the Fréchet distance between samples and the validation split in the features that
+    evaluation uses, fitted on the training split when they are first needed. Linear features would not do: on principal
     components early noise, which has the data's mean and variance, is nearer to the data than early digits are.
     """
 
-    def __init__(self, data: Data, device: torch.device) -> None:
-        self.data, self.device = data, device
+    def __init__(self, data: Data, device: torch.device, by: str) -> None:
+        self.data, self.device, self.by = data, device, by
         self.count = min(SAMPLES, max(FEWEST, DIMENSIONS // data.space.dims))
         self.batch = _to(data.valid.spread(self.count), device)
 
     def __call__(self, system: System) -> tuple[float, str, dict[str, float]]:
-        if system.density.comparable:
+        if self.by == "density":
             value = -system.score_encoded(self.batch).log_prob.mean().item()
             name = f"nats ({system.density.value})"
         else:
