@@ -70,6 +70,8 @@ def compare(
     table1: bool = False,
     preset: str | None = None,
     diagnostics: bool = True,
+    tune: int = 0,
+    tune_budget: str = "20s",
     console: Console | None = None,
     **options: Any,
 ) -> Comparison:
@@ -92,6 +94,9 @@ def compare(
         table1: the systems of the survey's Table 1, each with its published figures beside the measured ones.
         preset: of every system that has one of this name; the others keep their defaults, and rows say which.
         diagnostics: measure too what turning dials does and the largest resolution, which takes minutes a large system.
+        tune: how many trials each system gets to tune its options on the validation split (`fivefold.tune`), for a row
+            beside its own; 0 leaves that out.
+        tune_budget: of each trial.
         console: where progress is shown; None takes standard output.
         options: of every system or of `fit`, such as `batch_size`.
 
@@ -99,7 +104,7 @@ def compare(
         RunError: the folder holds a comparison on other data, or with another budget or options.
         Stopped: interrupted; says how to go on.
     """
-    Budget.parse(budget)
+    Budget.parse(budget), Budget.parse(tune_budget)
     data = data if isinstance(data, Data) else load_data(data, condition=condition)
     usual = [name for name in TABLE_1 if name in catalog.entries()] if table1 else catalog.fitting(data.space.kind)
     rows = {label(content): content for content in map(slot_of, systems or usual)}
@@ -116,6 +121,7 @@ def compare(
         "preset": preset,
         "diagnostics": diagnostics,
         "options": options,
+        "tune": {"trials": tune, "budget": tune_budget} if tune else None,
     }
     with planning.locked(directory) as lock:
         planning.settle(directory, data, shared)

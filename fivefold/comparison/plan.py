@@ -23,7 +23,7 @@ from fivefold.training.budget import Budget
 from fivefold.training.options import arguments
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget
-_SAME = ("features", "budget", "device", "threads", "preset", "options")  # in comparable rows, beside the data
+_SAME = ("features", "budget", "device", "threads", "preset", "options", "tune")  # in comparable rows, beside the data
 
 
 def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | None, options: dict[str, Any]) -> None:
@@ -63,11 +63,13 @@ def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
             raise RunError(f"{directory} compares systems on other data ({old['data']['name']}): name another --out")
         for name in _SAME:
             was, now = old.get(name), settings[name]
-            if was != now:
+            if was != now and not (name == "tune" and None in (was, now)):
                 raise RunError(
                     f"{directory} was made with {name} {_words(was)}, not {_words(now)}: rows would not be comparable; "
                     f"name another --out{' (or the same --jobs)' if name == 'threads' else ''}"
                 )
+        if shared["tune"] and not old.get("tune"):  # rows that nobody tuned stay what they are
+            write_json(path, old | {"tune": shared["tune"]})
         return
     others = [item for item in directory.iterdir() if not _is_of_a_beginning(item)]
     if others:
@@ -117,12 +119,22 @@ def plan(
             words += [*(["--preset", preset] if preset else []), *flags(own)]
             row = {**facts, "seed": seed, "command": shlex.join(words)}
             jobs.append({"kind": "train", "name": folder.file_name(label(system), seed), "row": row, "options": own})
+            if shared["tune"]:
+                jobs.append(_tuned(jobs[-1], shared["tune"]))
     for position, (name, file) in enumerate(samples.items()):
         command = shlex.join(["fivefold", "compare", "--data", source, "--samples", f"{name}={file}"])
         row = {"system": None, "title": name, "family": "samples", "label": name, "seed": None, "command": command}
         row["position"] = 2000 + position
         jobs.append({"kind": "samples", "name": folder.file_name(name, None), "row": row, "file": str(file)})
     return [{**shared, **job, "directory": str(directory)} for job in jobs]
+
+
+def _tuned(job: dict[str, Any], tune: dict[str, Any]) -> dict[str, Any]:
+    """The job of the row beside another: tuned first. Seeds share the trials."""
+    row = job["row"]
+    called = {"label": f"{row['label']}, tuned over {tune['trials']}", "position": row["position"] + 1e-4}
+    name = folder.file_name(called["label"], row["seed"])
+    return {**job, "kind": "tuned", "name": name, "tuning": folder.file_name(row["label"], None), "row": row | called}
 
 
 def print_beside(planned: list[dict[str, Any]]) -> None:
@@ -137,10 +149,9 @@ def announcement(
     directory: Path, data: Data, planned: list[dict[str, Any]], waiting: list[dict[str, Any]], budget: str, jobs: int
 ) -> str:
     """What is about to be done, how long it takes and where the report will be."""
-    training = sum(job["kind"] == "train" for job in waiting)
     names = dict.fromkeys(job["row"]["label"] for job in waiting)
     amount = Budget.parse(budget)
-    seconds = (len(waiting) * MEASURING_SECONDS + training * (amount.amount if amount.unit == "seconds" else 0)) / jobs
+    seconds = sum(MEASURING_SECONDS + _training_seconds(job) for job in waiting) / jobs
     text = [f"{data.describe()}", ""]
     if len(waiting) < len(planned):
         text.append(f"{len(planned) - len(waiting)} of {len(planned)} rows are finished and are not repeated")
@@ -149,6 +160,13 @@ def announcement(
         text.append(f"each trained for {budget} and measured, {jobs} at a time: about {_duration(seconds)}"
                     + ("" if amount.unit == "seconds" else f" and what {budget} take"))  # fmt: skip
     return "\n".join([*text, f"report: {directory / folder.REPORT}", ""])
+
+
+def _training_seconds(job: dict[str, Any]) -> float:
+    """What of a job's time is known to be training's: its trials' and its own."""
+    tune = job["tune"] if job["kind"] == "tuned" else {"trials": 0, "budget": job["budget"]}
+    amounts = [(Budget.parse(tune["budget"]), tune["trials"]), (Budget.parse(job["budget"]), job["kind"] != "samples")]
+    return sum(count * amount.amount for amount, count in amounts if amount.unit == "seconds")
 
 
 def _duration(seconds: float) -> str:

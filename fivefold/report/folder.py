@@ -9,6 +9,7 @@
 | rows/NAME.json, .npz   | a finished row; its samples and, in 2-D, its density on a grid       |
 | runs/NAME/             | the row's run                                                       |
 | logs/NAME.txt          | what the row's process printed, with the traceback where it failed   |
+| tuning/NAME/           | the trials of a row that was tuned (`fivefold.training.tuning`)      |
 | report.html            | the page                                                            |
 """
 
@@ -23,10 +24,12 @@ import numpy as np
 
 from fivefold.errors import RunError
 from fivefold.files import replacing
+from fivefold.report import trials
 from fivefold.report.page import Arrays, Content
 
 SETTINGS = "comparison.json"
 REPORT = "report.html"
+TUNING = "tuning"
 
 
 def file_name(label: str, seed: int | None) -> str:
@@ -79,4 +82,4 @@ def content(directory: Path) -> Content:
         if row["label"] not in arrays and row["status"] == "ok":
             arrays[row["label"]] = read_arrays(directory / "rows" / f"{file_name(row['label'], row['seed'])}.npz")
     real = read_arrays(directory / "real.npz").get("samples")
-    return Content(read_json(directory / SETTINGS), rows, real, arrays)
+    return Content(read_json(directory / SETTINGS), rows, real, arrays, trials.read(directory / TUNING))

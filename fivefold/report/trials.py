@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from fivefold import catalog
 from fivefold.errors import FivefoldError
 from fivefold.files import write_text
-from fivefold.options import slot_of
+from fivefold.options import Slot, label, slot_of
 from fivefold.report import plots
 from fivefold.report.columns import number
 
@@ -51,6 +51,15 @@ def write(directory: Path) -> Path:
     )
     write_text(directory / REPORT, text)
     return directory / REPORT
+
+
+def read(directory: Path) -> dict[str, tuple[Record, Record]]:
+    """By the label of the row what was tuned for it: the tunings in a comparison's folder of them."""
+    from fivefold.report import folder
+
+    places = [place for place in sorted(directory.glob("*")) if (place / TRIALS).exists()]
+    found = [(folder.read_json(place / SETTINGS), folder.read_json(place / TRIALS)) for place in places]
+    return {label(Slot(each[0]["system"], each[0]["preset"], each[0]["given"])): each for each in found}
 
 
 def _template(name: str) -> jinja2.Template:

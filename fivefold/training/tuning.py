@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "tuning.json"
 BUDGET = "60s"  # of the command line that trains with what was found
-Tell = Callable[[str, Event], None]
+Tell = Callable[[int, Event], None]
 
 
 class Hopeless(Exception):
@@ -64,7 +65,7 @@ def tune(
     out: str | Path | None = None,
     preset: str | None = None,
     device: str = "auto",
-    watch: Tell = lambda said, event: None,
+    watch: Tell = lambda number, event: None,
     told: Callable[[Trial], None] = lambda trial: None,
     **options: Any,
 ) -> Tuned:
@@ -83,7 +84,7 @@ def tune(
         out: the folder; one where the same tuning was begun is gone on with. None takes `tuning/SYSTEM-DATA`.
         preset: a name of the system's presets, whose values the trials start from.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        watch: called with the trial in words and each log line of its training.
+        watch: called with the number of the trial, from 1, and each log line of its training.
         told: called with each trial when it is over.
         options: of the system or of `fit`, which stay as they are.
 
@@ -106,9 +107,9 @@ def tune(
         found = Trials(directory, cls, data.space, preset, {**options, **fixed}, seed)
         while (count := len(found.done)) < trials:
             asked, changed = found.ask()
-            said = f"trial {count + 1} of {trials}"
             try:
-                trial = _attempt(cls, data, asked, changed, {**options, **fixed}, preset, device, said, watch)
+                look = partial(watch, count + 1)
+                trial = _attempt(cls, data, asked, changed, {**options, **fixed}, preset, device, look)
             except (Stopped, KeyboardInterrupt):
                 found.give_back(asked)
                 raise Stopped(f"stopped after {count} of {trials} trials; the same command goes on") from None
@@ -146,15 +147,14 @@ def _attempt(
     fixed: dict[str, Any],
     preset: str | None,
     device: str,
-    said: str,
-    watch: Tell,
+    watch: Callable[[Event], None],
 ) -> Trial:
     """Train with these options, and what became of it."""
     curve: list[list[float]] = []
     started = time.monotonic()
 
     def look(event: Event) -> None:
-        watch(said, event)
+        watch(event)
         if "validation" in event and math.isfinite(event["validation"]):
             curve.append([event["seconds"], event["validation"]])
             _report(asked, event)
