@@ -51,6 +51,9 @@ def _row(text: str) -> str | Slot:
     "--tune", type=click.IntRange(0), default=0, metavar="N", help="A further row of each system, tuned over N trials."
 )
 @click.option("--tune-budget", default="20s", show_default=True, help="Of each trial.")
+@click.option(
+    "--within", metavar="TIME", help="How long all may take (10m, 1h): systems and their configurations race."
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes at a time.")
 @click.option("--samples", multiple=True, metavar="NAME=FILE", help="Other people's samples, as a row.")
 @click.option("--out", help="Folder of the comparison.  [default: compare-DATA]")

@@ -23,7 +23,16 @@ from fivefold.training.budget import Budget
 from fivefold.training.options import arguments
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget
-_SAME = ("features", "budget", "device", "threads", "preset", "options", "tune")  # in comparable rows, beside the data
+_SAME = (
+    "features",
+    "budget",
+    "device",
+    "threads",
+    "preset",
+    "options",
+    "tune",
+    "within",
+)  # in comparable rows, beside the data
 
 
 def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | None, options: dict[str, Any]) -> None:
@@ -31,9 +40,9 @@ def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | 
     for system in systems:
         cls = catalog.find(_name(system)).load()
         if options or preset or system.preset or system.options:
-            arguments(cls, _own_preset(system, preset), {**options, **system.options})
+            arguments(cls, own_preset(system, preset), {**options, **system.options})
     every = [*systems, *map(Slot, catalog.entries())]
-    if preset and not any(_own_preset(system, preset) for system in every):
+    if preset and not any(own_preset(system, preset) for system in every):
         raise RunError(f"no system has a preset {preset!r}")
     for name, file in samples.items():
         if name in map(label, systems) or not name:
@@ -46,7 +55,7 @@ def _name(system: Slot) -> str:
     return system.name if isinstance(system.name, str) else catalog.name_of(system.name)
 
 
-def _own_preset(system: Slot, preset: str | None) -> str | None:
+def own_preset(system: Slot, preset: str | None) -> str | None:
     """The row's own preset; else `preset` where the system has one of that name."""
     if system.preset:
         return system.preset
@@ -112,7 +121,7 @@ def plan(
         place = list(catalog.entries()).index(name) if name in catalog.entries() else 1000 + position
         facts: dict[str, Any] = {"system": entry.id, "title": entry.title, "family": entry.family}
         facts |= {"label": label(system), "position": place + position / 1000}
-        facts["preset"] = preset = _own_preset(system, shared.get("preset"))
+        facts["preset"] = preset = own_preset(system, shared.get("preset"))
         own = plain({**shared["options"], **system.options})
         for seed in range(seeds):
             words = ["fivefold", "train", name, "--data", source, "--budget", shared["budget"], "--seed", str(seed)]

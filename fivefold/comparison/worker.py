@@ -27,7 +27,7 @@ from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
 from fivefold.errors import RunError, Stopped
 from fivefold.evaluation.diagnostics import diagnose
-from fivefold.evaluation.evaluate import Row, evaluate, evaluate_samples, resolution_stars
+from fivefold.evaluation.evaluate import SAMPLE_SECONDS, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
 from fivefold.files import replacing, write_json
@@ -90,7 +90,10 @@ def _train(job: Job, tell: Tell) -> Row:
         fit(name, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
     features = named_features(job["features"], data, directory / "features.safetensors")
-    row = evaluate(run_path, data, features=features, trust=trust, device=device)
+    row = evaluate(
+        run_path, data, features=features, trust=trust, device=device,
+        sample_seconds=job.get("sample_seconds", SAMPLE_SECONDS),
+    )  # fmt: skip
     if finished:
         row["cost"]["peak_memory_bytes"] = None  # training's was another process's
     system = load(run_path, trust=trust).to(device)

@@ -10,6 +10,7 @@
 | runs/NAME/             | the row's run                                                       |
 | logs/NAME.txt          | what the row's process printed, with the traceback where it failed   |
 | tuning/NAME/           | the trials of a row that was tuned (`fivefold.training.tuning`)      |
+| race.json              | the turns of a race (`fivefold.comparison.racing`)                   |
 | report.html            | the page                                                            |
 """
 
@@ -30,6 +31,7 @@ from fivefold.report.page import Arrays, Content
 SETTINGS = "comparison.json"
 REPORT = "report.html"
 TUNING = "tuning"
+RACE = "race.json"
 
 
 def file_name(label: str, seed: int | None) -> str:
@@ -82,4 +84,11 @@ def content(directory: Path) -> Content:
         if row["label"] not in arrays and row["status"] == "ok":
             arrays[row["label"]] = read_arrays(directory / "rows" / f"{file_name(row['label'], row['seed'])}.npz")
     real = read_arrays(directory / "real.npz").get("samples")
-    return Content(read_json(directory / SETTINGS), rows, real, arrays, trials.read(directory / TUNING))
+    return Content(
+        read_json(directory / SETTINGS),
+        rows,
+        real,
+        arrays,
+        trials.read(directory / TUNING),
+        read_json(directory / RACE) if (directory / RACE).exists() else None,
+    )

@@ -32,8 +32,8 @@ class Content:
     """What a page is made of.
 
     `settings` is comparison.json (data, space, budget, machine, ...), `rows` the table's rows, `real`
-    encoded held-out examples, `arrays` by row label its `samples` and, in 2-D, its `density`, and `tunings`
-    by row label what was tuned (`fivefold.report.trials`).
+    encoded held-out examples, `arrays` by row label its `samples` and, in 2-D, its `density`, `tunings`
+    by row label what was tuned, and `race` race.json (both for `fivefold.report.trials`).
     """
 
     settings: dict[str, Any]
@@ -41,6 +41,7 @@ class Content:
     real: NDArray[Any] | None = None
     arrays: dict[str, Arrays] = field(default_factory=dict)
     tunings: dict[str, tuple[Row, Row]] = field(default_factory=dict)
+    race: Row | None = None
 
 
 def write(content: Content, path: Path) -> Path:
@@ -82,7 +83,7 @@ def _context(content: Content) -> dict[str, Any]:
         "plots": _plots(good),
         "curves": [curves for line in good if (curves := _curves(line))["plots"]],
         "diagnostics": [found for line in good if (found := _diagnostics(line))["plots"]],
-        "tuning": trials.section(content.tunings),
+        "tuning": trials.race(content.race) + trials.section(content.tunings),
         "failed": [text for line in table for text in failures(line)],
         "notes": [(line.label, note) for line in good for note in line.notes],
         "commands": [(line.label, [row["command"] for row in line.rows if row.get("command")]) for line in table],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -60,6 +61,19 @@ def read(directory: Path) -> dict[str, tuple[Record, Record]]:
     places = [place for place in sorted(directory.glob("*")) if (place / TRIALS).exists()]
     found = [(folder.read_json(place / SETTINGS), folder.read_json(place / TRIALS)) for place in places]
     return {label(Slot(each[0]["system"], each[0]["preset"], each[0]["given"])): each for each in found}
+
+
+def race(record: Record | None) -> Markup:
+    """The page's part on a race (`race.json`): how every configuration stood after each turn."""
+    if record is None:
+        return Markup("")
+    entries = sorted(record["entries"], key=lambda e: (-len(e["turns"]), e["turns"][-1]["value"] if e["turns"] else 0))
+    turns = range(max((len(entry["turns"]) for entry in entries), default=0))
+    best = [min(e["turns"][i]["value"] for e in entries if len(e["turns"]) > i) for i in turns]
+    return Markup(_template("race.html").render(
+        record=record, entries=entries, turns=turns, best=best, number=number, words=in_words,
+        seconds=[statistics.median(e["turns"][i]["trained"] for e in entries if len(e["turns"]) > i) for i in turns],
+    ))  # fmt: skip
 
 
 def _template(name: str) -> jinja2.Template:

@@ -37,6 +37,7 @@ CHANGED = 3  # options of the best trial so far that the next one draws anew
 REDRAWN = 20  # times, where a system refuses what was drawn
 FINISHED, HOPELESS, REFUSED, LOST, KILLED = "ok", "stopped early", "refused", "lost", "killed"
 _TWICE = "its process ended, and so it did at the second try"
+_KEPT_AS = "trial"  # in the journal
 _NOT_COUNTED = (REFUSED, LOST)  # they cost no budget: drawn again
 
 
@@ -116,8 +117,7 @@ class Trials:
         """What became of a trial."""
         from optuna.trial import TrialState
 
-        for name, value in _attributes(trial).items():
-            asked.set_user_attr(name, value)
+        asked.set_user_attr(_KEPT_AS, asdict(trial))
         states = {FINISHED: TrialState.COMPLETE, HOPELESS: TrialState.PRUNED}
         complete = trial.state == FINISHED and trial.value is not None
         state = (
@@ -184,8 +184,7 @@ class Trials:
 
         state = KILLED if trial.user_attrs.get("again") else LOST
         lost = Trial(trial.number, state, self._changed(trial.params), error=_TWICE)
-        for name, value in _attributes(lost).items():
-            self.study._storage.set_trial_user_attr(trial._trial_id, name, value)
+        self.study._storage.set_trial_user_attr(trial._trial_id, _KEPT_AS, asdict(lost))
         self.study.tell(trial.number, state=TrialState.FAIL)
         if state == LOST:
             self.study.enqueue_trial(trial.params, user_attrs={"again": True} if again else None)
@@ -203,17 +202,10 @@ def _study(journal: Path) -> Study:
     return optuna.create_study(study_name="trials", storage=storage, load_if_exists=True, pruner=pruner)
 
 
-def _attributes(trial: Trial) -> dict[str, Any]:
-    """What the journal keeps of a trial, which it numbers itself."""
-    return {name: value for name, value in asdict(trial).items() if name != "number"}
-
-
 def _trial(trial: FrozenTrial) -> Trial | None:
     """Of the journal's; None for one that does not count."""
-    found = {name: value for name, value in trial.user_attrs.items() if name in Trial.__dataclass_fields__}
-    if "state" not in found or found["state"] in _NOT_COUNTED:
-        return None
-    return Trial(number=trial.number, **found)
+    found = trial.user_attrs.get(_KEPT_AS)
+    return None if found is None or found["state"] in _NOT_COUNTED else Trial(**found)
 
 
 @contextlib.contextmanager

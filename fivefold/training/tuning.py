@@ -103,7 +103,7 @@ def tune(
     with catalog.trusting(system, *typed_names(cls, options)), alone(directory):
         arguments(cls, preset, {**options, **fixed})
         record = {"system": name, "preset": preset, "given": plain(options), **fixed}
-        _settle(directory, record | {"data": {"name": data.name, "fingerprint": data.fingerprint}})
+        settle(directory, record | {"data": {"name": data.name, "fingerprint": data.fingerprint}})
         found = Trials(directory, cls, data.space, preset, {**options, **fixed}, seed)
         while (count := len(found.done)) < trials:
             asked, changed = found.ask()
@@ -124,7 +124,7 @@ def tune(
         return Tuned(directory, found.done, best, chosen, line, importances)
 
 
-def _settle(directory: Path, record: dict[str, Any]) -> None:
+def settle(directory: Path, record: dict[str, Any]) -> None:
     """Begin the folder, or see that it holds this tuning."""
     path, record = directory / SETTINGS, json.loads(json.dumps(record))
     if not path.exists():
