@@ -16,12 +16,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fivefold.comparison.worker import KILLED
 from fivefold.errors import Stopped
 from fivefold.files import write_json
 from fivefold.report import folder
 from fivefold.report.columns import Row
 from fivefold.report.terminal import headline
+from fivefold.training.failures import KILLED
 
 _GRACE = 30.0  # seconds that a process has to save its run
 
@@ -34,6 +34,15 @@ def _stopped(job: dict[str, Any]) -> Row:
 def _python_path() -> str:
     """This process's own path, so that workers find the modules that it finds, and no others (`-P`)."""
     return os.pathsep.join(place or os.getcwd() for place in sys.path)
+
+
+def start(module: str, threads: int, lock: int, log: Any) -> subprocess.Popen[str]:
+    """A process of ours, in a session of its own so that Ctrl-C reaches it through us alone; it holds the lock too."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+        pass_fds=(lock,), env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": _python_path()},
+    )  # fmt: skip
 
 
 class Crew:
@@ -103,13 +112,8 @@ class Crew:
         return row
 
     def _start(self, job: dict[str, Any], log: Any) -> subprocess.Popen[str]:
-        """The worker's process, in a session of its own so that Ctrl-C reaches it through us alone."""
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fivefold.comparison.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-            pass_fds=(self.lock,),
-            env={**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "PYTHONPATH": _python_path()},
-        )  # fmt: skip
+        """The worker's process, with its job."""
+        process = start("fivefold.comparison.worker", job["threads"], self.lock, log)
         self.running.add(process)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
