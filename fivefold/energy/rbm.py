@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.visible import VisibleUnits, bernoulli
-from fivefold.options import option
+from fivefold.options import option, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System, Update, seeded
 from fivefold.tools.ais import LogPartition, anneal, block_gibbs, log_partition
@@ -39,7 +39,7 @@ class RBM(System):
     densities: ClassVar[dict[str, Density]] = {"image": Density.ESTIMATE, "table": Density.ESTIMATE}
     sampling: ClassVar[str] = "mcmc"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 128, "ema": 0.999},
+        "default": {"ema": 0.999},
         "mnist": {"hidden": 500, "batch_size": 128, "ais_steps": 5000},
     }
 
@@ -52,7 +52,7 @@ class RBM(System):
     updated: Tensor
     chain: Tensor
 
-    hidden: int = option(256, "hidden units", least=1, tune=(16, 512), log=True)
+    hidden: int = width_option(256, "hidden units", tune=(16, 512))
     k: int = option(1, "Gibbs steps of the chain at each update (CD-k)", least=1, tune=(1, 10))
     persistent: bool = option(
         True, "chains go on from update to update (persistent CD) instead of starting at the data"

@@ -14,11 +14,14 @@ A row is a dictionary that JSON can hold:
 |           | `value`, `error`, `floor`, `floor_error` and `excess_error`, that of value - floor;     |
 |           | `own_error` where the reference's part is in the arrays; `note` where they cannot be had |
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
+| threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`     |
+| sizes     | what the rule of sizes chose: `fivefold.training.sizing.Sizes`                          |
 | stars     | Table 2's 1 to 5, None where its rule does not apply                                   |
 | facts     | Table 1's two columns of ticks                                                         |
 | resolution | of images in a comparison: the largest `side` that fits the stated `limits`, `why` no larger |
 | diagnostics | in a comparison: `fivefold.evaluation.diagnostics`                                                |
-| monitor, curves | the last signs of collapse; `loss` and `validation` as [seconds, value]          |
+| monitor, curves | the last signs of collapse; `loss` as [seconds, value], and of validation data `density` (mean |
+|           | nats) and `distance` (Fréchet's) as [seconds, value, standard error]                   |
 
 What rows share is kept beside them, so that they can be compared example by example:
 
@@ -51,6 +54,7 @@ from fivefold import catalog
 from fivefold.data import Data, load_data
 from fivefold.errors import DataError, TooFew, UnknownSystem
 from fivefold.evaluation.features import Features, fit_features
+from fivefold.machine import fastest_threads, load, using
 from fivefold.options import Slot, flags, label
 from fivefold.run import Run
 from fivefold.space import Batch, Space
@@ -118,7 +122,8 @@ def evaluate(
         quality: Row = {"note": f"{samples} samples would take {seconds:.0f} s, more than {sample_seconds:.0f} s"}
     else:
         n = _sample_count(samples, data)
-        x = system.sample_encoded(n, conditions(system, data, n), seed=seed).cpu()
+        with using(cost["sample_threads"]):
+            x = system.sample_encoded(n, conditions(system, data, n), seed=seed).cpu()
         quality = sample_quality(recoded(x, system.space, data.space), data, features, keep)
     return {
         **_identity(type(system), run, seed),
@@ -129,6 +134,7 @@ def evaluate(
         "quality": quality,
         "cost": cost,
         "stars": stars(system, cost),
+        "threads": {**history.pop("threads"), "sampling": cost["sample_threads"], "load": load()},
         "facts": {"free_form_jacobian": system.free_form, "exact_density": _EXACT[system.density]},
         **history,
     }
@@ -193,8 +199,9 @@ def density(
         return system.score_encoded(Batch(x, conditions(system, data, n)), seed=seed)
 
     total = min(len(data.test), DENSITY_EXAMPLES)
-    n = affordable(score, total, seconds)
-    values, errors = score(n)
+    with using(fastest_threads(lambda: score(min(8, total)))[0]):
+        n = affordable(score, total, seconds)
+        values, errors = score(n)
     if keep is not None:
         keep |= {"log_prob": _small(values), "log_prob_index": _index(len(data.test), n)}
     notes = [system.density_note, f"{n} of {len(data.test)} test examples" if n < len(data.test) else ""]
@@ -253,7 +260,8 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
     row |= {"samples": len(x), "reference": len(reference.x)}
     if not x.isfinite().all():
         return {**row, "note": "samples are not finite"}
-    training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
+    with using(fastest_threads(lambda: features(x[:64]))[0]):
+        training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
     try:
         values = measure(mine := features(x), real, training)
         floors = measure(perfect := spread(training, len(x)), real, training, of_training=True)
@@ -321,22 +329,17 @@ def recoded(x: Tensor, source: Space, target: Space) -> Tensor:
 def sampling_cost(system: System, data: Data) -> Row:
     """Examples a second drawn one at a time and 64 at a time; network evaluations one sample takes."""
 
-    def rate(n: int) -> float:
+    def rate(n: int) -> tuple[int, float]:
         condition = conditions(system, data, n)
+        threads, seconds = fastest_threads(lambda: system.sample_encoded(n, condition, seed=0).cpu(), RATE_SECONDS / 4)
+        return threads, n / seconds
 
-        def draw(n: int) -> Tensor:
-            return system.sample_encoded(n, condition, seed=0).cpu()  # waits for the device
-
-        times = [_seconds(draw, n)]  # the first warms up, and stands alone where it takes long
-        while sum(times) < RATE_SECONDS and len(times) < 20:
-            times.append(_seconds(draw, n))
-        repeated = times[1:] or times
-        return n / sorted(repeated)[len(repeated) // 2]
-
+    (_, one), (threads, many) = rate(1), rate(64)
     return {
-        "sample_per_second_1": rate(1),
-        "sample_per_second_64": rate(64),
+        "sample_per_second_1": one,
+        "sample_per_second_64": many,
         "sample_evaluations": system.sample_evaluations,
+        "sample_threads": threads,
     }
 
 
@@ -414,17 +417,25 @@ def _history(run: Run | None) -> Row:
     """Training cost, curves and the last monitor from the run's log; a system alone has none."""
     log = run.log() if run else []
     record = run.record if run else {}
+    marks = [event for event in log if "validation" in event]
     loss = [[event["seconds"], sum(event["loss"].values())] for event in log if "loss" in event]
-    validation = [[event["seconds"], event["validation"]] for event in log if "validation" in event]
-    monitors = [event["monitor"] for event in log if "validation" in event]
     seconds = record.get("seconds") or None
     cost = {
         "train_examples_per_second": record["examples"] / seconds if seconds else None,
-        "seconds_to_best": seconds_to_best(validation),
+        "seconds_to_best": seconds_to_best([[event["seconds"], event["validation"]] for event in marks]),
         "budget_seconds": seconds,
+        "validation_seconds": record.get("validation_seconds"),
+        "wall_seconds": record.get("wall_seconds"),
     }
-    curves = {"loss": _thin(loss), "validation": _thin(validation)}
-    return {"cost": cost, "monitor": monitors[-1] if monitors else {}, "curves": curves}
+    validation = [[event["seconds"], event["validation"]] for event in marks]
+    curves = {"loss": _thin(loss), "validation": _thin(validation)} | {
+        name: [[event["seconds"], *event[name]] for event in marks if event.get(name)]
+        for name in ("density", "distance")
+    }
+    return {
+        "cost": cost, "monitor": marks[-1]["monitor"] if marks else {}, "curves": curves,
+        "threads": {"training": record.get("threads")}, "sizes": record.get("sizes"),
+    }  # fmt: skip
 
 
 def seconds_to_best(validation: list[list[float]]) -> float | None:
