@@ -6,7 +6,6 @@ A row is a dictionary that JSON can hold:
 |-----------|---------------------------------------------------------------------------------------|
 | system, title, family, label, seed, command | what the row is and how to repeat it                |
 | preset    | in a comparison: which of the system's presets its options are; None for its default   |
-| jobs, threads | in a comparison: processes at a time, and the threads `given` to each                     |
 | status, error, note | "ok" or the word for what went wrong; what to know when reading the row     |
 | density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
 |           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
@@ -14,7 +13,8 @@ A row is a dictionary that JSON can hold:
 |           | `value`, `error`, `floor`, `floor_error` and `excess_error`, that of value - floor;     |
 |           | `own_error` where the reference's part is in the arrays; `note` where they cannot be had |
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
-| threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`     |
+| threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`;     |
+|           | in a comparison those `given` to each process, and beside them `jobs`, processes at a time |
 | sizes     | what the rule of sizes chose: `fivefold.training.sizing.Sizes`                          |
 | stars     | Table 2's 1 to 5, None where its rule does not apply                                   |
 | facts     | Table 1's two columns of ticks                                                         |
