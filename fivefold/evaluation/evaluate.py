@@ -44,6 +44,7 @@ from fivefold.run import Run
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
 from fivefold.tools.metrics import MEASURES, measure, spread
+from fivefold.tools.table_metrics import Columns
 
 SAMPLES = 500  # the same for all, since some measures depend on it
 DENSITY_EXAMPLES = 2000  # of the test split, at most
@@ -218,8 +219,9 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None) -> R
         return {**row, "note": "samples are not finite"}
     training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
     try:
-        values = measure(features(x), real, training)
-        floors = measure(spread(training, len(x)), real, training, of_training=True)
+        values = measure(features(x), real, training, columns=columns_beside(x, reference.x, data.space))
+        columns = columns_beside(data.train.spread(len(x)).x, reference.x, data.space)
+        floors = measure(spread(training, len(x)), real, training, of_training=True, columns=columns)
     except TooFew as error:
         return {**row, "note": str(error)}
     notes = []
@@ -230,6 +232,13 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None) -> R
     row["note"] = "; ".join(notes)
     found = [name for name in MEASURES if name in values and name in floors]
     return row | {name: {**values[name]._asdict(), "floor": floors[name].value} for name in found}
+
+
+def columns_beside(x: Tensor, y: Tensor, space: Space) -> Columns | None:
+    """What per-column measures see; None where the data are no table."""
+    if space.kind != "table":
+        return None
+    return Columns(x, y, tuple(c.levels if c.kind == "categorical" else None for c in space.columns))
 
 
 def _sample_count(samples: int, data: Data) -> int:
