@@ -23,8 +23,7 @@ from fivefold.evaluation.evaluate import SAMPLES, Arrays, density
 from fivefold.evaluation.features import Features, fit_features
 from fivefold.report import pairs
 from fivefold.report.columns import NATS, QUALITY, Column, Line, Row, apart
-from fivefold.tools.influence import frechet_influence
-from fivefold.tools.metrics import frechet_distance
+from fivefold.tools.metrics import frechet
 
 CASES = (("nice", "wine", "200steps"), ("made", "wine", "200steps"), ("spline-flow", "moons", "100steps"),
          ("nice", "digits", "100steps"))  # fmt: skip
@@ -40,10 +39,9 @@ def run(name: str, data: Data, features: Features, budget: str, seed: int) -> Ro
     arrays: Arrays = {}
     row: Row = {"label": name, "status": "ok", "density": density(system, data, keep=arrays)}
     x, y = features(system.sample_encoded(SAMPLES, seed=0)), features(data.test.spread(SAMPLES).x)
-    of_x, of_y = frechet_influence(x, y)
+    value, of_x, of_y = frechet(x, y)
     own, shared = (float(part.std()) / math.sqrt(len(part)) for part in (of_x, of_y))
-    value = float(frechet_distance(x, y))
-    row["quality"] = {"frechet": {"value": value, "error": math.hypot(own, shared), "own_error": own}}
+    row["quality"] = {"frechet": {"value": float(value), "error": math.hypot(own, shared), "own_error": own}}
     arrays |= {"reference.frechet": of_y.float().numpy(), "reference_index": np.arange(len(y))}
     return row | {"shared": pairs.of_row(row, arrays)}
 

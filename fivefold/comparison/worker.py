@@ -30,7 +30,7 @@ from fivefold.evaluation.diagnostics import diagnose
 from fivefold.evaluation.evaluate import SAMPLE_SECONDS, Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
-from fivefold.files import replacing, write_json
+from fivefold.files import read_json, replacing, write_json
 from fivefold.machine import choose_device
 from fivefold.options import names_in, plain
 from fivefold.report import folder, pictures, single
@@ -167,7 +167,7 @@ def keep_data(data: Data, directory: Path) -> None:
 
 def read_data(directory: Path) -> Data:
     """The comparison's data; RunError where they changed since it began."""
-    settings = folder.read_json(directory / folder.SETTINGS)
+    settings = read_json(directory / folder.SETTINGS)
     named = settings["data"]
     if not named["source"]:
         tensors = torch.load(directory / "data.pt", weights_only=True)
