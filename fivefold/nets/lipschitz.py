@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from scipy.special import lambertw
@@ -161,17 +161,21 @@ class ContractiveNet(nn.Module):
         parts: list[tuple[Tensor, LinearMap, Tensor]] = []
         for i, (activation, layer, linear) in enumerate(zip(self.activations, self.layers, self.maps, strict=True)):
             x, slope = activation.sloped(x)  # type: ignore[operator]
-            x, weight = self._shifted(i, layer(x), condition), layer.weight
+            x, weight = self._shifted(i, layer(x), condition), cast(Tensor, layer.weight)
             if along is not None:
                 along = linear.apply(weight, slope * along)
             parts.append((slope.detach(), linear, weight.detach()))
+
+        def pair(v: Tensor) -> Tensor:
+            assert along is not None, "a probe is needed, and gradients"
+            return (v * along).flatten(1).sum(1)
 
         def pull(v: Tensor) -> Tensor:
             for slope, linear, weight in reversed(parts):
                 v = slope * linear.adjoint(weight, v)
             return v
 
-        return Linearised(x, pull, lambda v: (v * along).flatten(1).sum(1))
+        return Linearised(x, pull, pair)
 
     def _shifted(self, i: int, h: Tensor, condition: Tensor | None) -> Tensor:
         """What layer `i` gives, moved by the condition after the first."""
