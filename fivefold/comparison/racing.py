@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 KEPT = 3  # one of so many goes on
 FINALISTS, MEASURED = 3, 0.2  # at most that many are measured on the test split, in such a share of the time
 MOST = 16  # configurations of a system
-FEWEST_SECONDS, SHARE = 5.0, 0.01  # the first turn takes at least so many seconds, and such a share of the time
+FEWEST_SECONDS, SHARE = 8.0, 0.01  # the first turn takes at least so many seconds, and such a share of the time
 STARTING = 15.0  # seconds until a process has the data and the features
 LATEST = 1.05  # of the time, after which no row is begun
-PATIENCE = 1.25, 10.0  # a turn that is late by this factor and so many seconds is given up
+PATIENCE = 1.5, 5.0  # a turn that is late by this factor and so many seconds is given up
 
 clock = time.monotonic
 
@@ -197,15 +197,11 @@ class Race:
             return
         for racer in self.racers[: len(queue)]:
             racer.wait_ready()
-        end = self.elapsed() + max(self.within - self.elapsed() - self.plan.measuring, 0.0) / (
-            len(self.plan.counts) - turn
-        )
         if len(self.planned) == turn:
-            rounds = math.ceil(len(queue) / self.jobs)
-            self.planned.append(max((end - self.elapsed()) / rounds, 1.0))
+            self.planned.append(self._share(len(queue)) / (len(self.plan.counts) - turn))
             self._save()
         pool = ThreadPoolExecutor(self.jobs)
-        futures = [pool.submit(self._work, i, turn, queue, end) for i in range(self.jobs)]
+        futures = [pool.submit(self._work, i, turn, queue) for i in range(self.jobs)]
         try:
             wait(futures)
         except KeyboardInterrupt:
@@ -237,18 +233,17 @@ class Race:
         took = [e for e in self.entries if len(e.turns) > turn and (dropped or e.state == FINISHED)]
         return sorted(took, key=lambda entry: (entry.turns[turn]["value"], entry.label))
 
-    def _work(self, slot: int, turn: int, queue: deque[Callable[[], Entry | None]], end: float) -> None:
+    def _work(self, slot: int, turn: int, queue: deque[Callable[[], Entry | None]]) -> None:
         """One after another, until none waits."""
         while True:
             with self.guard:
                 if not queue or self.stopping.is_set():
                     return
-                rounds = math.ceil(len(queue) / self.jobs)
+                # The same for all; what slow ones took longer is missing in later turns.
+                seconds = min(self.planned[turn], self._share(len(queue)))
                 entry = queue.popleft()()
             if entry is None:
                 continue
-            left = max((end - self.elapsed()) / rounds, 1.0)
-            seconds = min(self.planned[turn], left)
             system = self.systems[entry.system]
             asked = {
                 "system": _name(system), "preset": system.preset, "device": self.shared["device"],
@@ -288,6 +283,11 @@ class Race:
             self.trials[entry.system].tell(self.asked.pop(entry.name), told)
         self._save()
         self._say(entry)
+
+    def _share(self, waiting: int) -> float:
+        """What each of those that wait may take, were all the time that is left theirs; a second at least."""
+        left = self.within - self.plan.measuring - self.elapsed()
+        return max(left / math.ceil(waiting / self.jobs), 1.0)
 
     # --- what is kept and said ------------------------------------------------------------------
 
