@@ -20,19 +20,11 @@ from fivefold.options import Slot, flags, label, plain, presets_of
 from fivefold.report import folder, single
 from fivefold.report.survey import TABLE_1
 from fivefold.training.budget import Budget
+from fivefold.training.failures import FROM_OUTSIDE
 from fivefold.training.options import arguments
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget
-_SAME = (
-    "features",
-    "budget",
-    "device",
-    "threads",
-    "preset",
-    "options",
-    "tune",
-    "within",
-)  # in comparable rows, beside the data
+_SAME = ("features", "budget", "device", "jobs", "threads", "preset", "options", "tune", "within")  # in comparable rows
 
 
 def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | None, options: dict[str, Any]) -> None:
@@ -75,7 +67,7 @@ def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
             if was != now and not (name == "tune" and None in (was, now)):
                 raise RunError(
                     f"{directory} was made with {name} {_words(was)}, not {_words(now)}: rows would not be comparable; "
-                    f"name another --out{' (or the same --jobs)' if name == 'threads' else ''}"
+                    f"name another --out{' (or the same --jobs)' if name in ('jobs', 'threads') else ''}"
                 )
         if shared["tune"] and not old.get("tune"):  # rows that nobody tuned stay what they are
             write_json(path, old | {"tune": shared["tune"]})
@@ -121,6 +113,7 @@ def plan(
         place = list(catalog.entries()).index(name) if name in catalog.entries() else 1000 + position
         facts: dict[str, Any] = {"system": entry.id, "title": entry.title, "family": entry.family}
         facts |= {"label": label(system), "position": place + position / 1000}
+        facts |= {"jobs": shared.get("jobs"), "threads": {"given": shared.get("threads")}}
         facts["preset"] = preset = own_preset(system, shared.get("preset"))
         own = plain({**shared["options"], **system.options})
         for seed in range(seeds):
@@ -144,6 +137,16 @@ def _tuned(job: dict[str, Any], tune: dict[str, Any]) -> dict[str, Any]:
     called = {"label": f"{row['label']}, tuned over {tune['trials']}", "position": row["position"] + 1e-4}
     name = folder.file_name(called["label"], row["seed"])
     return {**job, "kind": "tuned", "name": name, "tuning": folder.file_name(row["label"], None), "row": row | called}
+
+
+def waiting(directory: Path, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs that are to be done: those without a row, and those whose row failed from outside."""
+    rows = {job["name"]: directory / "rows" / f"{job['name']}.json" for job in planned}
+    done = {name: folder.read_json(path)["status"] for name, path in rows.items() if path.exists()}
+    for name in done:
+        if done[name] in FROM_OUTSIDE:
+            rows[name].unlink()
+    return [job for job in planned if done.get(job["name"], FROM_OUTSIDE[0]) in FROM_OUTSIDE]
 
 
 def print_beside(planned: list[dict[str, Any]]) -> None:

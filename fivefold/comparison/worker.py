@@ -27,7 +27,7 @@ from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
 from fivefold.errors import RunError, Stopped
 from fivefold.evaluation.diagnostics import diagnose
-from fivefold.evaluation.evaluate import SAMPLE_SECONDS, Row, evaluate, evaluate_samples, resolution_stars
+from fivefold.evaluation.evaluate import SAMPLE_SECONDS, Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
 from fivefold.files import replacing, write_json
@@ -65,7 +65,8 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         row = {**job["row"], "status": status(error), "error": reason(error)}
-    write_json(row_path(job), {**job["row"], **row, "position": job["row"]["position"]})
+    threads = {**job["row"].get("threads", {}), **row.get("threads", {})}
+    write_json(row_path(job), {**job["row"], **row, "threads": threads, "position": job["row"]["position"]})
 
 
 def row_path(job: Job) -> Path:
@@ -90,8 +91,9 @@ def _train(job: Job, tell: Tell) -> Row:
         fit(name, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
     features = named_features(job["features"], data, directory / "features.safetensors")
+    shared: Arrays = {}
     row = evaluate(
-        run_path, data, features=features, trust=trust, device=device,
+        run_path, data, features=features, trust=trust, device=device, keep=shared,
         sample_seconds=job.get("sample_seconds", SAMPLE_SECONDS),
     )  # fmt: skip
     if finished:
@@ -105,8 +107,7 @@ def _train(job: Job, tell: Tell) -> Row:
         row["resolution"] = largest_resolution(name, arguments, data.space, job["threads"])
         row["stars"]["resolution"] = resolution_stars(row["resolution"]["side"])
     tell({"phase": "drawing", "progress": 1.0})
-    arrays = single.arrays(system, data, row)
-    folder.write_arrays(row_path(job).with_suffix(".npz"), arrays)
+    folder.write_arrays(row_path(job).with_suffix(".npz"), single.arrays(system, data, row) | shared)
     return {**row, "label": job["row"]["label"]}
 
 
@@ -141,9 +142,10 @@ def _measure(job: Job, tell: Tell) -> Row:
     tell({"phase": "measuring", "progress": 1.0})
     samples = read_examples(job["file"], data.space)
     features = named_features(job["features"], data, directory / "features.safetensors")
-    row = evaluate_samples(job["row"]["label"], samples, data, features=features)
+    shared: Arrays = {}
+    row = evaluate_samples(job["row"]["label"], samples, data, features=features, keep=shared)
     shown = data.space.encode(samples)[: pictures.shown(data.space.kind)].numpy()
-    folder.write_arrays(row_path(job).with_suffix(".npz"), {"samples": shown})
+    folder.write_arrays(row_path(job).with_suffix(".npz"), {"samples": shown} | shared)
     return {**row, "command": job["row"]["command"]}
 
 

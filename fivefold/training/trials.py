@@ -21,7 +21,7 @@ from fivefold.errors import OptionError, RunError
 from fivefold.files import write_json
 from fivefold.space import Space
 from fivefold.training.batches import mix
-from fivefold.training.failures import reason
+from fivefold.training.failures import KILLED, reason
 from fivefold.training.options import arguments
 from fivefold.training.ranges import Range, ranges
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 JOURNAL, TRIALS = "journal.log", "trials.json"
 CHANGED = 3  # options of the best trial so far that the next one draws anew
 REDRAWN = 20  # times, where a system refuses what was drawn
-FINISHED, HOPELESS, REFUSED, LOST, KILLED = "ok", "stopped early", "refused", "lost", "killed"
+FINISHED, HOPELESS, REFUSED, LOST = "ok", "stopped early", "refused", "lost"
 _TWICE = "its process ended, and so it did at the second try"
 _KEPT_AS = "trial"  # in the journal
 _NOT_COUNTED = (REFUSED, LOST)  # they cost no budget: drawn again
@@ -68,17 +68,19 @@ class Trials:
         space: of the data: what does not build on it is drawn again.
         preset: the system's preset that trials start from.
         given: options that stay as they are.
+        sized: what the rule of sizes makes of the others (`usual_sizes`).
         seed: of the draws.
 
     OptionError where no option is left to be tuned; Unfit where the system does not fit the space.
     """
 
     def __init__(
-        self, directory: Path, system: type[System], space: Space, preset: str | None, given: dict[str, Any], seed: int
-    ) -> None:
+        self, directory: Path, system: type[System], space: Space, preset: str | None, given: dict[str, Any],
+        sized: dict[str, Any], seed: int,
+    ) -> None:  # fmt: skip
         self.directory, self.system, self.space, self.preset = directory, system, space, preset
         self.given, self.seed = given, seed
-        self.ranges: dict[str, Range] = ranges(system, preset, given)
+        self.ranges: dict[str, Range] = ranges(system, preset, given, sized)
         if not self.ranges:
             raise OptionError(f"{catalog.name_of(system)} has no option left to tune")
         directory.mkdir(parents=True, exist_ok=True)
