@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from fivefold import compare, fit, load_data, slot
-from fivefold.comparison.worker import reason, status
 from fivefold.errors import DataError, RunError
 from fivefold.report import write_report
+from fivefold.training.failures import reason, status
 
 SYSTEM = '''
 import os, signal, time, torch

@@ -16,12 +16,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fivefold.comparison.worker import KILLED
 from fivefold.errors import Stopped
 from fivefold.files import write_json
 from fivefold.report import folder
 from fivefold.report.columns import Row
 from fivefold.report.terminal import headline
+from fivefold.training.failures import KILLED
 
 _GRACE = 30.0  # seconds that a process has to save its run
 

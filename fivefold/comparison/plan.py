@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fivefold import catalog
-from fivefold.comparison.worker import FROM_OUTSIDE, keep_data
+from fivefold.comparison.worker import keep_data
 from fivefold.data import Data
 from fivefold.errors import RunError
 from fivefold.files import is_temporary, write_json
@@ -20,6 +20,7 @@ from fivefold.options import Slot, flags, label, plain, presets_of
 from fivefold.report import folder, single
 from fivefold.report.survey import TABLE_1
 from fivefold.training.budget import Budget
+from fivefold.training.failures import FROM_OUTSIDE
 from fivefold.training.options import arguments
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget

@@ -8,7 +8,6 @@ The row is written as a file; a process that ends without one has crashed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ from fivefold.data import Data, load_data
 from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
-from fivefold.errors import Diverged, RunError, Stopped, Unfit
+from fivefold.errors import RunError, Stopped
 from fivefold.evaluation.diagnostics import diagnose
 from fivefold.evaluation.evaluate import Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
@@ -37,20 +36,11 @@ from fivefold.options import names_in
 from fivefold.report import folder, pictures, single
 from fivefold.run import Run, load
 from fivefold.space import Space
+from fivefold.training.failures import reason, status
 from fivefold.training.fit import fit, resume
 
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
-
-_OUT_OF_MEMORY, _DISK_FULL, KILLED = "out of memory", "disk full", "killed"
-FROM_OUTSIDE = (_OUT_OF_MEMORY, _DISK_FULL, KILLED)  # what is no fault of the system: the same command tries again
-_STATUS: tuple[tuple[type[BaseException], str], ...] = (
-    (Unfit, "unfit"),
-    (Diverged, "diverged"),
-    (MemoryError, _OUT_OF_MEMORY),
-    (torch.OutOfMemoryError, _OUT_OF_MEMORY),
-)
-_TEXTS = (("can't allocate memory", _OUT_OF_MEMORY), (os.strerror(errno.ENOSPC), _DISK_FULL))  # of libraries' errors
 
 
 def main() -> None:
@@ -75,21 +65,6 @@ def main() -> None:
         row = {**job["row"], "status": status(error), "error": reason(error)}
     threads = {**job["row"].get("threads", {}), **row.get("threads", {})}
     write_json(row_path(job), {**job["row"], **row, "threads": threads, "position": job["row"]["position"]})
-
-
-def status(error: BaseException) -> str:
-    """The table's word for an exception, or for what it was raised from."""
-    known = next((word for kind, word in _STATUS if isinstance(error, kind)), None)
-    known = known or next((word for words, word in _TEXTS if words in str(error)), None)
-    if known is None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        known = _DISK_FULL
-    return known or (status(error.__cause__) if error.__cause__ else "failed")
-
-
-def reason(error: BaseException) -> str:
-    """What a person needs: the message, with the kind of error where it was not written for people."""
-    text = " ".join(str(error).split())[:600] or "no message"
-    return text if isinstance(error, Unfit | Diverged | RunError) else f"{type(error).__name__}: {text}"
 
 
 def row_path(job: Job) -> Path:
