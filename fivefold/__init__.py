@@ -19,6 +19,7 @@ _HOME = {
     "Data": "fivefold.data",
     "fit": "fivefold.training.fit",
     "resume": "fivefold.training.fit",
+    "tune": "fivefold.training.tuning",
     "load": "fivefold.run",
     "evaluate": "fivefold.evaluation.evaluate",
     "compare": "fivefold.comparison.compare",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from fivefold.system import Update as Update
     from fivefold.training.fit import fit as fit
     from fivefold.training.fit import resume as resume
+    from fivefold.training.tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,7 @@ class TransformerSystem(AutoregressiveSystem):
 
     width: int = width_option(64, "of the features", tune=(8, 256))
     layers: int = depth_option(4, "decoder blocks", tune=(1, 16))
-    heads: int = option(4, "of the attention", least=1, tune=(1, 8))
+    heads: int = option(4, "of the attention", least=1, tune=(1, 2, 4, 8))
     dropout: float = dropout_option(0.1, "share of each branch's outputs that is dropped in training")
 
     def build(self) -> None:

@@ -47,6 +47,13 @@ def _row(text: str) -> str | Slot:
 @click.option("--budget", default="30s", show_default=True, help="The same for every system.")
 @click.option("--table1", is_flag=True, help="The systems of the survey's Table 1, its published figures beside.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each system.")
+@click.option(
+    "--tune", type=click.IntRange(0), default=0, metavar="N", help="A further row of each system, tuned over N trials."
+)
+@click.option("--tune-budget", default="20s", show_default=True, help="Of each trial.")
+@click.option(
+    "--within", metavar="TIME", help="How long all may take (10m, 1h): systems and their configurations race."
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes at a time.")
 @click.option("--samples", multiple=True, metavar="NAME=FILE", help="Other people's samples, as a row.")
 @click.option("--out", help="Folder of the comparison.  [default: compare-DATA]")
@@ -64,7 +71,7 @@ def compare(systems: tuple[str, ...], samples: tuple[str, ...], **options: Any) 
     wrong = [text for text in samples if "=" not in text]
     if wrong:
         raise click.BadParameter(f"{wrong[0]!r}: expected NAME=FILE", param_hint="--samples")
-    Budget.parse(options["budget"])
+    Budget.parse(options["budget"]), Budget.parse(options["tune_budget"])
     named = dict(text.split("=", 1) for text in samples)
     rows = [_row(text) for text in systems]
     data = load(options.pop("data"), {name: options.pop(name) for name in DATA_ARGUMENTS})

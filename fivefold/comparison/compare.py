@@ -18,8 +18,10 @@ from rich.console import Console, Group
 
 from fivefold import catalog
 from fivefold.comparison import plan as planning
+from fivefold.comparison import racing
 from fivefold.comparison.crew import Crew
 from fivefold.data import Data, load_data
+from fivefold.errors import OptionError
 from fivefold.options import Slot, label, slot_of
 from fivefold.report import folder, page
 from fivefold.report.advice import recommendation
@@ -70,6 +72,9 @@ def compare(
     table1: bool = False,
     preset: str | None = None,
     diagnostics: bool = True,
+    tune: int = 0,
+    tune_budget: str = "20s",
+    within: str | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Comparison:
@@ -92,6 +97,12 @@ def compare(
         table1: the systems of the survey's Table 1, each with its published figures beside the measured ones.
         preset: of every system that has one of this name; the others keep their defaults, and rows say which.
         diagnostics: measure too what turning dials does and the largest resolution, which takes minutes a large system.
+        tune: how many trials each system gets to tune its options on the validation split (`fivefold.tune`), for a row
+            beside its own; 0 leaves that out.
+        tune_budget: of each trial.
+        within: instead of the same budget for each: how long all may take (10m, 1h), measuring included. Systems and
+            their configurations race (`fivefold.comparison.racing`), and the last few are the rows. What decides is
+            `by`, "distance" unless given.
         console: where progress is shown; None takes standard output.
         options: of every system or of `fit`, such as `batch_size`.
 
@@ -99,13 +110,20 @@ def compare(
         RunError: the folder holds a comparison on other data, or with another budget or options.
         Stopped: interrupted; says how to go on.
     """
-    Budget.parse(budget)
+    started = racing.clock()
+    Budget.parse(budget), Budget.parse(tune_budget)
+    limit = Budget.parse(within) if within else None
+    if limit and (limit.unit != "seconds" or seeds > 1 or tune):
+        raise OptionError("within is a time, as 10m, and takes one seed and no tune: it chooses configurations itself")
     data = data if isinstance(data, Data) else load_data(data, condition=condition)
     usual = [name for name in TABLE_1 if name in catalog.entries()] if table1 else catalog.fitting(data.space.kind)
     rows = {label(content): content for content in map(slot_of, systems or usual)}
     chosen, names = list(rows.values()), [content.name for content in rows.values()]
     with catalog.trusting(*names):
         planning.check(chosen, samples, preset, options)
+        if limit:
+            options["by"] = "density" if options.get("by") == "density" else "distance"
+            chosen = racing.entered(chosen, preset, options["by"], data.space.kind, bool(systems))
     directory = Path(out or f"compare-{data.name}")
     console = console or Console(width=None if sys.stdout.isatty() else 132)
     shared = {
@@ -115,17 +133,25 @@ def compare(
         "jobs": jobs,
         "threads": max(1, torch.get_num_threads() // jobs),
         "preset": preset,
-        "diagnostics": diagnostics,
+        "diagnostics": diagnostics and not limit,
         "options": options,
+        "tune": {"trials": tune, "budget": tune_budget} if tune else None,
+        "within": None,
     }
+    if limit:
+        shared |= racing.terms(chosen, limit.amount, jobs)
     with planning.locked(directory) as lock:
         planning.settle(directory, data, shared)
+        if limit:
+            with catalog.trusting(*names):
+                racing.race(directory, data, chosen, shared, limit.amount, jobs, started, lock, console)
         with catalog.trusting(*names):
-            planned = planning.plan(directory, data, chosen, seeds, samples, shared)
+            planned = planning.plan(directory, data, [] if limit else chosen, seeds, samples, shared)
         if table1:
             planning.print_beside(planned)
         waiting = planning.waiting(directory, planned)
-        console.print(planning.announcement(directory, data, planned, waiting, budget, jobs), highlight=False)
+        if not limit:
+            console.print(planning.announcement(directory, data, planned, waiting, budget, jobs), highlight=False)
         Crew(directory, waiting, jobs, lock, console).work()
     done = Comparison(directory)
     page.write(folder.content(directory), done.report)

@@ -36,6 +36,15 @@ def _python_path() -> str:
     return os.pathsep.join(place or os.getcwd() for place in sys.path)
 
 
+def start(module: str, threads: int, lock: int, log: Any) -> subprocess.Popen[str]:
+    """A process of ours, in a session of its own so that Ctrl-C reaches it through us alone; it holds the lock too."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+        pass_fds=(lock,), env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": _python_path()},
+    )  # fmt: skip
+
+
 class Crew:
     """Runs jobs, several at a time, and shows how they go."""
 
@@ -103,13 +112,8 @@ class Crew:
         return row
 
     def _start(self, job: dict[str, Any], log: Any) -> subprocess.Popen[str]:
-        """The worker's process, in a session of its own so that Ctrl-C reaches it through us alone."""
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fivefold.comparison.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-            pass_fds=(self.lock,),
-            env={**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "PYTHONPATH": _python_path()},
-        )  # fmt: skip
+        """The worker's process, with its job."""
+        process = start("fivefold.comparison.worker", job["threads"], self.lock, log)
         self.running.add(process)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

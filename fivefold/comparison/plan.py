@@ -24,7 +24,7 @@ from fivefold.training.failures import FROM_OUTSIDE
 from fivefold.training.options import arguments
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget
-_SAME = ("features", "budget", "device", "jobs", "threads", "preset", "options")  # in comparable rows, beside the data
+_SAME = ("features", "budget", "device", "jobs", "threads", "preset", "options", "tune", "within")  # in comparable rows
 
 
 def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | None, options: dict[str, Any]) -> None:
@@ -32,9 +32,9 @@ def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | 
     for system in systems:
         cls = catalog.find(_name(system)).load()
         if options or preset or system.preset or system.options:
-            arguments(cls, _own_preset(system, preset), {**options, **system.options})
+            arguments(cls, own_preset(system, preset), {**options, **system.options})
     every = [*systems, *map(Slot, catalog.entries())]
-    if preset and not any(_own_preset(system, preset) for system in every):
+    if preset and not any(own_preset(system, preset) for system in every):
         raise RunError(f"no system has a preset {preset!r}")
     for name, file in samples.items():
         if name in map(label, systems) or not name:
@@ -47,7 +47,7 @@ def _name(system: Slot) -> str:
     return system.name if isinstance(system.name, str) else catalog.name_of(system.name)
 
 
-def _own_preset(system: Slot, preset: str | None) -> str | None:
+def own_preset(system: Slot, preset: str | None) -> str | None:
     """The row's own preset; else `preset` where the system has one of that name."""
     if system.preset:
         return system.preset
@@ -64,11 +64,13 @@ def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
             raise RunError(f"{directory} compares systems on other data ({old['data']['name']}): name another --out")
         for name in _SAME:
             was, now = old.get(name), settings[name]
-            if was != now:
+            if was != now and not (name == "tune" and None in (was, now)):
                 raise RunError(
                     f"{directory} was made with {name} {_words(was)}, not {_words(now)}: rows would not be comparable; "
                     f"name another --out{' (or the same --jobs)' if name in ('jobs', 'threads') else ''}"
                 )
+        if shared["tune"] and not old.get("tune"):  # rows that nobody tuned stay what they are
+            write_json(path, old | {"tune": shared["tune"]})
         return
     others = [item for item in directory.iterdir() if not _is_of_a_beginning(item)]
     if others:
@@ -112,13 +114,15 @@ def plan(
         facts: dict[str, Any] = {"system": entry.id, "title": entry.title, "family": entry.family}
         facts |= {"label": label(system), "position": place + position / 1000}
         facts |= {"jobs": shared.get("jobs"), "threads": {"given": shared.get("threads")}}
-        facts["preset"] = preset = _own_preset(system, shared.get("preset"))
+        facts["preset"] = preset = own_preset(system, shared.get("preset"))
         own = plain({**shared["options"], **system.options})
         for seed in range(seeds):
             words = ["fivefold", "train", name, "--data", source, "--budget", shared["budget"], "--seed", str(seed)]
             words += [*(["--preset", preset] if preset else []), *flags(own)]
             row = {**facts, "seed": seed, "command": shlex.join(words)}
             jobs.append({"kind": "train", "name": folder.file_name(label(system), seed), "row": row, "options": own})
+            if shared["tune"]:
+                jobs.append(_tuned(jobs[-1], shared["tune"]))
     for position, (name, file) in enumerate(samples.items()):
         command = shlex.join(["fivefold", "compare", "--data", source, "--samples", f"{name}={file}"])
         row = {"system": None, "title": name, "family": "samples", "label": name, "seed": None, "command": command}
@@ -137,6 +141,14 @@ def waiting(directory: Path, planned: list[dict[str, Any]]) -> list[dict[str, An
     return [job for job in planned if done.get(job["name"], FROM_OUTSIDE[0]) in FROM_OUTSIDE]
 
 
+def _tuned(job: dict[str, Any], tune: dict[str, Any]) -> dict[str, Any]:
+    """The job of the row beside another: tuned first. Seeds share the trials."""
+    row = job["row"]
+    called = {"label": f"{row['label']}, tuned over {tune['trials']}", "position": row["position"] + 1e-4}
+    name = folder.file_name(called["label"], row["seed"])
+    return {**job, "kind": "tuned", "name": name, "tuning": folder.file_name(row["label"], None), "row": row | called}
+
+
 def print_beside(planned: list[dict[str, Any]]) -> None:
     """The survey's published figures into the rows of its systems."""
     for job in planned:
@@ -149,10 +161,9 @@ def announcement(
     directory: Path, data: Data, planned: list[dict[str, Any]], waiting: list[dict[str, Any]], budget: str, jobs: int
 ) -> str:
     """What is about to be done, how long it takes and where the report will be."""
-    training = sum(job["kind"] == "train" for job in waiting)
     names = dict.fromkeys(job["row"]["label"] for job in waiting)
     amount = Budget.parse(budget)
-    seconds = (len(waiting) * MEASURING_SECONDS + training * (amount.amount if amount.unit == "seconds" else 0)) / jobs
+    seconds = sum(MEASURING_SECONDS + _training_seconds(job) for job in waiting) / jobs
     text = [f"{data.describe()}", ""]
     if len(waiting) < len(planned):
         text.append(f"{len(planned) - len(waiting)} of {len(planned)} rows are finished and are not repeated")
@@ -161,6 +172,13 @@ def announcement(
         text.append(f"each trained for {budget} and measured, {jobs} at a time: about {_duration(seconds)}"
                     + ("" if amount.unit == "seconds" else f" and what {budget} take"))  # fmt: skip
     return "\n".join([*text, f"report: {directory / folder.REPORT}", ""])
+
+
+def _training_seconds(job: dict[str, Any]) -> float:
+    """What of a job's time is known to be training's: its trials' and its own."""
+    tune = job["tune"] if job["kind"] == "tuned" else {"trials": 0, "budget": job["budget"]}
+    amounts = [(Budget.parse(tune["budget"]), tune["trials"]), (Budget.parse(job["budget"]), job["kind"] != "samples")]
+    return sum(count * amount.amount for amount, count in amounts if amount.unit == "seconds")
 
 
 def _duration(seconds: float) -> str:

@@ -27,17 +27,19 @@ from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
 from fivefold.errors import RunError, Stopped
 from fivefold.evaluation.diagnostics import diagnose
-from fivefold.evaluation.evaluate import Arrays, Row, evaluate, evaluate_samples, resolution_stars
+from fivefold.evaluation.evaluate import SAMPLE_SECONDS, Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
 from fivefold.files import replacing, write_json
 from fivefold.machine import choose_device
-from fivefold.options import names_in
+from fivefold.options import names_in, plain
 from fivefold.report import folder, pictures, single
+from fivefold.report.trials import in_words
 from fivefold.run import Run, load
 from fivefold.space import Space
 from fivefold.training.failures import reason, status
 from fivefold.training.fit import fit, resume
+from fivefold.training.tuning import tune
 
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
@@ -90,7 +92,10 @@ def _train(job: Job, tell: Tell) -> Row:
     tell({"phase": "measuring", "progress": 1.0})
     features = named_features(job["features"], data, directory / "features.safetensors")
     shared: Arrays = {}
-    row = evaluate(run_path, data, features=features, trust=trust, device=device, keep=shared)
+    row = evaluate(
+        run_path, data, features=features, trust=trust, device=device, keep=shared,
+        sample_seconds=job.get("sample_seconds", SAMPLE_SECONDS),
+    )  # fmt: skip
     if finished:
         row["cost"]["peak_memory_bytes"] = None  # training's was another process's
     system = load(run_path, trust=trust).to(device)
@@ -104,6 +109,25 @@ def _train(job: Job, tell: Tell) -> Row:
     tell({"phase": "drawing", "progress": 1.0})
     folder.write_arrays(row_path(job).with_suffix(".npz"), single.arrays(system, data, row) | shared)
     return {**row, "label": job["row"]["label"]}
+
+
+def _tuned(job: Job, tell: Tell) -> Row:
+    """Tune on the validation split (or finish that), then as any row with the best options."""
+    directory, count = Path(job["directory"]), job["tune"]["trials"]
+
+    def watch(trial: int, event: dict[str, Any]) -> None:
+        tell({"phase": f"trial {trial}/{count}", "progress": event.get("progress", 0.0)})
+
+    found = tune(
+        job["row"]["system"], read_data(directory), trials=count, budget=job["tune"]["budget"], watch=watch,
+        out=directory / folder.TUNING / job["tuning"], preset=job["row"]["preset"], device=job["device"],
+        **job["options"],
+    )  # fmt: skip
+    row = _train({**job, "options": plain(found.options)}, tell)
+    chosen = in_words(found.best.options) or "the system's own options, which were the best"
+    note = "; ".join(filter(None, [row["note"], f"tuned over {count} trials of {job['tune']['budget']}: {chosen}"]))
+    row["cost"]["peak_memory_bytes"] = None  # the largest trial's
+    return {**row, "note": note, "tuned": {**job["tune"], "options": plain(found.best.options)}}
 
 
 def _slots(options: dict[str, Any]) -> list[str]:
@@ -125,7 +149,7 @@ def _measure(job: Job, tell: Tell) -> Row:
     return {**row, "command": job["row"]["command"]}
 
 
-_WORK: dict[str, Callable[[Job, Tell], Row]] = {"train": _train, "samples": _measure}
+_WORK: dict[str, Callable[[Job, Tell], Row]] = {"train": _train, "tuned": _tuned, "samples": _measure}
 
 
 # --- the data ---------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class EnergySystem(System):
     densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
 
     width: int = width_option(16, "channels at full resolution (units of a layer on tables)", tune=(8, 256))
-    blocks: int = option(3, "widths on images, each twice the one before at half the sides", least=1, tune=(1, 8))
+    blocks: int = option(3, "widths on images, each twice the one before at half the sides", least=1, tune=(1, 4))
     depth: int = depth_option(
         1, "residual blocks of each width (on tables: of one width, `blocks` times as many)", tune=(1, 8)
     )

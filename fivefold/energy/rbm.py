@@ -62,8 +62,9 @@ class RBM(System):
         True, "biases belong to centred units, which conditions the gradient (Montavon and Müller 2012)"
     )
     sampling_steps: int = option(
-        1000, "Gibbs steps a sample takes, the first half of them annealed from independent units", least=1
-    )
+        500, "Gibbs steps a sample takes from where a persistent chain stands; without chains from independent units, "
+        "the first half of them annealed", least=1,
+    )  # fmt: skip
     ais_steps: int = option(
         4000, "temperatures of annealed importance sampling; its standard error includes the change from half as many",
         least=1,
@@ -235,8 +236,10 @@ class RBM(System):
         return self.sampling_steps
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        v, _ = self.anneal(n, condition, self.sampling_steps - self.sampling_steps // 2)
-        v = self.gibbs(v, condition, self.sampling_steps // 2).view(n, *self.space.shape)
+        """From chains where there are: they had time to find modes that annealing misses and steps seldom reach."""
+        annealed = 0 if self.persistent else self.sampling_steps - self.sampling_steps // 2
+        v = self.chain[self._chain_places(condition, n)] if self.persistent else self.anneal(n, condition, annealed)[0]
+        v = self.gibbs(v, condition, self.sampling_steps - annealed).view(n, *self.space.shape)
         return v.long() if self.space.kind == "image" and self.space.levels else v
 
     def monitor(self, batch: Batch) -> dict[str, float]:

@@ -54,7 +54,7 @@ class FlowPP(CouplingFlowSystem):
     )
     hidden = 32
     blocks: int = depth_option(1, "of a coupling network, each a gated convolution and an attention", tune=(1, 8))
-    heads: int = option(4, "of the attention; must divide `hidden`", least=1, tune=(1, 8))
+    heads: int = option(4, "of the attention; must divide `hidden`", least=1, tune=(1, 2, 4, 8))
     components: int = option(8, "of a mixture", least=1, tune=(2, 32))
     dropout: float = option(0.0, "in the coupling networks", least=0, below=1, tune=(0.0, 0.5))
     dequantisation = "variational"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.errors import Unfit
+from fivefold.errors import OptionError, Unfit
 
 MOST_SCORES = 24.0  # GiB, of dense attention for one example in training
 
@@ -182,9 +182,9 @@ class CausalBlock(nn.Module):
         super().__init__()
         key_width = key_width or width
         if width % heads or key_width % heads:
-            raise ValueError(f"width {width} and key width {key_width} must be multiples of {heads} heads")
+            raise OptionError(f"width {width} and key width {key_width} must be multiples of {heads} heads")
         if heads % len(patterns):
-            raise ValueError(f"{heads} heads cannot be shared by {len(patterns)} patterns of attention")
+            raise OptionError(f"{heads} heads cannot be shared by {len(patterns)} patterns of attention")
         self.heads, self.patterns, self.widths = heads, tuple(patterns), [key_width, key_width, width]
         self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.merge = nn.Linear(width, sum(self.widths)), nn.Linear(width, width)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.errors import OptionError
 from fivefold.nets.attention import attend
 from fivefold.nets.coders import zero
 from fivefold.nets.conditioner import ConditionedLayer
@@ -44,7 +45,7 @@ class AttentiveNet(nn.Module):
     ) -> None:
         super().__init__()
         if hidden % heads:
-            raise ValueError(f"{hidden} hidden channels cannot be shared by {heads} heads of attention")
+            raise OptionError(f"{hidden} hidden channels cannot be shared by {heads} heads of attention")
         self.first = ConditionedLayer(inputs, hidden, spatial)
         attends = len(spatial) > 0 and spatial != (1, 1)
         self.position = nn.Parameter(0.01 * torch.randn(hidden, *spatial)) if attends else None

@@ -10,6 +10,8 @@
 |                        | it shares with other rows (`evaluation.evaluate`)                    |
 | runs/NAME/             | the row's run                                                       |
 | logs/NAME.txt          | what the row's process printed, with the traceback where it failed   |
+| tuning/NAME/           | the trials of a row that was tuned (`fivefold.training.tuning`)      |
+| race.json              | the turns of a race (`fivefold.comparison.racing`)                   |
 | report.html            | the page                                                            |
 """
 
@@ -24,11 +26,13 @@ import numpy as np
 
 from fivefold.errors import RunError
 from fivefold.files import replacing
-from fivefold.report import pairs
+from fivefold.report import pairs, trials
 from fivefold.report.page import Arrays, Content
 
 SETTINGS = "comparison.json"
 REPORT = "report.html"
+TUNING = "tuning"
+RACE = "race.json"
 
 
 def file_name(label: str, seed: int | None) -> str:
@@ -93,4 +97,11 @@ def content(directory: Path) -> Content:
                 directory / "rows" / f"{file_name(row['label'], row['seed'])}.npz", ("samples", "density")
             )
     real = read_arrays(directory / "real.npz").get("samples")
-    return Content(read_json(directory / SETTINGS), rows, real, arrays)
+    return Content(
+        read_json(directory / SETTINGS),
+        rows,
+        real,
+        arrays,
+        trials.read(directory / TUNING),
+        read_json(directory / RACE) if (directory / RACE).exists() else None,
+    )

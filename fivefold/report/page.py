@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fivefold.catalog import FAMILIES
 from fivefold.files import write_text
-from fivefold.report import curves, pictures, plots
+from fivefold.report import curves, pictures, plots, trials
 from fivefold.report.advice import listed, recommendation
 from fivefold.report.columns import BITS, DENSITY, NATS, Column, Line, Row, cells, columns, floors, lines, number
 from fivefold.report.terminal import COMPARED, failures
@@ -32,13 +32,16 @@ class Content:
     """What a page is made of.
 
     `settings` is comparison.json (data, space, budget, machine, ...), `rows` the table's rows, `real`
-    encoded held-out examples, and `arrays` by row label its `samples` and, in 2-D, its `density`.
+    encoded held-out examples, `arrays` by row label its `samples` and, in 2-D, its `density`, `tunings`
+    by row label what was tuned, and `race` race.json (both for `fivefold.report.trials`).
     """
 
     settings: dict[str, Any]
     rows: list[Row]
     real: NDArray[Any] | None = None
     arrays: dict[str, Arrays] = field(default_factory=dict)
+    tunings: dict[str, tuple[Row, Row]] = field(default_factory=dict)
+    race: Row | None = None
 
 
 def write(content: Content, path: Path) -> Path:
@@ -81,6 +84,7 @@ def _context(content: Content) -> dict[str, Any]:
         "over_time": _over_time(good),
         "curves": [found for line in good if (found := _curves(line))["plots"]],
         "diagnostics": [found for line in good if (found := _diagnostics(line))["plots"]],
+        "tuning": trials.race(content.race) + trials.section(content.tunings),
         "failed": [text for line in table for text in failures(line)],
         "notes": [(line.label, note) for line in good for note in line.notes],
         "commands": [(line.label, [row["command"] for row in line.rows if row.get("command")]) for line in table],

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fivefold.system import System
 
 Precision = Literal["auto", "32", "bf16", "fp16"]
+Measure = Literal["auto", "density", "distance"]
 
 
 class Settings(Configured):
@@ -39,6 +40,10 @@ class Settings(Configured):
     evaluations: int = option(
         10, "at how many equal parts of the budget to validate, and thrice early in the first; the best weights are "
         "kept", least=1, section="fit",
+    )  # fmt: skip
+    by: Measure = option(
+        "auto", "what the best weights are chosen by on the validation split: the density, the distance of samples, or "
+        "auto: the density where there is one", section="fit",
     )  # fmt: skip
     retries: int = option(
         3, "how often to go back and halve the learning rate after a non-finite loss or gradient", least=0,

@@ -25,7 +25,7 @@ from fivefold.training.batches import Batches, mix
 from fivefold.training.budget import Budget
 from fivefold.training.log import Event, Log
 from fivefold.training.options import Settings
-from fivefold.training.validation import Validation
+from fivefold.training.validation import Validation, measure_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,7 +66,8 @@ class Trainer:
         self.autocast = _AUTOCAST.get(self.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         limit = self.budget.amount if self.budget.unit == "seconds" else None
-        self.validation, self.marks = Validation(data, self.device, limit), validation_marks(settings.evaluations)
+        self.validation = Validation(data, self.device, measure_of(system, settings.by), limit)
+        self.marks = validation_marks(settings.evaluations)
         self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
         self.looked, self.sizes = time.monotonic(), ""  # what the rule of sizes says
         self.validation_seconds = self.wall_seconds = 0.0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fivefold.data.splits import Data
+from fivefold.errors import Unfit
 from fivefold.evaluation.features import Features, fit_features
 from fivefold.system import Batch, System, seeded
 from fivefold.tools.metrics import Estimate, frechet_distance, jackknife, spread
@@ -37,6 +38,13 @@ class Measured(NamedTuple):
     monitor: dict[str, float]
 
 
+def measure_of(system: System, by: str) -> str:
+    """ "density" or "distance": what a system is validated by; Unfit where it has no density that can be averaged."""
+    if by == "density" and not system.density.comparable:
+        raise Unfit(f"{type(system).__name__} has no density to validate by ({system.density.value}): --by distance")
+    return {"auto": "density" if system.density.comparable else "distance"}.get(by, by)
+
+
 class Validation:
     """Call it with a system for a `Measured`, always of the same examples.
 
@@ -48,22 +56,24 @@ class Validation:
     Args:
         data: its validation split is looked at, and its training split where that has too few examples.
         device: of the systems.
+        by: "density" or "distance": what the best weights are chosen by.
         seconds: of a budget in time, of which a validation's parts take at most `SHARE` each; None for no limit.
     """
 
-    def __init__(self, data: Data, device: torch.device, seconds: float | None = None) -> None:
-        self.data, self.device, self.limit = data, device, math.inf if seconds is None else SHARE * seconds
+    def __init__(self, data: Data, device: torch.device, by: str, seconds: float | None = None) -> None:
+        self.data, self.device, self.by = data, device, by
+        self.limit = math.inf if seconds is None else SHARE * seconds
         self.count = min(SAMPLES, max(FEWEST, DIMENSIONS // data.space.dims))
         self.counts: dict[str, int] = {}  # by part how many examples it looks at, known from the first time on
         self.batch = _to(data.valid.spread(self.count), device)
 
     def __call__(self, system: System) -> Measured:
-        comparable = system.density.comparable
-        density = self._density(system) if comparable else None
-        distance = self._distance(system, needed=not comparable)
+        density = self._density(system) if system.density.comparable else None
+        distance = self._distance(system, needed=self.by == "distance")
         with seeded(0, self.device), system.evaluating():
             monitor = {key: float(value) for key, value in system.monitor(self.batch).items()}
-        if density is not None:
+        if self.by == "density":
+            assert density is not None
             return Measured(-density.value, f"nats ({system.density.value})", density, distance, monitor)
         assert distance is not None
         return Measured(distance.value, "fréchet distance", density, distance, monitor)

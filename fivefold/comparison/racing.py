@@ -1,0 +1,429 @@
+"""The best within a time: successive halving over systems and their configurations (Jamieson and Talwalkar, 2016).
+
+Every system starts as it is and with some draws of its options. All are trained for the same seconds of the clock; the
+best third by one measure on the validation split goes on from where it stopped, three times as long, and so on, until a
+few are left, which are measured on the test split. At every turn the budget grows, so that schedules, which are
+functions of its share, go back and run to their end again: at the end of a turn every configuration is one whose
+schedule is over, as a run of that budget would be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from fivefold import catalog
+from fivefold.comparison import plan as planning
+from fivefold.comparison.crew import Crew, start
+from fivefold.comparison.racer import TRAINING
+from fivefold.data import Data
+from fivefold.errors import OptionError, RunError, Stopped
+from fivefold.files import write_json
+from fivefold.options import Slot, label, plain
+from fivefold.report import folder
+from fivefold.report.columns import DENSITY
+from fivefold.report.trials import in_words
+from fivefold.training.failures import reason, status
+from fivefold.training.trials import FINISHED, Trial, Trials
+from fivefold.training.tuning import settle
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial as Asked
+
+KEPT = 3  # one of so many goes on
+FINALISTS, MEASURED = 3, 0.2  # at most that many are measured on the test split, in such a share of the time
+MOST = 16  # configurations of a system
+FEWEST_SECONDS, SHARE = 5.0, 0.01  # the first turn takes at least so many seconds, and such a share of the time
+STARTING = 15.0  # seconds until a process has the data and the features
+LATEST = 1.05  # of the time, after which no row is begun
+PATIENCE = 1.25, 10.0  # a turn that is late by this factor and so many seconds is given up
+
+clock = time.monotonic
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many configurations of each system are tried, how many take each turn, and the seconds of it."""
+
+    each: int
+    counts: tuple[int, ...]
+    seconds: tuple[float, ...]
+    measuring: float
+
+
+def plan(systems: int, within: float, jobs: int) -> Plan:
+    """As many configurations as leave the first turn long enough; all turns together take the same time.
+
+    OptionError where not even one of each system can be tried within so many seconds.
+    """
+    first = max(FEWEST_SECONDS, SHARE * within)
+    for each in range(MOST, 0, -1):
+        finalists = int(MEASURED * within * jobs / planning.MEASURING_SECONDS)
+        counts = _counts(systems * each, min(max(finalists, 1), FINALISTS))
+        measuring = planning.MEASURING_SECONDS * math.ceil(counts[-1] / jobs)
+        turn = (within - STARTING - measuring) / len(counts)
+        seconds = tuple(turn / math.ceil(count / jobs) for count in counts)
+        if seconds[0] >= first:
+            return Plan(each, counts, seconds, measuring)
+    needed = STARTING + measuring + FEWEST_SECONDS * math.ceil(systems / jobs) * len(counts)
+    raise OptionError(
+        f"{systems} systems within {within:.0f} s: trying and measuring them takes {math.ceil(needed)} s at least; "
+        f"name fewer systems, or more time"
+    )
+
+
+def _counts(first: int, last: int) -> tuple[int, ...]:
+    counts = [first]
+    while counts[-1] > last:
+        counts.append(max(math.ceil(counts[-1] / KEPT), 1))
+    return tuple(counts)
+
+
+@dataclass
+class Entry:
+    """A configuration: the system's place, what its options are beside the usual ones, and its turns so far.
+
+    Each turn says the best validation `value` so far, the seconds `trained` in all and those of the clock.
+    """
+
+    label: str
+    system: int
+    number: int
+    options: dict[str, Any]
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    state: str = FINISHED
+    error: str | None = None
+    share: float = TRAINING
+
+    @property
+    def name(self) -> str:
+        """Of its run and row."""
+        return folder.file_name(self.label, 0)
+
+    @property
+    def value(self) -> float:
+        return self.turns[-1]["value"] if self.turns else math.inf
+
+
+class Race:
+    """One race in a comparison's folder; what it knows is in `race.json`, and a further call goes on from there.
+
+    Args:
+        directory: of the comparison.
+        data: what systems are trained on.
+        systems: with the options that are given.
+        shared: what all jobs share (`compare`); its options say what the measure is.
+        within: seconds in all.
+        jobs: processes at a time.
+        started: when the clock was started.
+        lock: of the folder.
+        console: where it says what it does.
+    """
+
+    def __init__(
+        self, directory: Path, data: Data, systems: list[Slot], shared: dict[str, Any], within: float, jobs: int,
+        started: float, lock: int, console: Console,
+    ) -> None:  # fmt: skip
+        self.directory, self.data, self.systems, self.shared = directory, data, systems, shared
+        self.within, self.jobs, self.lock, self.console = within, jobs, lock, console
+        self.path = directory / folder.RACE
+        self.plan = plan(len(systems), within, jobs)
+        old: dict[str, Any] = {"elapsed": 0.0, "planned": [], "entries": []}
+        old |= folder.read_json(self.path) if self.path.exists() else {}
+        self.started, self.planned = started - old["elapsed"], old["planned"]
+        self.entries = [Entry(**entry) for entry in old["entries"]]
+        self.guard, self.stopping = threading.RLock(), threading.Event()
+        self.racers = [Racer(directory, shared["threads"], lock, i) for i in range(jobs)]
+        self.asked: dict[str, Asked] = {}  # trials that are being trained
+        self.trials = {i: self._trials(i, system) for i, system in enumerate(systems)}
+
+    def run(self) -> list[Entry]:
+        """All turns; the finalists, the best first. Stopped where it was interrupted."""
+        self.console.print(self.announcement(), highlight=False, markup=False)
+        try:
+            for turn in range(len(self.plan.counts)):
+                self._turn(turn)
+        finally:
+            for racer in self.racers:
+                racer.end()
+        finalists = self._standing(len(self.plan.counts) - 1)[: self.plan.counts[-1]]
+        if not finalists:
+            raise RunError(
+                "no configuration could be trained; the last: " + (self.entries[-1].error or "none was begun")
+            )
+        return finalists
+
+    def announcement(self) -> str:
+        """What will be done and how long it takes."""
+        first, *further = zip(self.plan.counts, self.plan.seconds, strict=True)
+        drawn = (
+            f", each system as it is and {self.plan.each - 1} times with options drawn anew"
+            if self.plan.each > 1
+            else ""
+        )
+        lines = [f"  {first[0]} configurations{drawn}: {first[1]:.0f} s each"]
+        lines += [f"  the best {count}, trained on: {seconds:.0f} s more each" for count, seconds in further]
+        lines += [f"  the last {self.plan.counts[-1]} measured on the test split: {self.plan.measuring:.0f} s"]
+        by = self.shared["options"]["by"]
+        measure = "distance of samples" if by == "distance" else "density"
+        gone = f", {self.elapsed():.0f} s of which are over" if self.planned else ""
+        head = f"within {self.within:.0f} s{gone}, by the {measure} on the validation split, {self.jobs} at a time:"
+        return "\n".join([head, f"  start: {STARTING:.0f} s", *lines])
+
+    def job(self, rank: int, entry: Entry) -> dict[str, Any]:
+        """What measures a finalist."""
+        system = self.systems[entry.system]
+        filled = replace(system, options={**system.options, **entry.options})
+        [job] = planning.plan(self.directory, self.data, [filled], 1, {}, self.shared)
+        return {**job, "name": entry.name, "row": job["row"] | {"label": entry.label, "position": float(rank)}}
+
+    # --- one turn of all that are in it -----------------------------------------------------------
+
+    def _turn(self, turn: int) -> None:
+        queue: deque[Callable[[], Entry | None]] = deque(self._waiting(turn))
+        if not queue:
+            return
+        for racer in self.racers[: len(queue)]:
+            racer.wait_ready()
+        end = self.elapsed() + max(self.within - self.elapsed() - self.plan.measuring, 0.0) / (
+            len(self.plan.counts) - turn
+        )
+        if len(self.planned) == turn:
+            rounds = math.ceil(len(queue) / self.jobs)
+            self.planned.append(max((end - self.elapsed()) / rounds, 1.0))
+            self._save()
+        pool = ThreadPoolExecutor(self.jobs)
+        futures = [pool.submit(self._work, i, turn, queue, end) for i in range(self.jobs)]
+        try:
+            wait(futures)
+        except KeyboardInterrupt:
+            self.stopping.set()
+            self.console.print("stopping: saving what is half trained ...")
+            for racer in self.racers:
+                racer.end()
+            self._save()
+            raise Stopped(f"stopped {self.elapsed():.0f} s into {self.within:.0f}; the same command goes on") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+        for future in futures:
+            future.result()
+        if turn + 1 < len(self.plan.counts):
+            going = [entry.label for entry in self._standing(turn)[: self.plan.counts[turn + 1]]]
+            self.console.print(f"{self.elapsed():5.0f} s going on: {'; '.join(going)}", highlight=False, markup=False)
+
+    def _waiting(self, turn: int) -> list[Callable[[], Entry | None]]:
+        """Who takes this turn and has not yet."""
+        if turn == 0:
+            missing = [(self.plan.each - len(self.trials[i].done), i) for i in self.trials]
+            rounds = range(max((count for count, _ in missing), default=0))
+            return [lambda i=i: self._begin(i) for n in rounds for count, i in missing if n < count]  # type: ignore[misc]
+        chosen = [e for e in self._standing(turn - 1, dropped=True)[: self.plan.counts[turn]] if e.state == FINISHED]
+        return [lambda entry=entry: entry for entry in chosen if len(entry.turns) == turn]  # type: ignore[misc]
+
+    def _standing(self, turn: int, dropped: bool = False) -> list[Entry]:
+        """All that took a turn, the best first; those that failed later only where `dropped`."""
+        took = [e for e in self.entries if len(e.turns) > turn and (dropped or e.state == FINISHED)]
+        return sorted(took, key=lambda entry: (entry.turns[turn]["value"], entry.label))
+
+    def _work(self, slot: int, turn: int, queue: deque[Callable[[], Entry | None]], end: float) -> None:
+        """One after another, until none waits."""
+        while True:
+            with self.guard:
+                if not queue or self.stopping.is_set():
+                    return
+                rounds = math.ceil(len(queue) / self.jobs)
+                entry = queue.popleft()()
+            if entry is None:
+                continue
+            left = max((end - self.elapsed()) / rounds, 1.0)
+            seconds = min(self.planned[turn], left)
+            system = self.systems[entry.system]
+            asked = {
+                "system": _name(system), "preset": system.preset, "device": self.shared["device"],
+                "run": str(self.directory / "runs" / entry.name), "seconds": seconds, "share": entry.share,
+                "options": plain({**self._given(system), **entry.options}),
+            }  # fmt: skip
+            latest = min(PATIENCE[0] * seconds + PATIENCE[1], max(LATEST * self.within - self.elapsed(), 5.0))
+            answer = self.racers[slot].take(asked, latest)
+            with self.guard:
+                if not self.stopping.is_set():
+                    self._note(entry, turn, answer)
+
+    def _begin(self, i: int) -> Entry | None:
+        """A new configuration of a system; None where it does not fit or nothing builds."""
+        trials, system = self.trials[i], self.systems[i]
+        try:
+            asked, options = trials.ask()
+        except Exception as error:
+            self.entries.append(Entry(label(system), i, -1, {}, [], status(error), reason(error)))
+            self._say(self.entries[-1])
+            return None
+        called = label(system) + (f", trial {asked.number}" if options else "")
+        entry = Entry(called, i, asked.number, plain(options))
+        self.asked[entry.name] = asked
+        return entry
+
+    def _note(self, entry: Entry, turn: int, answer: dict[str, Any]) -> None:
+        """What came of a turn."""
+        entry.state, entry.error = answer["state"], answer.get("error")
+        if entry.state == FINISHED:
+            entry.share = answer["share"]
+            entry.turns.append({key: answer[key] for key in ("value", "trained", "seconds")})
+        if turn == 0:
+            self.entries.append(entry)
+            told = Trial(entry.number, entry.state, entry.options, answer.get("value"), answer.get("seconds", 0.0),
+                         answer.get("curve", []), entry.error)  # fmt: skip
+            self.trials[entry.system].tell(self.asked.pop(entry.name), told)
+        self._save()
+        self._say(entry)
+
+    # --- what is kept and said ------------------------------------------------------------------
+
+    def elapsed(self) -> float:
+        """Seconds that the race has worked, those before an interruption too."""
+        return clock() - self.started
+
+    def _say(self, entry: Entry) -> None:
+        value = f"{entry.value:.4g}" if entry.turns else ""
+        after = f" after {entry.turns[-1]['trained']:.0f} s of training" if entry.turns else ""
+        words = in_words(entry.options)
+        said = f"{value:>10}  {entry.label}{f' ({words})' if words else ''}{after}"
+        if entry.state != FINISHED:
+            said += f": {entry.state}: {entry.error}"
+        self.console.print(f"{self.elapsed():5.0f} s {said}", highlight=False, markup=False)
+
+    def _save(self) -> None:
+        kept = {"within": self.within, "elapsed": self.elapsed(), "plan": asdict(self.plan), "planned": self.planned}
+        kept |= {"by": self.shared["options"]["by"], "entries": [asdict(entry) for entry in self.entries]}
+        write_json(self.path, kept)
+
+    def _given(self, system: Slot) -> dict[str, Any]:
+        return {**self.shared["options"], **system.options}
+
+    def _trials(self, i: int, system: Slot) -> Trials:
+        given, name = self._given(system), _name(system)
+        place = self.directory / folder.TUNING / folder.file_name(label(system), None)
+        place.mkdir(parents=True, exist_ok=True)
+        about = {"system": name, "preset": system.preset, "given": plain(dict(system.options)), "by": given["by"]}
+        settle(place, about | {"budget": f"{self.plan.seconds[0]:.0f}s", "data": {"name": self.data.name}})
+        return Trials(place, catalog.class_of(name), self.data.space, system.preset, given, seed=0)
+
+
+def _name(system: Slot) -> str:
+    return system.name if isinstance(system.name, str) else catalog.name_of(system.name)
+
+
+def entered(systems: list[Slot], preset: str | None, by: str, kind: str, named: bool) -> list[Slot]:
+    """The systems that race, with their presets: all by "distance"; by "density" those whose density can be averaged.
+
+    OptionError names the others where the user `named` the systems; else they are left out.
+    """
+    able = [s for s in systems if by == "distance" or catalog.find(_name(s)).densities.get(kind) in DENSITY]
+    others = [label(system) for system in systems if system not in able]
+    if others and named:
+        raise OptionError(f"{', '.join(others)} have no density to be chosen by: leave them out, or --by distance")
+    return [replace(system, preset=planning.own_preset(system, preset)) for system in able]
+
+
+def terms(systems: list[Slot], within: float, jobs: int) -> dict[str, Any]:
+    """What must be the same where a race is gone on with, and what the page says of its budget."""
+    most = sum(plan(len(systems), within, jobs).seconds)
+    return {"budget": f"up to {most:.0f}s", "within": {"seconds": within, "systems": list(map(label, systems))}}
+
+
+def race(
+    directory: Path, data: Data, systems: list[Slot], shared: dict[str, Any], within: float, jobs: int,
+    started: float, lock: int, console: Console,
+) -> None:  # fmt: skip
+    """Race, and measure the last few on the test split, the best first, for as long as there is time."""
+    run = Race(directory, data, systems, shared, within, jobs, started, lock, console)
+    found = [run.job(rank, entry) for rank, entry in enumerate(run.run())]
+    waiting = [job for job in found if not (directory / "rows" / f"{job['name']}.json").exists()]
+    console.print(f"\nreport: {directory / folder.REPORT}", highlight=False, markup=False)
+    took = 0.0
+    while waiting:
+        began = run.elapsed()
+        if took and began + took > LATEST * within:
+            names = ", ".join(job["row"]["label"] for job in waiting)
+            console.print(f"the time is over: not measured: {names}; the same command measures them", markup=False)
+            return
+        batch, waiting = waiting[:jobs], waiting[jobs:]
+        left = max(LATEST * within - began, 10.0)
+        batch = [{**job, "sample_seconds": left / 4} for job in batch]
+        Crew(directory, batch, jobs, lock, console).work()
+        took = run.elapsed() - began
+
+
+class Racer:
+    """A process that takes turns; where one dies, the next turn has a new one."""
+
+    def __init__(self, directory: Path, threads: int, lock: int, number: int) -> None:
+        self.directory, self.threads, self.lock, self.number = directory, threads, lock, number
+        self.process: subprocess.Popen[str] | None = None
+        self.ended = False
+
+    def wait_ready(self) -> None:
+        """Until it has the data and the features."""
+        if self.process is None and not self.ended:
+            with (self.directory / "logs" / f"racer-{self.number}.txt").open("a", encoding="utf-8") as log:
+                self.process = start("fivefold.comparison.racer", self.threads, self.lock, log)
+            self._send({"directory": str(self.directory), "threads": self.threads})
+            self._answer()
+
+    def take(self, turn: dict[str, Any], latest: float) -> dict[str, Any]:
+        """The answer to a turn; what to say of a process that dies or has none after `latest` seconds."""
+        self.wait_ready()
+        process, late = self.process, threading.Event()
+        if process is None:
+            return {"state": "killed", "error": "no process"}
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(latest, give_up)
+        timer.start()
+        self._send(turn)
+        answer = self._answer()
+        timer.cancel()
+        if answer is not None:
+            return answer
+        self.process = None
+        if late.is_set():
+            return {"state": "too slow", "error": f"no answer within {latest:.0f} s"}
+        return {"state": "killed", "error": "its process ended, as happens when memory runs out"}
+
+    def _send(self, what: dict[str, Any]) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(what) + "\n")
+            self.process.stdin.flush()
+
+    def _answer(self) -> dict[str, Any] | None:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def end(self) -> None:
+        """Let it save what it trains, then see that it is gone."""
+        self.ended = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
