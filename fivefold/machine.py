@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -39,13 +42,73 @@ def computes_in_bf16(device: torch.device) -> bool:
 # --- threads ----------------------------------------------------------------------------------------
 
 WARM, TRIED = 3, 10  # steps that do not count, and steps with either number of threads
-LONG = 0.1  # seconds of a step from which all threads are taken without trying
+LONG = 0.1  # seconds of a step from which training takes all threads without trying
+SLOWER = 1.5  # so many times slower than when they were chosen, steps have their threads chosen again
+PIECE = 0.05  # seconds of repeating a work that are enough to time it
+
+
+@contextlib.contextmanager
+def using(threads: int) -> Iterator[None]:
+    """While this is open torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fastest_threads(work: Callable[[], Any], spend: float = PIECE) -> tuple[int, float]:
+    """With how many threads (all of torch's, halves of them, or one) `work` takes the fewest seconds, and how many.
+
+    Small networks lose more by waiting for a second thread than they gain, and all the more where a neighbour keeps
+    the other cores busy. `work` is done once before it is timed. The number of threads stays as it was.
+
+    Args:
+        work: to be repeated.
+        spend: seconds of repetitions with each number of threads, about; one is made in any case.
+    """
+    most = torch.get_num_threads()
+    work()
+    best, least = most, math.inf
+    for threads in thread_numbers(most):
+        with using(threads):
+            seconds = seconds_of(work, spend)
+        if seconds < least:
+            best, least = threads, seconds
+    return best, least
+
+
+def thread_numbers(most: int) -> list[int]:
+    """`most`, and halves of it down to one."""
+    return [most, *thread_numbers(most // 2)] if most > 1 else [1]
+
+
+def seconds_of(work: Callable[[], Any], spend: float) -> float:
+    """The fewest seconds of repetitions within about `spend`: what `work` takes where nothing comes between.
+
+    On one thread the processor's own time counts where that is less than the clock's: a neighbour's does not.
+    """
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    spent, least = 0.0, math.inf
+    while spent < spend:
+        started, own = time.perf_counter(), time.thread_time()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        spent += seconds
+        least = min(least, time.thread_time() - own if alone else seconds)
+    return least
+
+
+def load() -> float:
+    """How many processes, on average over the last minute, wanted a core of this machine (this one included)."""
+    return os.getloadavg()[0]
 
 
 class Threads:
-    """All of torch's threads or one: small networks lose more by waiting for a second one than they gain.
-
-    Finds out on the first steps of training which takes less time for a step, and keeps to it.
+    """The number of threads of training: tried on its first steps, and again where steps get slow.
 
     Args:
         choose: whether to; otherwise all threads are taken. Where training ends by the clock no two runs are equal
@@ -54,29 +117,50 @@ class Threads:
 
     def __init__(self, choose: bool) -> None:
         self.most = torch.get_num_threads()
-        self.seconds: dict[int, list[float]] = {self.most: [], 1: []}
-        self.plan = [self.most] * (WARM + TRIED) + [1] * TRIED if choose and self.most > 1 else []
+        self.choose = choose and self.most > 1
+        self.used, self.usual = self.most, math.inf  # the number chosen, and the seconds of a step with it
+        self.recent: list[float] = []
+        self.begin(WARM if self.choose else 0)
+
+    def begin(self, warm: int) -> None:
+        """Try every number anew, after so many steps that do not count."""
+        self.seconds: dict[int, list[float]] = {threads: [] for threads in thread_numbers(self.most)}
+        self.plan = [self.most] * warm + [threads for threads in self.seconds for _ in range(TRIED)]
+        self.plan = self.plan if self.choose else []
+        self.skip = warm
 
     @contextlib.contextmanager
     def chosen(self) -> Iterator[None]:
         """While this is open threads are chosen; then all are back."""
-        try:
+        with using(self.most):
             yield
-        finally:
-            torch.set_num_threads(self.most)
 
     def took(self, seconds: float) -> None:
         """Note what a step took, and set the threads of the next."""
+        if not self.choose:
+            return
         if not self.plan:
+            self._watch(seconds)
             return
         self.seconds[self.plan.pop(0)].append(seconds)
-        if len(self.seconds[self.most]) == WARM and min(self.seconds[self.most]) > LONG:
-            self.plan = []
+        first = self.seconds[self.most]
+        if len(first) == self.skip and self.skip and min(first) > LONG:
+            self.choose = False
         elif self.plan:
             torch.set_num_threads(self.plan[0])
         else:
-            several, one = median(self.seconds[self.most][WARM:]), median(self.seconds[1])
-            torch.set_num_threads(self.most if several < one else 1)
+            first[:] = first[self.skip :]
+            self.used = min(self.seconds, key=lambda threads: median(self.seconds[threads]))
+            self.usual, self.recent = median(self.seconds[self.used]), []
+            torch.set_num_threads(self.used)
+
+    def _watch(self, seconds: float) -> None:
+        self.recent.append(seconds)
+        if len(self.recent) == 2 * TRIED:
+            slow, self.recent = median(self.recent) > SLOWER * self.usual, []
+            if slow:
+                self.begin(0)
+                torch.set_num_threads(self.plan[0])
 
 
 # --- the allocator ----------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from fivefold.errors import OptionError
 
 Section = Literal["system", "optimizers", "fit"]
+Scales = Literal["", "width", "depth", "extra", "passes"]
 
 
 catalogue: Any = None  # what knows the systems (`class_of`, `name_of`, `classes`), handed over by the package
@@ -115,6 +116,7 @@ class Option:
     log: bool = False
     section: Section = "system"
     needs: Need | None = None
+    scales: Scales = ""
     name: str = ""
     type: Any = None
 
@@ -197,6 +199,7 @@ def option(
     log: bool = False,
     section: Section = "system",
     needs: Need | None = None,
+    scales: Scales = "",
 ) -> Any:
     """Declare an option as an annotated class attribute.
 
@@ -212,9 +215,26 @@ def option(
         log: whether that range is on a logarithmic scale.
         section: of the command line's help: the model's, its optimisers' or the training's.
         needs: of a slot, what it asks of its part.
+        scales: how the rule of sizes (`training.sizing`) changes it unless it is given: the network's "width" or
+            "depth", an "extra" that small networks go without, or by the "passes" through the data.
     """
     default = slot_of(default) if needs is not None else default
-    return Option(default, help, least, most, above, below, tuple(choices), tune, log, section, needs)
+    return Option(default, help, least, most, above, below, tuple(choices), tune, log, section, needs, scales)
+
+
+def width_option(default: int, help: str, *, tune: tuple[int, int], **more: Any) -> Any:
+    """An option that makes a network wide; fewer where data or budget are small, unless it is given."""
+    return option(default, help, tune=tune, **{"least": 1, "log": True, "scales": "width", **more})
+
+
+def depth_option(default: int, help: str, *, tune: tuple[int, int], **more: Any) -> Any:
+    """An option that makes a network deep; fewer where data or budget are small, unless it is given."""
+    return option(default, help, tune=tune, **{"least": 1, "scales": "depth", **more})
+
+
+def dropout_option(default: float, help: str, *, tune: tuple[float, float] = (0.0, 0.5)) -> Any:
+    """What share is dropped in training; none where the data are hardly seen twice, unless it is given."""
+    return option(default, help, least=0, below=1, tune=tune, scales="passes")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The comparison: each system in its own process, what fails is a row, what is finished is not repeated."""
 
+import errno
 import io
 import json
 import os
@@ -41,9 +42,14 @@ class Toy(System):
 '''
 TROUBLES = {  # name of the system: what its loss does, the row's status, words of its reason
     "raising": ("raise KeyError('no <such> key')", "failed", "KeyError: 'no <such> key'"),
-    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "out of memory", "signal 9"),
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "killed", "signal 9"),
     "leaving": ("print('farewell', flush=True); os._exit(3)", "crashed", "code 3; last words: farewell"),
     "greedy": ("raise MemoryError('4 GB')", "out of memory", "4 GB"),
+}
+
+ONCE = {  # trouble at the first step alone, and the row's status
+    "stopped": ("os.kill(os.getpid(), signal.SIGKILL)", "killed"),
+    "wrong": ("raise ValueError('shape')", "failed"),
 }
 
 
@@ -57,6 +63,9 @@ def place(tmp_path_factory):
     for name, (trouble, *_) in {**TROUBLES, "good": ("0",), "slow": ("time.sleep(0.03)",)}.items():
         presets = {"quick": {"batch_size": 16}} if name == "good" else {}
         (package / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=trouble, presets=presets))
+    for name in ONCE:
+        once = f"new = not os.path.exists('{name}.flag'); open('{name}.flag', 'a').close()\\nif new: {ONCE[name][0]}"
+        (package / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=once, presets={}))
     (package / "unfit.py").write_text(SYSTEM.format(kind="text", trouble="0", presets={}))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(place))
@@ -120,6 +129,7 @@ def test_finished_rows_are_not_repeated_and_further_ones_are_added(place, finish
         ({"budget": "40steps"}, "budget 30steps, not 40steps"),
         ({"data": "rings"}, "other data"),
         ({"batch_size": 8}, "options none"),
+        ({"jobs": 1}, "jobs 2, not 1"),
         ({"preset": "quick"}, "preset none, not quick"),
         ({"preset": "slow"}, "no system has a preset 'slow'"),
         ({"samples": {"theirs": "nowhere.npy"}}, "no samples"),
@@ -140,6 +150,21 @@ def test_samples_of_another_shape_are_a_row_that_says_so(place, finished):
     [row] = [row for row in rows if row["label"] == "wide"]
     assert row["status"] == "failed"
     assert "(N, 2)" in row["error"]
+
+
+def test_what_failed_from_outside_is_tried_again(place):
+    """And what failed by itself is not, though it would do now."""
+    systems = [f"toys.{name}" for name in ONCE]
+    first, second = (
+        compare(systems, "moons", budget="5steps", out="again", diagnostics=False, console=Console(file=io.StringIO()))
+        for _ in range(2)
+    )
+    assert {row["label"]: row["status"] for row in first.rows} == {f"toys.{n}": s for n, (_, s) in ONCE.items()}
+    assert {row["status"] for row in second.rows if row["label"] != "toys.wrong"} == {"ok"}
+    assert next(row for row in second.rows if row["label"] == "toys.wrong")["error"] == "ValueError: shape"
+    settings = json.loads((place / "again" / "comparison.json").read_text())
+    assert {(row["jobs"], row["threads"]["given"]) for row in second.rows} == {(1, settings["threads"])}
+    assert "thread" in second.report.read_text()
 
 
 def test_data_in_memory_and_the_page_of_one_run(place):
@@ -228,6 +253,11 @@ def _until(condition, seconds=120):
 def test_words_for_exceptions():
     assert status(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")) == "out of memory"
     assert status(RuntimeError("shape")) == "failed"
+    full = RunError("cannot save the log")
+    full.__cause__ = OSError(errno.ENOSPC, "")
+    assert status(full) == "disk full"
+    assert status(RuntimeError("[enforce fail] write failed: No space left on device")) == "disk full"
+    assert status(OSError(errno.ENOENT, "")) == "failed"
     assert reason(DataError("")) == "DataError: no message"
 
 

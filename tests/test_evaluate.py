@@ -271,9 +271,13 @@ def test_stars(facts, expected):
     assert {name: found[name] for name in expected} == expected
 
 
-def test_seconds_to_best():
-    assert seconds_to_best([[1, math.nan], [2, 101.5], [3, 100.9], [4, 100.0], [5, 120.0]]) == 3
-    assert seconds_to_best([[1, -90.0], [2, -99.5], [3, -100.0]]) == 2
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 40.0])
+@pytest.mark.parametrize("shift", [0.0, -300.0, 1e4])
+def test_seconds_to_best_do_not_depend_on_units(scale, shift):
+    """From 140 to 100 in the first unit: 1 % of the way is 0.4."""
+    points = [(1, 140.0), (2, 101.0), (3, 100.3), (4, 100.0), (5, 120.0)]
+    assert seconds_to_best([[0, math.nan]] + [[at, scale * value + shift] for at, value in points]) == 3
+    assert seconds_to_best([[at, scale * at + shift] for at in (1, 2)]) == 1  # it never got better
     assert seconds_to_best([[1, math.inf]]) is None
 
 

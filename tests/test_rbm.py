@@ -9,10 +9,12 @@ import torch
 import fivefold
 from fivefold.energy.rbm import RBM
 from fivefold.errors import Unfit
+from fivefold.evaluation.features import fit_features
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import seeded
 from fivefold.tools.ais import log_partition
 from fivefold.tools.baselines import IndependentDims
+from fivefold.tools.metrics import frechet_distance
 from tests.systems import follow
 
 REAL, COUNT, KIND = Column("x"), Column("n", "integer", levels=4), Column("c", "categorical", levels=3)
@@ -122,9 +124,9 @@ def test_log_z_is_estimated_once_for_each_state_of_the_parameters():
 
 
 @pytest.mark.parametrize("name", ["binary", "binomial", "softmax"])
-@pytest.mark.parametrize("how", ["gibbs", "sample"])
+@pytest.mark.parametrize("how", ["gibbs", "sample", "sample without chains"])
 def test_samplers_follow_the_exact_law(name, how):
-    rbm = machine(name, scale=0.4, sampling_steps=100)
+    rbm = machine(name, scale=0.4, sampling_steps=100, persistent=how == "sample")
     n, v = 5000, states(rbm.space)
     with torch.no_grad(), seeded(3):
         start = rbm.units.sample(torch.zeros(n, rbm.units.width))
@@ -171,6 +173,19 @@ def test_persistent_chains_move_on_and_keep_their_condition(name):
         assert moved[1] == 0
 
 
+def test_samples_start_at_the_chains_of_their_condition():
+    rbm = machine("conditional", scale=0.0, chains=4, sampling_steps=1)
+    with torch.no_grad():
+        rbm.weight.zero_()
+        rbm.weight[0] = torch.tensor([30.0, -30, 0, 0, 0, 0])  # hidden units hold the first column where it is
+        rbm.hidden_bias[:2] = torch.tensor([-20.0, 20])
+        rbm.visible_bias[0] = rbm.offset[0] = 0
+        rbm.chain[:] = torch.tensor([0.0, 1])
+        rbm.chain[2, :, 0] = 3
+    x = rbm.sample_encoded(6, torch.tensor([[0.0], [2.0]] * 3), seed=0)
+    assert x[:, 0].tolist() == [0, 3] * 3
+
+
 @pytest.mark.parametrize(
     ("space", "reason"),
     [
@@ -185,10 +200,17 @@ def test_what_does_not_fit_is_refused_by_name(space, reason):
 
 
 @pytest.mark.slow
-def test_learns_digits_better_than_independent_pixels():
+def test_learns_digits_and_draws_them_better_than_independent_pixels():
+    """From the start that users get: the density by three standard errors, and samples by half of the distance."""
     data = fivefold.load_data("digits")
-    system = fivefold.fit("rbm", data, budget="600steps", evaluations=1)
+    system = fivefold.fit("rbm", data, budget="600steps", evaluations=1, ais_steps=300, sampling_steps=100)
     x = data.test.batch(slice(None))
     score = system.score_encoded(x)
-    baseline = IndependentDims(data.space, data.train.batch(slice(None)).x).log_prob(x.x)
-    assert score.log_prob.mean() - 3 * score.standard_error[0] > baseline.mean() + 5
+    pixels = IndependentDims(data.space, data.train.batch(slice(None)).x)
+    assert score.log_prob.mean() - 3 * score.standard_error[0] > pixels.log_prob(x.x).mean() + 5
+    features = fit_features(data)
+    near, far = (
+        frechet_distance(features(drawn), features(x.x))
+        for drawn in (system.sample_encoded(300), pixels.sample(300, 0))
+    )
+    assert near < 0.5 * far

@@ -247,9 +247,9 @@ def _truncate(path: Path) -> None:
 
 
 def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x11
-    path.write_bytes(content)
+    content = path.read_bytes()
+    middle = slice(len(content) // 2, len(content) // 2 + 256)  # longer than what pads an archive's members
+    path.write_bytes(content[: middle.start] + bytes(byte ^ 0x11 for byte in content[middle]) + content[middle.stop :])
 
 
 def _foreign(path: Path) -> None:

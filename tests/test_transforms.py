@@ -173,9 +173,11 @@ def test_the_polynomial_is_the_integral_of_one_and_the_squares():
     torch.manual_seed(0)
     transform, p = SumOfSquares(2, 3), torch.randn(10, 1, dtype=torch.float64)
     u = torch.linspace(0, 1.7, 20001, dtype=torch.float64)
-    powers = torch.stack([u**power for power in range(4)])
-    slope = 1 + sum((a @ powers).square() for a in p[2:, 0].view(2, 4))
-    wanted = squashed(p[0, 0], 5).exp() * torch.trapezoid(slope, u) + p[1, 0]
+    powers = torch.stack([(u / 3) ** power for power in range(4)])
+    starts = torch.tensor([[0.5, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.float64)
+    slope = 1 + sum((a @ powers).square() for a in p[2:, 0].view(2, 4) + starts)
+    scale = squashed(p[0, 0], 5).exp() / (1 + starts.square().sum())  # so that it is the identity at p = 0
+    wanted = scale * torch.trapezoid(slope, u) + p[1, 0]
     torch.testing.assert_close(transform.forward(u[-1:], p)[0][0], wanted, rtol=1e-6, atol=0)
 
 

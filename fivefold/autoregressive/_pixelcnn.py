@@ -10,7 +10,7 @@ from torch import Tensor
 from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.nets.pixelcnn import GatedPixelCNN, raster
 from fivefold.nets.states import States
-from fivefold.options import option
+from fivefold.options import depth_option, dropout_option, option, width_option
 from fivefold.system import Density
 
 
@@ -19,12 +19,12 @@ class PixelCNNSystem(AutoregressiveSystem):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT}
 
-    channels: int = option(24, "features of each stack", least=1, tune=(8, 128), log=True)
-    layers: int = option(6, "gated layers after the first", least=1, tune=(1, 16))
+    channels: int = width_option(24, "features of each stack", tune=(8, 128))
+    layers: int = depth_option(6, "gated layers after the first", tune=(1, 16))
     kernel: int = option(5, "width of the convolutions, odd; they reach half of it up and left", least=1)
     first_kernel: int = option(5, "the same of the first layer", least=0)
     embedding: int = option(16, "features of each input value", least=1, tune=(2, 64), log=True)
-    dropout: float = option(0.2, "share of features that are dropped in training", least=0, below=1, tune=(0.0, 0.5))
+    dropout: float = dropout_option(0.2, "share of features that are dropped in training")
 
     def build(self) -> None:
         super().build()

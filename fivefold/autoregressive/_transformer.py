@@ -14,7 +14,7 @@ from fivefold.nets.attention import CausalBlock
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimEmbedding
 from fivefold.nets.states import States
-from fivefold.options import option
+from fivefold.options import depth_option, dropout_option, option, width_option
 from fivefold.space import Space
 
 
@@ -27,12 +27,10 @@ class TransformerSystem(AutoregressiveSystem):
 
     order: Tensor
 
-    width: int = option(64, "of the features", least=1, tune=(8, 256), log=True)
-    layers: int = option(4, "decoder blocks", least=1, tune=(1, 16))
+    width: int = width_option(64, "of the features", tune=(8, 256))
+    layers: int = depth_option(4, "decoder blocks", tune=(1, 16))
     heads: int = option(4, "of the attention", least=1, tune=(1, 8))
-    dropout: float = option(
-        0.1, "share of each branch's outputs that is dropped in training", least=0, below=1, tune=(0.0, 0.5)
-    )
+    dropout: float = dropout_option(0.1, "share of each branch's outputs that is dropped in training")
 
     def build(self) -> None:
         blocks = self.make_blocks()

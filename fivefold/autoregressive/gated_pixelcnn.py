@@ -18,7 +18,7 @@ class GatedPixelcnn(PixelCNNSystem):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # Strong decay lets small data train long enough for its samples to cohere.
-        "default": {"batch_size": 16, "precision": "auto", "ema": 0.995},
+        "default": {"precision": "auto", "ema": 0.995},
         "mnist": {
             "channels": 32, "layers": 7, "kernel": 3, "first_kernel": 7, "dropout": 0.0, "batch_size": 16, "lr": 2e-3,
             "weight_decay": 0.01, "ema": 0.999,

@@ -17,7 +17,7 @@ from fivefold.nets.embedding import DimFeatures
 from fivefold.nets.heads import LIKELIHOODS, Head
 from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
 from fivefold.nets.states import Recomputed, States
-from fivefold.options import option, slot
+from fivefold.options import depth_option, dropout_option, option, slot, width_option
 from fivefold.space import Batch
 from fivefold.tools.scaling import log_mean_exp
 
@@ -42,8 +42,8 @@ class Made(AutoregressiveSystem):
     position: Tensor
     degrees: Tensor
 
-    hidden: int = option(512, "units of each layer", least=1, tune=(16, 512), log=True)
-    layers: int = option(1, "hidden layers after the first", least=1, tune=(1, 16))
+    hidden: int = width_option(512, "units of each layer", tune=(16, 512))
+    layers: int = depth_option(1, "hidden layers after the first", tune=(1, 16))
     orders: int = option(1, "orders of the dimensions, the natural one and then random ones", least=1, tune=(1, 8))
     masks: int = option(
         1, "assignments of degrees to hidden units for each order, the even one and then random ones", least=1,
@@ -51,11 +51,9 @@ class Made(AutoregressiveSystem):
     )  # fmt: skip
     direct: bool = option(
         True, "whether each output also sees the inputs before it linearly; left out where that would need more than "
-        "2^26 weights",
+        "2^26 weights", scales="extra",
     )  # fmt: skip
-    dropout: float = option(
-        0.2, "share of hidden units that are dropped in training", least=0, below=1, tune=(0.0, 0.5)
-    )
+    dropout: float = dropout_option(0.2, "share of hidden units that are dropped in training")
 
     def build(self) -> None:
         super().build()

@@ -29,7 +29,7 @@ class Pixeliqn(PixelCNNSystem):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 32, "precision": "auto", "ema": 0.995},
+        "default": {"precision": "auto", "ema": 0.995},
         "cifar10": {
             "channels": 128, "layers": 15, "first_kernel": 7, "embedding": 1, "dropout": 0.0, "features": 128,
             "quantiles": 1, "batch_size": 16, "lr": 1e-4, "weight_decay": 0.0, "precision": "32", "ema": 0.9999,

@@ -16,7 +16,7 @@ from fivefold.nets.embedding import DimEmbedding
 from fivefold.nets.masked import CausalConv2d, ConvPiece, degree_mask, spread_degrees
 from fivefold.nets.pixelcnn import raster
 from fivefold.nets.states import States
-from fivefold.options import option
+from fivefold.options import depth_option, dropout_option, option, width_option
 from fivefold.system import Density
 
 
@@ -70,20 +70,17 @@ class Pixelrnn(AutoregressiveSystem):
     }  # fmt: skip
 
     kind: Literal["row", "diagonal"] = option("diagonal", "row | diagonal")
-    channels: int = option(
-        32, "features of each state; those between the layers are twice as many", least=1, tune=(8, 128), log=True
+    channels: int = width_option(
+        32, "features of each state; those between the layers are twice as many", tune=(8, 128)
     )
-    layers: int = option(4, "of long short-term memory", least=1, tune=(1, 16))
+    layers: int = depth_option(4, "of long short-term memory", tune=(1, 16))
     kernel: int = option(3, "width of what enters a row's gates, odd; it reaches half of it to the left", least=1)
     first_kernel: int = option(
         7, "width of the first convolution, odd; it reaches half of it up and to the left", least=0
     )
-    hidden: int = option(64, "features of the last layer but one", least=1, tune=(16, 512), log=True)
+    hidden: int = width_option(64, "features of the last layer but one", tune=(16, 512))
     embedding: int = option(16, "features of each input value", least=1, tune=(2, 64), log=True)
-    dropout: float = option(
-        0.3, "share of each layer's states that is dropped, for what follows, in training", least=0, below=1,
-        tune=(0.0, 0.5),
-    )  # fmt: skip
+    dropout: float = dropout_option(0.3, "share of each layer's states that is dropped in training, for what follows")
 
     def build(self) -> None:
         super().build()

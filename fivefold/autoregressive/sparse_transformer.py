@@ -28,7 +28,7 @@ class SparseTransformer(TransformerSystem):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 16, "precision": "auto", "ema": 0.99},
+        "default": {"precision": "auto", "ema": 0.99},
         "cifar10": {
             "width": 256, "layers": 128, "heads": 2, "expansion": 2, "key_share": 0.5, "stride": 128, "dropout": 0.25,
             "lr": 3.5e-4, "clip": 1.0, "ema": 0.9999,

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from fivefold.bijections.transforms import soft_clamp
 from fivefold.tools.roots import invert_increasing
 
+OUTER = 3.0  # the unit in which polynomials take their variable, in standard deviations
+
 
 @dataclass(frozen=True)
 class MixtureCDF:
@@ -76,9 +78,11 @@ def _mixture_logit(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Te
 
 @dataclass(frozen=True)
 class SumOfSquares:
-    """y = t + exp(s) int_0^x 1 + sum_k (sum_l a_kl u^l)^2 du (Jaini et al., 2019, Eq. 8): polynomials that increase.
+    """y = t + exp(s) int_0^x 1 + sum_k (sum_l a_kl (u/3)^l)^2 du (Jaini et al., 2019, Eq. 8): they increase.
 
-    The 1, which keeps them increasing everywhere, makes it the identity at parameters 0. The inverse is Newton's.
+    Powers are of u/3, or those of standardised numbers far out would drown the others. The 1 keeps them increasing
+    everywhere. At parameters 0 the squares are constants a_k0 that differ, and s undoes them, so that it is the
+    identity: were they 0, so would be the gradient of every coefficient, and none would learn. The inverse is Newton's.
 
     Args:
         squares: how many are summed.
@@ -98,20 +102,33 @@ class SumOfSquares:
         return 2 + self.squares * (self.degree + 1)
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = soft_clamp(parameters[0], self.bound), parameters[1]
+        log_scale, shift = self._affine(parameters)
         y, log_derivative = _integral(x, self._slope(parameters))
         return y * log_scale.exp() + shift, log_derivative + log_scale
 
     def inverse(self, y: Tensor, parameters: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_scale, shift = soft_clamp(parameters[0], self.bound), parameters[1]
+        log_scale, shift = self._affine(parameters)
         slope, y = self._slope(parameters), (y - shift) * torch.exp(-log_scale)
         reach = y.abs()  # the slope is at least 1
         x, log_derivative = invert_increasing(lambda x: _integral(x, slope), y, -reach, reach, self.tolerance, start)
         return x, log_derivative - log_scale
 
+    @property
+    def _constants(self) -> list[float]:
+        """The a_k0 at parameters 0."""
+        return [(k + 1) / self.squares for k in range(self.squares)]
+
+    def _affine(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        undone = math.log(1 + sum(a**2 for a in self._constants))
+        return soft_clamp(parameters[0], self.bound) - undone, parameters[1]
+
     def _slope(self, parameters: Tensor) -> Tensor:
         """Coefficients of 1 + sum of squares `(2 degree + 1, ...)`, the constant first."""
         a = parameters[2:].unflatten(0, (self.squares, self.degree + 1))
+        constants = a.new_tensor(self._constants).view(-1, 1, *[1] * (a.dim() - 2))
+        a = torch.cat([a[:, :1] + constants, a[:, 1:]], 1)
+        powers = torch.arange(self.degree + 1, device=a.device, dtype=a.dtype)
+        a = a * (OUTER**-powers).view(-1, *[1] * (a.dim() - 2))
         products = [
             sum(a[:, i] * a[:, n - i] for i in range(max(0, n - self.degree), min(n, self.degree) + 1)).sum(0)
             for n in range(2 * self.degree + 1)

@@ -1,4 +1,4 @@
-"""`compare` and `report`."""
+"""`compare`, `diff` and `report`."""
 
 from __future__ import annotations
 
@@ -71,6 +71,23 @@ def compare(systems: tuple[str, ...], samples: tuple[str, ...], **options: Any) 
     options["diagnostics"] = not options.pop("no_diagnostics")
     shared = given_options({name: options.pop(name) for name in SHARED}, SHARED)
     run(rows or None, data, samples=named, **options, **shared)
+
+
+@app.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("-n", "count", type=click.IntRange(1), default=8, show_default=True, help="Examples named on each side.")
+@click.option("--out", help="File for these examples: .png .csv .txt .wav by what the data are.")
+@trust
+def diff(a: str, b: str, count: int, out: str | None, trust: str | None) -> None:
+    """Compare two runs by the examples they share, and name those on which they differ most.
+
+    A and B are each a run's folder (runs/vae), or FOLDER:LABEL, a line of a comparison with all its seeds
+    (compare-digits:vae; compare-digits:transformer:small). A run outside a comparison is measured first.
+    """
+    from fivefold.comparison.diff import diff as run
+
+    click.echo(run(a, b, count=count, out=out, trust=trust).text)
 
 
 @app.command()

@@ -179,4 +179,6 @@ class Display:
             f"{self.folder} will take about {start['bytes'] / 1e6:,.0f} MB. Ctrl-C saves and stops.",
             err=True,
         )
+        if start["sizes"]:
+            click.echo(f"sizes by the rule: {start['sizes']}", err=True)
         self.bar.update(self.task, budget=str(budget))

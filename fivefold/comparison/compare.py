@@ -85,7 +85,7 @@ def compare(
         samples: files or folders of other people's samples, by the name of their row.
         condition: column, or "label", that the systems are conditioned on.
         out: the comparison's folder; one that exists is gone on with, and nothing finished is repeated.
-            None takes `compare-DATA`.
+            None takes `compare-DATA`. Rows that failed from outside (killed, out of memory, disk full) are tried again.
         device: "auto", "cpu", "cuda" or "cuda:1".
         features: what samples are compared in: "fitted" (a network fitted on the training data), or
             "inception" or "inception:WEIGHTS" for the standard network.
@@ -112,6 +112,7 @@ def compare(
         "budget": budget,
         "device": device,
         "features": features,
+        "jobs": jobs,
         "threads": max(1, torch.get_num_threads() // jobs),
         "preset": preset,
         "diagnostics": diagnostics,
@@ -123,7 +124,7 @@ def compare(
             planned = planning.plan(directory, data, chosen, seeds, samples, shared)
         if table1:
             planning.print_beside(planned)
-        waiting = [job for job in planned if not (directory / "rows" / f"{job['name']}.json").exists()]
+        waiting = planning.waiting(directory, planned)
         console.print(planning.announcement(directory, data, planned, waiting, budget, jobs), highlight=False)
         Crew(directory, waiting, jobs, lock, console).work()
     done = Comparison(directory)

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fivefold.comparison.worker import KILLED
 from fivefold.errors import Stopped
 from fivefold.files import write_json
 from fivefold.report import folder
@@ -92,9 +93,14 @@ class Crew:
             process.stdin.close()
         self.running.discard(process)
         self.progress.remove_task(task)
-        if not self._row(job).exists() and not self.stopping.is_set():
-            write_json(self._row(job), {**job["row"], **self._death(job, code)})
-        return folder.read_json(self._row(job)) if self._row(job).exists() else _stopped(job)
+        if self._row(job).exists():
+            return folder.read_json(self._row(job))
+        if self.stopping.is_set():
+            return _stopped(job)
+        row = {**job["row"], **self._death(job, code)}
+        with contextlib.suppress(OSError):  # a disk that is full has no room for saying so: the row is tried again
+            write_json(self._row(job), row)
+        return row
 
     def _start(self, job: dict[str, Any], log: Any) -> subprocess.Popen[str]:
         """The worker's process, in a session of its own so that Ctrl-C reaches it through us alone."""
@@ -118,13 +124,11 @@ class Crew:
         log = (self.directory / "logs" / f"{job['name']}.txt").read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line.strip() for line in reversed(log) if line.strip()), "it printed nothing")
         if code == -signal.SIGKILL:
-            return {
-                "status": "out of memory",
-                "error": "its process was killed (signal 9), as happens when memory runs out",
-            }
+            return {"status": KILLED, "error": "its process was killed (signal 9), as happens when memory runs out"}
         if code < 0:
+            ended = code in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)  # the others are its own doing
             return {
-                "status": "crashed",
+                "status": KILLED if ended else "crashed",
                 "error": f"its process ended by {signal.Signals(-code).name}; last words: {last[:300]}",
             }
         return {"status": "crashed", "error": f"its process ended with code {code}; last words: {last[:300]}"}

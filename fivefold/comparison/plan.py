@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fivefold import catalog
-from fivefold.comparison.worker import keep_data
+from fivefold.comparison.worker import FROM_OUTSIDE, keep_data
 from fivefold.data import Data
 from fivefold.errors import RunError
 from fivefold.files import is_temporary, write_json
@@ -23,7 +23,7 @@ from fivefold.training.budget import Budget
 from fivefold.training.options import arguments
 
 MEASURING_SECONDS = 20.0  # what measuring a row takes on the default data, beside its budget
-_SAME = ("features", "budget", "device", "threads", "preset", "options")  # in comparable rows, beside the data
+_SAME = ("features", "budget", "device", "jobs", "threads", "preset", "options")  # in comparable rows, beside the data
 
 
 def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | None, options: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
             if was != now:
                 raise RunError(
                     f"{directory} was made with {name} {_words(was)}, not {_words(now)}: rows would not be comparable; "
-                    f"name another --out{' (or the same --jobs)' if name == 'threads' else ''}"
+                    f"name another --out{' (or the same --jobs)' if name in ('jobs', 'threads') else ''}"
                 )
         return
     others = [item for item in directory.iterdir() if not _is_of_a_beginning(item)]
@@ -110,6 +110,7 @@ def plan(
         place = list(catalog.entries()).index(name) if name in catalog.entries() else 1000 + position
         facts: dict[str, Any] = {"system": entry.id, "title": entry.title, "family": entry.family}
         facts |= {"label": label(system), "position": place + position / 1000}
+        facts |= {"jobs": shared.get("jobs"), "threads": {"given": shared.get("threads")}}
         facts["preset"] = preset = _own_preset(system, shared.get("preset"))
         own = plain({**shared["options"], **system.options})
         for seed in range(seeds):
@@ -123,6 +124,16 @@ def plan(
         row["position"] = 2000 + position
         jobs.append({"kind": "samples", "name": folder.file_name(name, None), "row": row, "file": str(file)})
     return [{**shared, **job, "directory": str(directory)} for job in jobs]
+
+
+def waiting(directory: Path, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs that are to be done: those without a row, and those whose row failed from outside."""
+    rows = {job["name"]: directory / "rows" / f"{job['name']}.json" for job in planned}
+    done = {name: folder.read_json(path)["status"] for name, path in rows.items() if path.exists()}
+    for name in done:
+        if done[name] in FROM_OUTSIDE:
+            rows[name].unlink()
+    return [job for job in planned if done.get(job["name"], FROM_OUTSIDE[0]) in FROM_OUTSIDE]
 
 
 def print_beside(planned: list[dict[str, Any]]) -> None:

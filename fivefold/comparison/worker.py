@@ -8,6 +8,7 @@ The row is written as a file; a process that ends without one has crashed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from fivefold.data.raw import PARTS
 from fivefold.data.splits import Split
 from fivefold.errors import Diverged, RunError, Stopped, Unfit
 from fivefold.evaluation.diagnostics import diagnose
-from fivefold.evaluation.evaluate import Row, evaluate, evaluate_samples, resolution_stars
+from fivefold.evaluation.evaluate import Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
 from fivefold.files import replacing, write_json
@@ -41,13 +42,15 @@ from fivefold.training.fit import fit, resume
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
 
-_OUT_OF_MEMORY = "out of memory"
+_OUT_OF_MEMORY, _DISK_FULL, KILLED = "out of memory", "disk full", "killed"
+FROM_OUTSIDE = (_OUT_OF_MEMORY, _DISK_FULL, KILLED)  # what is no fault of the system: the same command tries again
 _STATUS: tuple[tuple[type[BaseException], str], ...] = (
     (Unfit, "unfit"),
     (Diverged, "diverged"),
     (MemoryError, _OUT_OF_MEMORY),
     (torch.OutOfMemoryError, _OUT_OF_MEMORY),
 )
+_TEXTS = (("can't allocate memory", _OUT_OF_MEMORY), (os.strerror(errno.ENOSPC), _DISK_FULL))  # of libraries' errors
 
 
 def main() -> None:
@@ -70,16 +73,17 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         row = {**job["row"], "status": status(error), "error": reason(error)}
-    write_json(row_path(job), {**job["row"], **row, "position": job["row"]["position"]})
+    threads = {**job["row"].get("threads", {}), **row.get("threads", {})}
+    write_json(row_path(job), {**job["row"], **row, "threads": threads, "position": job["row"]["position"]})
 
 
 def status(error: BaseException) -> str:
-    """The table's word for an exception."""
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(
-        error
-    ):  # torch has no class of its own for it
-        return _OUT_OF_MEMORY
-    return next((word for kind, word in _STATUS if isinstance(error, kind)), "failed")
+    """The table's word for an exception, or for what it was raised from."""
+    known = next((word for kind, word in _STATUS if isinstance(error, kind)), None)
+    known = known or next((word for words, word in _TEXTS if words in str(error)), None)
+    if known is None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        known = _DISK_FULL
+    return known or (status(error.__cause__) if error.__cause__ else "failed")
 
 
 def reason(error: BaseException) -> str:
@@ -110,7 +114,8 @@ def _train(job: Job, tell: Tell) -> Row:
         fit(name, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
     features = named_features(job["features"], data, directory / "features.safetensors")
-    row = evaluate(run_path, data, features=features, trust=trust, device=device)
+    shared: Arrays = {}
+    row = evaluate(run_path, data, features=features, trust=trust, device=device, keep=shared)
     if finished:
         row["cost"]["peak_memory_bytes"] = None  # training's was another process's
     system = load(run_path, trust=trust).to(device)
@@ -122,8 +127,7 @@ def _train(job: Job, tell: Tell) -> Row:
         row["resolution"] = largest_resolution(name, arguments, data.space, job["threads"])
         row["stars"]["resolution"] = resolution_stars(row["resolution"]["side"])
     tell({"phase": "drawing", "progress": 1.0})
-    arrays = single.arrays(system, data, row)
-    folder.write_arrays(row_path(job).with_suffix(".npz"), arrays)
+    folder.write_arrays(row_path(job).with_suffix(".npz"), single.arrays(system, data, row) | shared)
     return {**row, "label": job["row"]["label"]}
 
 
@@ -139,9 +143,10 @@ def _measure(job: Job, tell: Tell) -> Row:
     tell({"phase": "measuring", "progress": 1.0})
     samples = read_examples(job["file"], data.space)
     features = named_features(job["features"], data, directory / "features.safetensors")
-    row = evaluate_samples(job["row"]["label"], samples, data, features=features)
+    shared: Arrays = {}
+    row = evaluate_samples(job["row"]["label"], samples, data, features=features, keep=shared)
     shown = data.space.encode(samples)[: pictures.shown(data.space.kind)].numpy()
-    folder.write_arrays(row_path(job).with_suffix(".npz"), {"samples": shown})
+    folder.write_arrays(row_path(job).with_suffix(".npz"), {"samples": shown} | shared)
     return {**row, "command": job["row"]["command"]}
 
 

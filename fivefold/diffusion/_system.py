@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.nets.unet import TimedMLP
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.system import Batch, Density, LatentSystem
 from fivefold.tools.diffusion import quantile, rows, spread
 from fivefold.tools.scaling import centre, uncentre
@@ -28,9 +28,7 @@ class DiffusionSystem(LatentSystem):
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE, "table": Density.NONE}
     sampling: ClassVar[str] = "iterative"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 20, 50)}
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 16, "ema": 0.999, "clip": 1.0, "evaluations": 1}
-    }
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.999, "clip": 1.0}}
 
     limit: Tensor
     share: Tensor
@@ -49,14 +47,14 @@ class DiffusionSystem(LatentSystem):
     tolerance: float = option(
         1e-2, "of the probability flow's solver, absolute and relative, for samples and codes", above=0
     )
-    channels: int = option(24, "of the network at full resolution (images)", least=1, tune=(8, 128), log=True)
-    blocks: int = option(1, "residual blocks at each resolution (images)", least=1, tune=(1, 8))
+    channels: int = width_option(24, "of the network at full resolution (images)", tune=(8, 128))
+    blocks: int = depth_option(1, "residual blocks at each resolution (images)", tune=(1, 8))
     attention: int = option(
         0, "resolution at which all positions attend to each other, as at the lowest; 0 for no other (images)", least=0
     )
     dropout: float = option(0.0, "in residual blocks (images)", least=0, below=1, tune=(0.0, 0.5))
-    hidden: int = option(128, "width of the network (tables)", least=1, tune=(16, 512), log=True)
-    layers: int = option(3, "residual layers of the network (tables)", least=1, tune=(1, 16))
+    hidden: int = width_option(128, "width of the network (tables)", tune=(16, 512))
+    layers: int = depth_option(3, "residual layers of the network (tables)", tune=(1, 16))
 
     equation: SDE
     first: float  # the time at which data begin

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fivefold.nets.norm import frozen
 from fivefold.nets.residual import ConvEnergy, MLPEnergy
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.system import Batch, Density, System, Update
 from fivefold.tools.games import duplicate_rate
 from fivefold.tools.mcmc import KERNELS, Move
@@ -29,12 +29,10 @@ class EnergySystem(System):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
 
-    width: int = option(
-        16, "channels at full resolution (units of a layer on tables)", least=1, tune=(8, 256), log=True
-    )
+    width: int = width_option(16, "channels at full resolution (units of a layer on tables)", tune=(8, 256))
     blocks: int = option(3, "widths on images, each twice the one before at half the sides", least=1, tune=(1, 8))
-    depth: int = option(
-        1, "residual blocks of each width (on tables: of one width, `blocks` times as many)", least=1, tune=(1, 8)
+    depth: int = depth_option(
+        1, "residual blocks of each width (on tables: of one width, `blocks` times as many)", tune=(1, 8)
     )
 
     def energy_net(self, wrap: Callable[[nn.Module], nn.Module] = lambda layer: layer) -> nn.Module:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.visible import VisibleUnits, bernoulli
-from fivefold.options import option
+from fivefold.options import option, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System, Update, seeded
 from fivefold.tools.ais import LogPartition, anneal, block_gibbs, log_partition
@@ -39,7 +39,7 @@ class RBM(System):
     densities: ClassVar[dict[str, Density]] = {"image": Density.ESTIMATE, "table": Density.ESTIMATE}
     sampling: ClassVar[str] = "mcmc"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 128, "ema": 0.999},
+        "default": {"ema": 0.999},
         "mnist": {"hidden": 500, "batch_size": 128, "ais_steps": 5000},
     }
 
@@ -52,7 +52,7 @@ class RBM(System):
     updated: Tensor
     chain: Tensor
 
-    hidden: int = option(256, "hidden units", least=1, tune=(16, 512), log=True)
+    hidden: int = width_option(256, "hidden units", tune=(16, 512))
     k: int = option(1, "Gibbs steps of the chain at each update (CD-k)", least=1, tune=(1, 10))
     persistent: bool = option(
         True, "chains go on from update to update (persistent CD) instead of starting at the data"
@@ -62,8 +62,9 @@ class RBM(System):
         True, "biases belong to centred units, which conditions the gradient (Montavon and Müller 2012)"
     )
     sampling_steps: int = option(
-        1000, "Gibbs steps a sample takes, the first half of them annealed from independent units", least=1
-    )
+        500, "Gibbs steps a sample takes from where a persistent chain stands; without chains from independent units, "
+        "the first half of them annealed", least=1,
+    )  # fmt: skip
     ais_steps: int = option(
         4000, "temperatures of annealed importance sampling; its standard error includes the change from half as many",
         least=1,
@@ -235,8 +236,10 @@ class RBM(System):
         return self.sampling_steps
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        v, _ = self.anneal(n, condition, self.sampling_steps - self.sampling_steps // 2)
-        v = self.gibbs(v, condition, self.sampling_steps // 2).view(n, *self.space.shape)
+        """From chains where there are: they had time to find modes that annealing misses and steps seldom reach."""
+        annealed = 0 if self.persistent else self.sampling_steps - self.sampling_steps // 2
+        v = self.chain[self._chain_places(condition, n)] if self.persistent else self.anneal(n, condition, annealed)[0]
+        v = self.gibbs(v, condition, self.sampling_steps - annealed).view(n, *self.space.shape)
         return v.long() if self.space.kind == "image" and self.space.levels else v
 
     def monitor(self, batch: Batch) -> dict[str, float]:

@@ -32,7 +32,7 @@ class VAEBM(ChainSystem):
     densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sample_steps": (0, 5, 10, 20, 40)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 32, "ema": 0.99, "clip": 200.0, "skip": 400.0},
+        "default": {"ema": 0.99, "clip": 200.0, "skip": 400.0},
         "cifar10": {
             "vae.width": 384, "vae.latent": 16, "vae.encoder_blocks": "12,7,7,4,3", "vae.decoder_blocks": "1,3,6,11,22",
             "vae.warmup": 0.3, "width": 128, "blocks": 4, "chain_steps": 10, "sample_steps": 16, "step_size": 8e-5,

@@ -14,6 +14,7 @@ from fivefold.data import Data
 from fivefold.errors import TooFew
 from fivefold.evaluation.evaluate import Row, affordable, conditions, recoded
 from fivefold.evaluation.features import Features, fit_features
+from fivefold.machine import fastest_threads, using
 from fivefold.system import LatentSystem, System
 from fivefold.tools.metrics import measure
 
@@ -42,7 +43,7 @@ def _point(system: System, data: Data, features: Features, name: str, value: flo
     def draw(n: int) -> Tensor:
         return system.sample_encoded(n, conditions(system, data, n), seed=0).cpu()
 
-    with system.turned(**{name: value}):
+    with system.turned(**{name: value}), using(fastest_threads(lambda: draw(8))[0]):
         n = affordable(draw, min(SAMPLES, len(data.train)), SECONDS)
         x, evaluations = recoded(draw(n), system.space, data.space), system.sample_evaluations
     real, training = features(data.test.spread(SAMPLES).x), features.of(data.train, 5000)

@@ -6,17 +6,31 @@ A row is a dictionary that JSON can hold:
 |-----------|---------------------------------------------------------------------------------------|
 | system, title, family, label, seed, command | what the row is and how to repeat it                |
 | preset    | in a comparison: which of the system's presets its options are; None for its default   |
+| jobs, threads | in a comparison: processes at a time, and the threads `given` to each                     |
 | status, error, note | "ok" or the word for what went wrong; what to know when reading the row     |
 | density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
 |           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
-| quality   | `features`, `frechet_name`, `samples`, `reference`; `value`, `error` and `floor` of     |
-|           | each of `tools.metrics.MEASURES`; `note` where they cannot be had                      |
+| quality   | `features`, `frechet_name`, `samples`, `reference`; of each of `tools.metrics.MEASURES` |
+|           | `value`, `error`, `floor`, `floor_error` and `excess_error`, that of value - floor;     |
+|           | `own_error`, the samples' part of the error; `note` where they cannot be had             |
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
+| threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`     |
+| sizes     | what the rule of sizes chose: `fivefold.training.sizing.Sizes`                          |
 | stars     | Table 2's 1 to 5, None where its rule does not apply                                   |
 | facts     | Table 1's two columns of ticks                                                         |
 | resolution | of images in a comparison: the largest `side` that fits the stated `limits`, `why` no larger |
 | diagnostics | in a comparison: `fivefold.evaluation.diagnostics`                                                |
-| monitor, curves | the last signs of collapse; `loss` and `validation` as [seconds, value]          |
+| monitor, curves | the last signs of collapse; `loss` as [seconds, value], and of validation data `density` (mean |
+|           | nats) and `distance` (Fréchet's) as [seconds, value, standard error]                   |
+
+What rows share is kept beside them, so that they can be compared example by example:
+
+| array                     | content                                                              |
+|---------------------------|----------------------------------------------------------------------|
+| log_prob, log_prob_index  | nats of each test example scored `(n,)`, and which it is              |
+| features                  | of the samples `(samples, D)`                                         |
+| reference, reference_index | features of the test examples beside them `(m, D)`, and which these are |
+| reference.MEASURE         | how each of these moves that measure, to first order `(m,)`           |
 """
 
 from __future__ import annotations
@@ -33,17 +47,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fivefold import catalog
 from fivefold.data import Data, load_data
 from fivefold.errors import DataError, TooFew, UnknownSystem
 from fivefold.evaluation.features import Features, fit_features
+from fivefold.machine import fastest_threads, load, using
 from fivefold.options import Slot, flags, label
 from fivefold.run import Run
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
-from fivefold.tools.metrics import MEASURES, measure, spread
+from fivefold.tools.metrics import MEASURES, score, spread
+from fivefold.tools.resampling import Score, difference_error
 from fivefold.tools.table_metrics import Columns
 
 SAMPLES = 500  # the same for all, since some measures depend on it
@@ -52,10 +69,11 @@ TRAINING_EXAMPLES = 50_000  # that samples are compared with, at most
 DENSITY_SECONDS = 8.0
 SAMPLE_SECONDS = 60.0
 RATE_SECONDS = 1.0  # spent on timing samples, at each batch size
-BEST_WITHIN = 0.01  # a run has reached its best when validation is within this share of it
+BEST_WITHIN = 0.01  # a run has reached its best when this share of the way from its first value is left
 CURVE_POINTS = 200
 
 Row = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
 
 
 def evaluate(
@@ -68,6 +86,7 @@ def evaluate(
     sample_seconds: float = SAMPLE_SECONDS,
     trust: str | None = None,
     device: torch.device | str = "cpu",
+    keep: Arrays | None = None,
 ) -> Row:
     """Measure a trained system on the test split.
 
@@ -80,6 +99,7 @@ def evaluate(
         sample_seconds: sample quality is left out, and the row says so, where drawing would take longer.
         trust: the module name of a system outside the package, to allow importing it.
         device: where a run is measured; a system is measured where it is.
+        keep: takes the row's arrays, as the module describes them.
 
     Returns:
         The row, as the module describes it.
@@ -103,24 +123,32 @@ def evaluate(
         quality: Row = {"note": f"{samples} samples would take {seconds:.0f} s, more than {sample_seconds:.0f} s"}
     else:
         n = _sample_count(samples, data)
-        x = system.sample_encoded(n, conditions(system, data, n), seed=seed).cpu()
-        quality = sample_quality(recoded(x, system.space, data.space), data, features)
+        with using(cost["sample_threads"]):
+            x = system.sample_encoded(n, conditions(system, data, n), seed=seed).cpu()
+        quality = sample_quality(recoded(x, system.space, data.space), data, features, keep)
     return {
         **_identity(type(system), run, seed),
         "status": "ok",
         "error": None,
         "note": _note(run, data),
-        "density": density(system, data, seed),
+        "density": density(system, data, seed, keep=keep),
         "quality": quality,
         "cost": cost,
         "stars": stars(system, cost),
+        "threads": {**history.pop("threads"), "sampling": cost["sample_threads"], "load": load()},
         "facts": {"free_form_jacobian": system.free_form, "exact_density": _EXACT[system.density]},
         **history,
     }
 
 
 def evaluate_samples(
-    label: str, samples: Any, data: Data, *, count: int = SAMPLES, features: Features | None = None
+    label: str,
+    samples: Any,
+    data: Data,
+    *,
+    count: int = SAMPLES,
+    features: Features | None = None,
+    keep: Arrays | None = None,
 ) -> Row:
     """The row of somebody else's samples, in the user's own form: sample quality alone.
 
@@ -130,6 +158,7 @@ def evaluate_samples(
         data: what to compare with.
         count: as many as the other rows' samples.
         features: what samples are compared in; None fits those of `fit_features`.
+        keep: takes the row's arrays, as the module describes them.
     """
     x = data.space.encode(samples)
     wanted = _sample_count(count, data)
@@ -138,7 +167,7 @@ def evaluate_samples(
         "system": None, "title": label, "family": "samples", "label": label, "seed": None, "command": "",
         "status": "ok", "error": None, "note": few,
         "density": {"kind": Density.NONE.value},
-        "quality": sample_quality(spread(x, wanted), data, features),
+        "quality": sample_quality(spread(x, wanted), data, features, keep),
         "cost": {}, "stars": {}, "facts": {}, "monitor": {}, "curves": {},
     }  # fmt: skip
 
@@ -154,7 +183,9 @@ _EXACT = {  # Table 1's "exact density": a tick, a tick in brackets, or none
 }
 
 
-def density(system: System, data: Data, seed: int = 0, seconds: float = DENSITY_SECONDS) -> Row:
+def density(
+    system: System, data: Data, seed: int = 0, seconds: float = DENSITY_SECONDS, keep: Arrays | None = None
+) -> Row:
     """Mean ln p of the test split in nats and, where it is discrete, -log2 p a dimension in bits.
 
     The standard error is that of a mean over examples. An estimate's own error counts in full beside
@@ -169,21 +200,34 @@ def density(system: System, data: Data, seed: int = 0, seconds: float = DENSITY_
         return system.score_encoded(Batch(x, conditions(system, data, n)), seed=seed)
 
     total = min(len(data.test), DENSITY_EXAMPLES)
-    n = affordable(score, total, seconds)
-    values, errors = score(n)
+    with using(fastest_threads(lambda: score(min(8, total)))[0]):
+        n = affordable(score, total, seconds)
+        values, errors = score(n)
+    if keep is not None:
+        keep |= {"log_prob": _small(values), "log_prob_index": _index(len(data.test), n)}
     notes = [system.density_note, f"{n} of {len(data.test)} test examples" if n < len(data.test) else ""]
-    row: Row = {"kind": kind, "examples": n, "nats": None, "standard_error": None, "bits_per_dim": None}
-    row |= {"bits_error": None, "note": ", ".join(note for note in notes if note)}
+    row: Row = {"kind": kind, "examples": n, "nats": None, "standard_error": None, "own_error": None}
+    row |= {"bits_per_dim": None, "bits_error": None, "note": ", ".join(note for note in notes if note)}
     if not values.isfinite().all():
         impossible = int((~values.isfinite()).sum())
         return {**row, "note": f"{impossible} of {n} test examples have no finite log-probability"}
     common = float(errors.mean()) if system.density is Density.ESTIMATE else 0.0
     error = math.sqrt(float(values.var()) / n + common**2) if n > 1 else None
-    row |= {"nats": float(values.mean()), "standard_error": error}
+    row |= {"nats": float(values.mean()), "standard_error": error, "own_error": common}
     if data.space.discrete:
         bits = 1 / (data.space.dims * math.log(2))
         row |= {"bits_per_dim": -row["nats"] * bits, "bits_error": None if error is None else error * bits}
     return row
+
+
+def _small(x: Tensor) -> NDArray[Any]:
+    """As it is kept."""
+    return x.float().cpu().numpy()
+
+
+def _index(size: int, n: int) -> NDArray[Any]:
+    """Which examples of a split `Split.spread(n)` takes."""
+    return spread(torch.arange(size), n).int().numpy()
 
 
 def affordable(work: Callable[[int], Any], total: int, seconds: float) -> int:
@@ -205,7 +249,7 @@ def _seconds(work: Callable[[int], Any], n: int) -> float:
 # --- sample quality ---------------------------------------------------------------------------------
 
 
-def sample_quality(x: Tensor, data: Data, features: Features | None = None) -> Row:
+def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep: Arrays | None = None) -> Row:
     """Every measure of encoded samples `x` `(n, *shape)` against the test split, beside its floor.
 
     The floor is the same measure of as many training examples: what a perfect model would come to,
@@ -217,11 +261,12 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None) -> R
     row |= {"samples": len(x), "reference": len(reference.x)}
     if not x.isfinite().all():
         return {**row, "note": "samples are not finite"}
-    training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
+    with using(fastest_threads(lambda: features(x[:64]))[0]):
+        training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
     try:
-        values = measure(features(x), real, training, columns=columns_beside(x, reference.x, data.space))
+        values = score(mine := features(x), real, training, columns=columns_beside(x, reference.x, data.space))
         columns = columns_beside(data.train.spread(len(x)).x, reference.x, data.space)
-        floors = measure(spread(training, len(x)), real, training, of_training=True, columns=columns)
+        floors = score(spread(training, len(x)), real, training, of_training=True, columns=columns)
     except TooFew as error:
         return {**row, "note": str(error)}
     notes = []
@@ -231,7 +276,18 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None) -> R
         notes += [f"memorisation and copies of {len(training):,} of {len(data.train):,} training examples"]
     row["note"] = "; ".join(notes)
     found = [name for name in MEASURES if name in values and name in floors]
-    return row | {name: {**values[name]._asdict(), "floor": floors[name].value} for name in found}
+    if keep is not None:
+        keep |= {"features": _small(mine), "reference": _small(real)}
+        keep["reference_index"] = _index(len(data.test), len(real))
+        keep |= {f"reference.{name}": _small(values[name].reference) for name in found}
+    return row | {name: _beside_floor(values[name], floors[name]) for name in found}
+
+
+def _beside_floor(value: Score, floor: Score) -> Row:
+    """The floor has the same test examples: what both owe to them is no part of the error of the excess."""
+    (_, floor_error), error = floor.estimate, difference_error(value, floor)
+    found = {**value.estimate._asdict(), "floor": float(floor.value), "floor_error": floor_error}
+    return {**found, "excess_error": error, "own_error": value.own_error}
 
 
 def columns_beside(x: Tensor, y: Tensor, space: Space) -> Columns | None:
@@ -268,22 +324,17 @@ def recoded(x: Tensor, source: Space, target: Space) -> Tensor:
 def sampling_cost(system: System, data: Data) -> Row:
     """Examples a second drawn one at a time and 64 at a time; network evaluations one sample takes."""
 
-    def rate(n: int) -> float:
+    def rate(n: int) -> tuple[int, float]:
         condition = conditions(system, data, n)
+        threads, seconds = fastest_threads(lambda: system.sample_encoded(n, condition, seed=0).cpu(), RATE_SECONDS / 4)
+        return threads, n / seconds
 
-        def draw(n: int) -> Tensor:
-            return system.sample_encoded(n, condition, seed=0).cpu()  # waits for the device
-
-        times = [_seconds(draw, n)]  # the first warms up, and stands alone where it takes long
-        while sum(times) < RATE_SECONDS and len(times) < 20:
-            times.append(_seconds(draw, n))
-        repeated = times[1:] or times
-        return n / sorted(repeated)[len(repeated) // 2]
-
+    (_, one), (threads, many) = rate(1), rate(64)
     return {
-        "sample_per_second_1": rate(1),
-        "sample_per_second_64": rate(64),
+        "sample_per_second_1": one,
+        "sample_per_second_64": many,
         "sample_evaluations": system.sample_evaluations,
+        "sample_threads": threads,
     }
 
 
@@ -304,8 +355,8 @@ def _peak_memory(device: torch.device) -> int:
 def stars(system: System, cost: Row) -> Row:
     """Table 2's stars, 1 (worst) to 5, by its rules for parameters and sampling (see `resolution_stars`).
 
-    Its training rule counts days on CIFAR-10. Here it is the share of the budget until validation was within
-    1 % of its best, in the same proportions (half, 1, 2 and 5 days are 10, 20, 40 and 100 % of the budget,
+    Its training rule counts days on CIFAR-10. Here it is the share of the budget until validation had come 99 %
+    of the way to its best, in the same proportions (half, 1, 2 and 5 days are 10, 20, 40 and 100 % of the budget,
     each with half of a tenth of slack since validation looks ten times); one star: it still got better.
     """
     share = cost.get("seconds_to_best") and cost["seconds_to_best"] / cost["budget_seconds"]
@@ -361,26 +412,37 @@ def _history(run: Run | None) -> Row:
     """Training cost, curves and the last monitor from the run's log; a system alone has none."""
     log = run.log() if run else []
     record = run.record if run else {}
+    marks = [event for event in log if "validation" in event]
     loss = [[event["seconds"], sum(event["loss"].values())] for event in log if "loss" in event]
-    validation = [[event["seconds"], event["validation"]] for event in log if "validation" in event]
-    monitors = [event["monitor"] for event in log if "validation" in event]
     seconds = record.get("seconds") or None
     cost = {
         "train_examples_per_second": record["examples"] / seconds if seconds else None,
-        "seconds_to_best": seconds_to_best(validation),
+        "seconds_to_best": seconds_to_best([[event["seconds"], event["validation"]] for event in marks]),
         "budget_seconds": seconds,
+        "validation_seconds": record.get("validation_seconds"),
+        "wall_seconds": record.get("wall_seconds"),
     }
-    curves = {"loss": _thin(loss), "validation": _thin(validation)}
-    return {"cost": cost, "monitor": monitors[-1] if monitors else {}, "curves": curves}
+    validation = [[event["seconds"], event["validation"]] for event in marks]
+    curves = {"loss": _thin(loss), "validation": _thin(validation)} | {
+        name: [[event["seconds"], *event[name]] for event in marks if event.get(name)]
+        for name in ("density", "distance")
+    }
+    return {
+        "cost": cost, "monitor": marks[-1]["monitor"] if marks else {}, "curves": curves,
+        "threads": {"training": record.get("threads")}, "sizes": record.get("sizes"),
+    }  # fmt: skip
 
 
 def seconds_to_best(validation: list[list[float]]) -> float | None:
-    """When (seconds, value) first came within 1 % of its lowest value; None without a finite value."""
+    """When (seconds, value) had come 99 % of the way from its first to its lowest value; None without a finite one.
+
+    A share of the way does not depend on the value's unit or origin.
+    """
     finite = [(seconds, value) for seconds, value in validation if math.isfinite(value)]
     if not finite:
         return None
-    best = min(value for _, value in finite)
-    return next(seconds for seconds, value in finite if value <= best + BEST_WITHIN * abs(best))
+    first, best = finite[0][1], min(value for _, value in finite)
+    return next(seconds for seconds, value in finite if value <= best + BEST_WITHIN * (first - best))
 
 
 def _thin(points: list[list[float]]) -> list[list[float]]:

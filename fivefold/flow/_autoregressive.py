@@ -11,7 +11,7 @@ from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.bijections.transforms import Transform
 from fivefold.flow._system import FlowSystem
-from fivefold.options import option
+from fivefold.options import depth_option, width_option
 
 
 class AutoregressiveFlowSystem(FlowSystem):
@@ -24,10 +24,8 @@ class AutoregressiveFlowSystem(FlowSystem):
     inverse: ClassVar[bool] = False  # whether noise comes in place of x in the networks: fast samples, slow densities
 
     lr = 2e-3
-    layers: int = option(
-        2, "autoregressive maps, the order of the dimensions reversed in between", least=1, tune=(1, 10)
-    )
-    hidden: int = option(128, "units of each of a network's two hidden layers", least=1, tune=(32, 512), log=True)
+    layers: int = depth_option(2, "autoregressive maps, the order of the dimensions reversed in between", tune=(1, 10))
+    hidden: int = width_option(128, "units of each of a network's two hidden layers", tune=(32, 512))
 
     @abstractmethod
     def transform(self) -> Transform:

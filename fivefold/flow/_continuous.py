@@ -17,7 +17,7 @@ from fivefold.bijections.ode import ContinuousFlow, Gradients, Trace, measured
 from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.velocity import TimeLayer, Velocity
-from fivefold.options import fixed, option
+from fivefold.options import fixed, option, width_option
 from fivefold.space import Batch
 from fivefold.system import Density, Update, seeded
 from fivefold.tools.scaling import averaged_log_prob, dequantise
@@ -47,7 +47,6 @@ class ContinuousSystem(FlowSystem):
 
     free_form: ClassVar[bool] = True
     sampling: ClassVar[str] = "iterative"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"evaluations": 6}}
     condition_width: ClassVar[int] = 16
     costs: ClassVar[tuple[str, str]] = ("kinetic", "jacobian")  # the costs' names
 
@@ -219,8 +218,8 @@ class FreeFormSystem(AdaptiveSystem):
     score_samples = 4
     flows: int = option(1, "in a row (on multi-scale images: before and after each squeeze)", least=1, tune=(1, 4))
     layers: int = option(2, "hidden layers of each velocity", least=1, tune=(1, 4))
-    hidden: int = option(192, "width of velocities that are fully connected", least=1, tune=(32, 512), log=True)
-    channels: int = option(32, "width of convolutional velocities", least=1, tune=(16, 128), log=True)
+    hidden: int = width_option(192, "width of velocities that are fully connected", tune=(32, 512))
+    channels: int = width_option(32, "width of convolutional velocities", tune=(16, 128))
     time_layer: TimeLayer = option(
         "concatsquash", "how the time enters a layer: concat (one more channel) or concatsquash (a gate and a shift)"
     )
@@ -300,7 +299,7 @@ class PotentialSystem(ClosedFormSystem):
     costs = ("kinetic", "residual")
 
     gradients = fixed("direct")
-    hidden: int = option(64, "width of the potential's network", least=1, tune=(16, 512), log=True)
+    hidden: int = width_option(64, "width of the potential's network", tune=(16, 512))
     layers: int = option(2, "of that network: the first, and residual ones", least=1, tune=(1, 4))
     steps: int = option(4, "of the solver in training", least=1)
     scoring_steps: int = option(8, "of the solver when scoring", least=1)

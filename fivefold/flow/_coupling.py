@@ -11,17 +11,17 @@ from fivefold.bijections.shape import Shape, multi_scale
 from fivefold.bijections.transforms import Affine, Transform
 from fivefold.flow._system import FlowSystem
 from fivefold.nets.conditioner import Conditioner
-from fivefold.options import option
+from fivefold.options import depth_option, width_option
 
 
 class CouplingFlowSystem(FlowSystem):
     """Steps with a coupling each, at every scale of an image (survey 6.1.1, Fig. 8). Subclasses write `step`."""
 
-    layers: int = option(
-        4, "steps with a coupling each, at each resolution of an image (on tables: in all)", least=1, tune=(2, 12)
+    layers: int = depth_option(
+        4, "steps with a coupling each, at each resolution of an image (on tables: in all)", tune=(2, 12)
     )
-    hidden: int = option(48, "width of the coupling networks", least=1, tune=(16, 512), log=True)
-    blocks: int = option(1, "residual blocks of a coupling network", least=0, tune=(1, 4))
+    hidden: int = width_option(48, "width of the coupling networks", tune=(16, 512))
+    blocks: int = depth_option(1, "residual blocks of a coupling network", least=0, tune=(1, 4))
 
     def transform(self) -> Transform:
         """What a coupling does to the dimensions that it moves."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,7 +17,6 @@ class InvertedFlowSystem(FlowSystem):
     """Flows that are inverted by iteration; densities, which go forward, do not depend on its tolerance."""
 
     sampling: ClassVar[str] = "iterative"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"evaluations": 1}}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {
         "temperature": (0.7, 0.85, 1.0),
         "tolerance": (0.3, 1e-1, 1e-2, 1e-4, 1e-6),

@@ -16,7 +16,7 @@ from fivefold.bijections.shape import FactorOut, Flatten, Squeeze
 from fivefold.flow._inverted import InvertedFlowSystem
 from fivefold.nets.attention import Attending, refuse_dense
 from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, Norm
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.space import Space
 from fivefold.system import Density
 from fivefold.tools.scaling import averaged_log_prob
@@ -34,13 +34,13 @@ class ContractionSystem(InvertedFlowSystem):
     roulette: ClassVar[bool] = True  # whether the series is ended at random in training, or cut
 
     score_samples = 4
-    blocks: int = option(4, "blocks of convolutions at each resolution of an image", least=1, tune=(1, 8))
+    blocks: int = depth_option(4, "blocks of convolutions at each resolution of an image", tune=(1, 8))
     scales: int = option(2, "the most resolutions; fewer where a side becomes odd", least=1, tune=(1, 3))
-    hidden: int = option(32, "channels within a block of convolutions", least=1, tune=(16, 256), log=True)
+    hidden: int = width_option(32, "channels within a block of convolutions", tune=(16, 256))
     layers: int = option(
         2, "fully connected blocks at the end (on tables: those that an image would have in all)", least=0, tune=(1, 8)
     )
-    width: int = option(128, "of the fully connected blocks", least=1, tune=(32, 512), log=True)
+    width: int = width_option(128, "of the fully connected blocks", tune=(32, 512))
     coefficient: float = option(0.9, "the bound on every layer's norm", above=0, below=1, tune=(0.7, 0.98))
     activation: Activation = option(
         "lipswish", "lipswish, whose second derivative vanishes nowhere its first is large; elu"

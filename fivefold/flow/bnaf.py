@@ -10,7 +10,7 @@ from fivefold.bijections.block import BlockAutoregressive
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.flow._system import FlowSystem
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 
 
 class BNAF(FlowSystem):
@@ -26,11 +26,10 @@ class BNAF(FlowSystem):
     sampling: ClassVar[str] = "autoregressive"
 
     flows: int = option(2, "networks in a row", least=1, tune=(1, 6))
-    layers: int = option(2, "hidden layers of each", least=1, tune=(1, 16))
-    width: int = option(
-        8, "units of each dimension in a hidden layer; fewer where a layer would pass 2^24 weights", least=1,
-        tune=(8, 256), log=True,
-    )  # fmt: skip
+    layers: int = depth_option(2, "hidden layers of each", tune=(1, 16))
+    width: int = width_option(
+        8, "units of each dimension in a hidden layer; fewer where that is past 2^24 weights", tune=(8, 256)
+    )
 
     def body(self) -> Layer:
         dims, condition = self.space.dims, self.embedding.width

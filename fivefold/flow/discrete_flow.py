@@ -12,7 +12,7 @@ from fivefold.bijections.discrete import ModuloAutoregressive, ModuloCoupling, R
 from fivefold.errors import Unfit
 from fivefold.flow._discrete import DiscreteFlowSystem
 from fivefold.nets.coders import zero
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.system import Density
 from fivefold.tools.laws import Draw, Levels
 
@@ -31,10 +31,10 @@ class DiscreteFlow(DiscreteFlowSystem):
     densities: ClassVar[dict[str, Density]] = {"image": Density.EXACT, "table": Density.EXACT, "text": Density.EXACT}
     sampling: ClassVar[str] = "autoregressive"
 
-    layers: int = option(
-        2, "flows one after another; every second has the dimensions in the opposite order", least=1, tune=(1, 16)
+    layers: int = depth_option(
+        2, "flows one after another; every second has the dimensions in the opposite order", tune=(1, 16)
     )
-    hidden: int = option(256, "units of the two hidden layers of a flow's network", least=1, tune=(16, 512), log=True)
+    hidden: int = width_option(256, "units of the two hidden layers of a flow's network", tune=(16, 512))
     order: Literal["autoregressive", "bipartite"] = option(
         "autoregressive",
         "given which dimensions each is mapped: those before it (autoregressive: an exact density in one pass, "

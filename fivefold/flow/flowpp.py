@@ -17,7 +17,7 @@ from fivefold.bijections.shape import Checkerboard, Flatten, Squeeze
 from fivefold.bijections.transforms import Transform
 from fivefold.flow._coupling import CouplingFlowSystem
 from fivefold.nets.attentive import AttentiveNet, GatedContext
-from fivefold.options import option
+from fivefold.options import depth_option, option
 
 CONTEXT = 32  # maps of an example that the networks of its noise see
 
@@ -49,12 +49,11 @@ class FlowPP(CouplingFlowSystem):
         "cifar10-uniform": (32_324_408, "the authors' program, its ablation with uniform dequantisation"),
     }
 
-    layers: int = option(
-        4, "couplings before the squeeze of an image; half as many by channels and one fewer by pixels after it. On "
-        "tables: in all", least=1, tune=(1, 16),
-    )  # fmt: skip
+    layers: int = depth_option(
+        4, "couplings before an image's squeeze, then half by channels, one fewer by pixels (tables: all)", tune=(1, 16)
+    )
     hidden = 32
-    blocks: int = option(1, "of a coupling network, each a gated convolution and an attention", least=1, tune=(1, 8))
+    blocks: int = depth_option(1, "of a coupling network, each a gated convolution and an attention", tune=(1, 8))
     heads: int = option(4, "of the attention; must divide `hidden`", least=1, tune=(1, 8))
     components: int = option(8, "of a mixture", least=1, tune=(2, 32))
     dropout: float = option(0.0, "in the coupling networks", least=0, below=1, tune=(0.0, 0.5))

@@ -16,7 +16,7 @@ from fivefold.bijections.shape import Permutation, Squeeze
 from fivefold.flow._discrete import DiscreteFlowSystem
 from fivefold.nets.coders import zero
 from fivefold.nets.dense import DenseConditioner
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.system import Density
 from fivefold.tools.laws import Draw, IntegerLogistics, Law
 
@@ -61,12 +61,10 @@ class Idf(DiscreteFlowSystem):
         "imagenet64": (84_333_916, "the authors' program: its weights, counted from their shapes"),
     }
 
-    layers: int = option(2, "couplings at each resolution of an image (on tables: in all)", least=1, tune=(1, 16))
+    layers: int = depth_option(2, "couplings at each resolution of an image (on tables: in all)", tune=(1, 16))
     scales: int = option(3, "the most resolutions; fewer where a side becomes odd", least=0)
-    hidden: int = option(
-        48, "features that the layers of a coupling network add together", least=1, tune=(16, 512), log=True
-    )
-    depth: int = option(2, "of a coupling network", least=1, tune=(1, 8))
+    hidden: int = width_option(48, "features that the layers of a coupling network add together", tune=(16, 512))
+    depth: int = depth_option(2, "of a coupling network", tune=(1, 8))
     mixtures: int = option(5, "logistics of each dimension at the end", least=1, tune=(1, 16))
     factored: int = option(5, "logistics of each dimension that is factored out; 1 in the paper", least=1, tune=(1, 8))
     wrap: bool = option(True, "whether sums are modulo the number of levels; if not, the flow is of all integers")

@@ -13,7 +13,7 @@ from fivefold.bijections.shape import FactorOut, Flatten, Shape, Squeeze
 from fivefold.flow._coupling import CouplingFlowSystem
 from fivefold.flow._glow import couple_halves, couple_last
 from fivefold.nets.conditioner import GlowNet
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.system import Density
 
 KERNEL = (2, 3)  # rows above, columns
@@ -40,13 +40,13 @@ class MaCow(CouplingFlowSystem):
     }
 
     bottom: int = option(0, "steps before the first squeeze", least=0)
-    narrow: int = option(24, "width of their coupling networks", least=1)
-    blocks: int = option(2, "units of four masked convolutions before each of Glow's steps", least=1, tune=(1, 8))
-    layers: int = option(
-        2, "steps before channels leave, which they do twice at each resolution, and at the end", least=1, tune=(1, 16)
+    narrow: int = width_option(24, "width of their coupling networks", tune=(8, 64))
+    blocks: int = depth_option(2, "units of four masked convolutions before each of Glow's steps", tune=(1, 8))
+    layers: int = depth_option(
+        2, "steps before channels leave, which they do twice at each resolution, and at the end", tune=(1, 16)
     )
     scales: int = option(2, "the most resolutions after squeezes; fewer where a side becomes odd", least=0)
-    hidden: int = option(64, "width of the other coupling networks", least=1, tune=(16, 512), log=True)
+    hidden: int = width_option(64, "width of the other coupling networks", tune=(16, 512))
 
     def body(self) -> Layer:
         start = [self._step(layer, self.space.shape, self.narrow) for layer in range(self.bottom)]

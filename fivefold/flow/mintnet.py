@@ -9,7 +9,7 @@ from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.masked_convolution import MintLayer, mint_pair
 from fivefold.bijections.shape import Flatten, Shape, Squeeze
 from fivefold.flow._inverted import InvertedFlowSystem
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.system import Density
 
 
@@ -31,9 +31,9 @@ class MintNet(InvertedFlowSystem):
         },
     }  # fmt: skip
 
-    layers: int = option(3, "pairs at each resolution", least=1, tune=(1, 16))
+    layers: int = depth_option(3, "pairs at each resolution", tune=(1, 16))
     scales: int = option(3, "the most resolutions; fewer where a side becomes odd", least=0)
-    hidden: int = option(48, "features within a layer, in all its channels", least=1, tune=(16, 512), log=True)
+    hidden: int = width_option(48, "features within a layer, in all its channels", tune=(16, 512))
 
     def body(self) -> Layer:
         return Chain(ActNorm(self.space.shape[0]), self._resolution(self.space.shape, self.scales))

@@ -6,7 +6,7 @@ from torch import nn
 
 from fivefold.flow._continuous import AdaptiveSystem, ClosedFormSystem
 from fivefold.nets.planar import PlanarSum
-from fivefold.options import option
+from fivefold.options import width_option
 
 
 class NeuralODE(AdaptiveSystem, ClosedFormSystem):
@@ -19,8 +19,8 @@ class NeuralODE(AdaptiveSystem, ClosedFormSystem):
     """
 
     gradients = "adjoint"
-    width: int = option(64, "planar functions in the sum", least=1, tune=(16, 256), log=True)
-    hidden: int = option(64, "width of the hypernetwork", least=1, tune=(16, 256), log=True)
+    width: int = width_option(64, "planar functions in the sum", tune=(16, 256))
+    hidden: int = width_option(64, "width of the hypernetwork", tune=(16, 256))
     tolerance = 1e-2
 
     def velocity(self, dims: int, condition: int) -> nn.Module:

@@ -18,7 +18,7 @@ from fivefold.flow._system import FlowSystem
 from fivefold.nets.coders import zero
 from fivefold.nets.conditioner import ConditionedLayer
 from fivefold.nets.mlp import MLP
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.tools.distributions import logistic_log_prob, standard_normal_log_prob
 
 Prior = Literal["logistic", "gaussian"]
@@ -40,9 +40,9 @@ class NICE(FlowSystem):
     }
 
     prior: Prior = option("logistic", "of the noise: logistic or gaussian")
-    couplings: int = option(4, "in a row; three let every dimension influence every other", least=1, tune=(2, 12))
-    hidden: int = option(256, "units of a layer of the coupling networks", least=1, tune=(16, 512), log=True)
-    layers: int = option(2, "hidden layers of the coupling networks", least=1, tune=(1, 16))
+    couplings: int = depth_option(4, "in a row; three let every dimension influence every other", tune=(2, 12))
+    hidden: int = width_option(256, "units of a layer of the coupling networks", tune=(16, 512))
+    layers: int = depth_option(2, "hidden layers of the coupling networks", tune=(1, 16))
     dropout: float = option(0.0, "of hidden units", least=0, below=1, tune=(0.0, 0.5))
 
     def body(self) -> Layer:

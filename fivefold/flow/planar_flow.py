@@ -9,7 +9,7 @@ from fivefold.bijections.determinant import Planar
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.flow._system import FlowSystem
-from fivefold.options import option
+from fivefold.options import depth_option
 
 
 class PlanarFlow(FlowSystem):
@@ -23,7 +23,7 @@ class PlanarFlow(FlowSystem):
     condition_width: ClassVar[int] = 16
     sampling: ClassVar[str] = "iterative"
 
-    layers: int = option(64, "in a row", least=1, tune=(8, 128), log=True)
+    layers: int = depth_option(64, "in a row", tune=(8, 128), log=True)
 
     def body(self) -> Layer:
         planes = [Planar(self.space.dims, self.embedding.width) for _ in range(self.layers)]

@@ -9,7 +9,7 @@ from fivefold.bijections.determinant import Basis, Sylvester
 from fivefold.bijections.linear import ActNorm
 from fivefold.bijections.shape import Flatten
 from fivefold.flow._system import FlowSystem
-from fivefold.options import option
+from fivefold.options import depth_option, option
 
 
 class SylvesterFlow(FlowSystem):
@@ -26,7 +26,7 @@ class SylvesterFlow(FlowSystem):
     basis: Basis = option(
         "orthogonal", "how Q is made: orthogonal (by a QR decomposition) or householder (a product of M reflections)"
     )
-    layers: int = option(8, "in a row", least=1, tune=(1, 16))
+    layers: int = depth_option(8, "in a row", tune=(1, 16))
     rank: int = option(32, "M, at most the number of dimensions", least=1, tune=(2, 64))
 
     def body(self) -> Layer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fivefold.bijections.monotone import Integral
 from fivefold.bijections.transforms import Transform
 from fivefold.flow._autoregressive import AutoregressiveFlowSystem
-from fivefold.options import option
+from fivefold.options import option, width_option
 
 
 class UMNN(AutoregressiveFlowSystem):
@@ -17,7 +17,7 @@ class UMNN(AutoregressiveFlowSystem):
     """
 
     context: int = option(8, "width of what the integrand sees of the dimensions before", least=1, tune=(2, 32))
-    integrand: int = option(32, "units of each of its two hidden layers", least=1, tune=(8, 128), log=True)
+    integrand: int = width_option(32, "units of each of its two hidden layers", tune=(8, 128))
     nodes: int = option(16, "of the rule, even", least=2)
 
     def transform(self) -> Transform:

@@ -17,7 +17,7 @@ from fivefold.nets.attention import Attending, attend, refuse_dense
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.norm import BatchNorm, spectral_norm
 from fivefold.nets.stylegan import widths
-from fivefold.options import option
+from fivefold.options import option, width_option
 from fivefold.system import Space
 from fivefold.tools import games
 
@@ -212,7 +212,7 @@ class BigGAN(Truncated):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 32, "ema": 0.99},
+        "default": {"ema": 0.99},
         "cifar10": {
             "latent": 128, "width": 256, "widest": 256, "attention": 32, "critics": 4, "batch_size": 50, "lr": 2e-4,
             "critic_lr": 2e-4, "ema": 0.9999,
@@ -229,7 +229,7 @@ class BigGAN(Truncated):
     game = "hinge"
     latent = 48
     shared: int = option(32, "width of the embedded class", least=0)
-    width: int = option(32, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
+    width: int = width_option(32, "channels at full resolution, doubled at each halving", tune=(8, 256))
     widest: int = option(1536, "the most channels that a layer has", least=0)
     attention: int = option(8, "shorter side in pixels from which on the first resolution attends to itself", least=0)
     orthogonal: float = option(1e-4, "weight of the products of different filters of the generator", least=0)

@@ -8,7 +8,7 @@ from torch import nn
 
 from fivefold.gan._system import Truncated
 from fivefold.nets.adversarial import critic_net, generator_net
-from fivefold.options import option
+from fivefold.options import option, width_option
 from fivefold.system import Density
 
 
@@ -53,10 +53,9 @@ class DCGAN(Truncated):
         "fine", "of the layers on images: fine ends with one at full size; strided and alternating are the paper's, of "
         "5x5 kernels that all double or halve the sides, and of 3x3 ones of which every other does",
     )  # fmt: skip
-    width: int = option(
-        32, "channels of the largest features, doubled at each halving (a quarter of the units of a layer on tables)",
-        least=1, tune=(8, 256), log=True,
-    )  # fmt: skip
+    width: int = width_option(
+        32, "of the largest features, doubled at each halving (tables: a quarter of a layer's units)", tune=(8, 256)
+    )
     critics: int = option(
         0, "steps of the critic for one of the generator, on the same examples against new fakes; 0 for one on images "
         "and three on tables, where one loses modes", least=0,

@@ -16,7 +16,7 @@ from fivefold.nets.adversarial import halvings
 from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.nets.equalised import CriticHead, EqualConv, EqualLinear, leaky, pixel_norm
 from fivefold.nets.stylegan import widths
-from fivefold.options import option
+from fivefold.options import option, width_option
 from fivefold.system import Batch, Space
 from fivefold.tools.scaling import centre
 
@@ -133,7 +133,7 @@ class ProGAN(GANSystem):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 16, "ema": 0.99},
+        "default": {"ema": 0.99},
         "cifar10": {"latent": 512, "width": 128, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
         "lsun256": {"latent": 512, "width": 64, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
         "celebahq256": {"latent": 512, "width": 64, "batch_size": 16, "lr": 1e-3, "ema": 0.999},
@@ -148,7 +148,7 @@ class ProGAN(GANSystem):
     level: Tensor
 
     game = "wasserstein-gp"
-    width: int = option(32, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
+    width: int = width_option(32, "channels at full resolution, doubled at each halving", tune=(8, 256))
     widest: int = option(512, "the most channels that a layer has", least=0)
     growth: float = option(
         0.4, "share of the training in which the resolution grows; 0 starts at the full one", least=0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fivefold.gan._system import GANSystem, Held, Stats
 from fivefold.nets.adversarial import halvings
 from fivefold.nets.stylegan import ResidualCritic, StyleGenerator, widths
-from fivefold.options import option
+from fivefold.options import option, width_option
 from fivefold.system import Batch, Update
 from fivefold.tools import games
 from fivefold.tools.augment import augment
@@ -31,7 +31,7 @@ class StyleGAN2ADA(GANSystem):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"decay": 0.5, "batch_size": 32, "lr": 1.2e-2, "ema": 0.995},  # large steps need the decay
+        "default": {"decay": 0.5, "lr": 1.2e-2, "ema": 0.995},  # large steps need the decay
         "cifar10": {
             "latent": 512, "layers": 2, "width": 512, "residual": False, "group": 32, "mixing": 0.0, "r1_weight": 0.01,
             "path_weight": 0.0, "ada_examples": 500_000, "batch_size": 64, "lr": 0.0025, "ema": 0.9999,
@@ -58,7 +58,7 @@ class StyleGAN2ADA(GANSystem):
     signs: Tensor
 
     layers: int = option(2, "of the mapping network", least=1, tune=(1, 16))
-    width: int = option(16, "channels at full resolution, doubled at each halving", least=1, tune=(8, 256), log=True)
+    width: int = width_option(16, "channels at full resolution, doubled at each halving", tune=(8, 256))
     widest: int = option(512, "the most channels that a layer has", least=0)
     residual: bool = option(True, "whether the critic's blocks are")
     group: int = option(4, "examples that the critic's deviation within the batch is taken over; 1 for none", least=0)

@@ -1,10 +1,17 @@
-"""What the numbers recommend, in plain sentences, and where they do not decide."""
+"""What the numbers recommend, in plain sentences, and where they do not decide.
+
+Each part is a table of sentences in their order: what a sentence needs to be said, and its words.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
+from fivefold.report import curves
 from fivefold.report.columns import (
     BITS,
     COST,
@@ -16,7 +23,7 @@ from fivefold.report.columns import (
     Reading,
     Row,
     amount,
-    apart,
+    better,
     by_kind,
     columns,
     leaders,
@@ -25,12 +32,30 @@ from fivefold.report.columns import (
     score,
     with_error,
 )
+from fivefold.report.pairs import Difference
 
 Readings = dict[str, Reading]
-_FRECHET = next(column for column in QUALITY if column.key == "frechet")
-_SPEED = next(column for column in COST if column.key == "sample_64")
-_COPYING = 0.6  # memorisation from which a sample is said to lie too near the training set
+_BY_KEY = {column.key: column for column in (*QUALITY, *COST)}
+_FRECHET, _SPEED = _BY_KEY["frechet"], _BY_KEY["sample_64"]
+_COPIES, _MEMORISATION = _BY_KEY["copies"], _BY_KEY["memorisation"]
+_MILD = ("kernel", "recall")  # measures whose dissent is mentioned
+_NEAR_TRAINING = 0.6  # memorisation from which a sample is said to lie too near the training set
+_NAMED = 4  # rows, at most, in a sentence about how far the advice goes
 _NEAR = 2.0  # a quality within this factor of the best counts as good in the advice on speed
+_OBJECTIONS = {  # measures that forbid a recommendation: how they say that `a` is worse than `b`
+    "two_sample_accuracy": "{a} is told from real in {x} of cases, {b} in {y}",
+    "coverage": "{a} covers {x} of the real examples, {b} {y}",
+}
+
+# What fills the words of a sentence; nothing or False where it does not deserve to be said.
+Found = str | float | tuple[Any, ...] | bool | None
+
+
+class Sentence(NamedTuple):
+    """`words` are said where `deserved` finds something of the case, which fills them."""
+
+    deserved: Callable[[Any], Found]
+    words: str
 
 
 class Advice(NamedTuple):
@@ -45,122 +70,319 @@ class Advice(NamedTuple):
 
 
 def recommendation(rows: list[Row]) -> list[Advice]:
-    """Advice for a density, for speed of sampling and for sample quality."""
+    """Advice for a density, for speed of sampling and for sample quality; and how far it goes."""
     good = [line for line in lines(rows) if line.finished]
     if not good:
         return [Advice("No recommendation", [], "No system finished.")]
-    return [
-        Advice("For a density", *_density(good, BITS if BITS in columns(rows) else NATS)),
-        Advice("For speed of sampling", *_speed(good)),
-        Advice("For sample quality", *_quality(good)),
+    density, quality = Density(good, BITS if BITS in columns(rows) else NATS), Quality(good)
+    speed, reach = Speed(good, quality), Reach(good)
+    given = [
+        Advice("For a density", density.first, said(density, DENSITY_SENTENCES)),
+        Advice("For speed of sampling", speed.first, said(speed, SPEED_SENTENCES)),
+        Advice("For sample quality", quality.choice, said(quality, QUALITY_SENTENCES)),
+        Advice("How far this goes", [], said(reach, REACH_SENTENCES)),
     ]
+    return [advice for advice in given if advice.text]
 
 
-def _readings(column: Column, good: list[Line]) -> Readings:
-    return {line.label: r for line in good if (r := line.reading(column)) is not None}
+def said(case: Any, sentences: Sequence[Sentence]) -> str:
+    """The sentences that a case deserves, filled and in order."""
+    parts = []
+    for deserved, words in sentences:
+        found = deserved(case)
+        if found:
+            parts.append(words.format(*(found if isinstance(found, tuple) else (found,))))
+    return " ".join(parts)
 
 
-def _density(good: list[Line], column: Column) -> tuple[list[str], str]:
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
+
+
+def _readings(column: Column, good: Iterable[Line]) -> Readings:
+    found = {line.label: r for line in good if (r := line.reading(column)) is not None}
+    return {label: r for label, r in found.items() if math.isfinite(r.value)}
+
+
+def _tie(case: Any) -> Found:
+    return len(case.first) > 1
+
+
+def _early(case: Any) -> Found:
+    """Who led before, where it is another than at the end."""
+    rows = {line.label: line.finished[0] for line in case.good if line.label in case.ranked}
+    before = curves.early_leaders(rows, case.curve, case.first)
+    return listed([f"after {curves.duration(seconds)} {label} led" for seconds, label in before]) if before else None
+
+
+TIE = Sentence(_tie, "They are within error of each other, so the evidence does not decide.")
+EARLY = Sentence(_early, "It depends on time: {}.")
+
+
+# --- density ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Density:
     """Exact values and bounds are both guarantees, so the best guarantee leads; the rest is what it leaves open.
 
     A bound that beats every exact value decides (the truth is better still); an exact value that beats a
     bound does not, since the truth behind the bound may be better. An estimate is no guarantee at all.
     """
-    kinds = by_kind({label: r for label, r in _readings(column, good).items() if math.isfinite(r.value)})
-    exact, bounds, estimates = (kinds.get(kind, {}) for kind in DENSITY)
-    guaranteed = exact | bounds
-    if not guaranteed | estimates:
-        return [], "No system here has a density that can be compared."
-    first = leaders(column, guaranteed or estimates)
-    lead = (guaranteed or estimates)[first[0]]
-    sentences = [f"{column.title}: {column.show(lead, True)}.{_undecided(first)}"]
-    if not guaranteed:
-        sentences.append("Only estimates are there, and they can err either way.")
-    if lead.kind == "lower bound" and exact:
-        sentences.append("That is a bound and yet better than every exact value here: the truth is better still.")
-    behind = [label for label in bounds if label not in first]
-    if behind:
-        sentences.append(f"Not ruled out: {listed(behind)}, of which only a bound is known; the truth may be better.")
-    flattered = [label for label, r in estimates.items() if guaranteed and _clearly_better(column, r, lead)]
-    if flattered:
-        sentences.append(f"The better figure of {listed(flattered)} is an estimate, which can err either way.")
-    return first, " ".join(sentences)
+
+    good: list[Line]
+    column: Column
+    curve = "density"
+
+    @cached_property
+    def kinds(self) -> list[Readings]:
+        """The exact values, the bounds, the estimates."""
+        kinds = by_kind(_readings(self.column, self.good))
+        return [kinds.get(kind, {}) for kind in DENSITY]
+
+    @cached_property
+    def guaranteed(self) -> Readings:
+        return self.kinds[0] | self.kinds[1]
+
+    @cached_property
+    def ranked(self) -> Readings:
+        return self.guaranteed or self.kinds[2]
+
+    @cached_property
+    def first(self) -> list[str]:
+        return leaders(self.column, self.ranked)
+
+    @property
+    def lead(self) -> Reading:
+        return self.ranked[self.first[0]]
+
+    def behind(self) -> Found:
+        """Bounds that do not lead."""
+        names = [label for label in self.kinds[1] if label not in self.first]
+        return bool(self.first and names) and listed(names)
+
+    def flattered(self) -> Found:
+        """Estimates that beat the best guarantee."""
+        names = [label for label, r in self.kinds[2].items() if self.guaranteed and better(self.column, r, self.lead)]
+        return bool(names) and listed(names)
 
 
-def _undecided(first: list[str]) -> str:
-    return " They are within error of each other, so the evidence does not decide." if first[1:] else ""
+DENSITY_SENTENCES = (
+    Sentence(lambda c: not c.first, "No system here has a density that can be compared."),
+    Sentence(lambda c: bool(c.first) and (c.column.title, c.column.show(c.lead, True)), "{}: {}."),
+    TIE,
+    Sentence(lambda c: bool(c.first) and not c.guaranteed, "Only estimates are there, and they can err either way."),
+    Sentence(
+        lambda c: bool(c.first) and c.lead.kind == "lower bound" and bool(c.kinds[0]),
+        "That is a bound and yet better than every exact value here: the truth is better still.",
+    ),
+    Sentence(Density.behind, "Not ruled out: {}, of which only a bound is known; the truth may be better."),
+    Sentence(Density.flattered, "The better figure of {} is an estimate, which can err either way."),
+    EARLY,
+)
 
 
-def _clearly_better(column: Column, a: Reading, b: Reading) -> bool:
-    difference = score(column, b) - score(column, a)
-    return difference > 0 and apart(a, b, difference)
+# --- sample quality -----------------------------------------------------------------------------
 
 
-def _speed(good: list[Line]) -> tuple[list[str], str]:
-    rates = _readings(_SPEED, good)
-    if not rates:
-        return [], "Sampling was not timed."
-    first = leaders(_SPEED, rates)
-    text = f"{amount(rates[first[0]].value)} samples a second, 64 at a time.{_undecided(first)}"
-    distances = _readings(_FRECHET, good)
-    near = _near_the_best(distances)
-    if not near or first[0] in near or first[0] not in distances:
-        return first, text
-    best = min(r.value for r in distances.values())
-    text += f" Yet its samples are far from the best (Fréchet distance {number(distances[first[0]].value)}"
-    text += f" against {number(best)})"
-    quick = leaders(_SPEED, {label: rates[label] for label in near if label in rates})
-    return first, f"{text}; among those near the best, {listed(quick, 'or')} is the fastest." if quick else f"{text}."
+@dataclass(frozen=True)
+class Quality:
+    """The Fréchet distance leads, but recommends nothing that copies or that other measures clearly see worse.
 
+    What copies is not held against others either: its samples look real because they are. As many comparisons
+    are made as there are pairs of a row and a measure, so each must be the clearer.
+    """
 
-def _near_the_best(distances: Readings) -> list[str]:
-    """Labels whose distance, over the floor where one is known, is within `_NEAR` times the best or tied with it."""
-    if not distances:
-        return []
-    best = min(score(_FRECHET, r) for r in distances.values())
-    tied = leaders(_FRECHET, distances)
-    return [label for label, r in distances.items() if score(_FRECHET, r) <= _NEAR * best or label in tied]
+    good: list[Line]
+    curve = "distance"
 
+    @cached_property
+    def ranked(self) -> Readings:
+        return _readings(_FRECHET, self.good)
 
-def _quality(good: list[Line]) -> tuple[list[str], str]:
-    distances = _readings(_FRECHET, good)
-    if not distances:
-        return [], "Sample quality was not measured."
-    first = leaders(_FRECHET, distances)
-    best = distances[first[0]]
-    sentences = [f"Fréchet distance {with_error(best.value, best.error)}.{_undecided(first)}"]
-    if best.floor is not None:
-        at_floor = best.value <= best.floor or not apart(best, best, best.value - best.floor)
-        sentences.append(
-            f"That is at the floor ({number(best.floor)}, real data against real data): it sees no difference."
-            if at_floor
-            else f"Real data against real data has {number(best.floor)}."
-        )
-    return first, " ".join(sentences + _dissent(good, first) + _copying(good, first))
+    @cached_property
+    def first(self) -> list[str]:
+        return leaders(_FRECHET, self.ranked)
 
+    @cached_property
+    def copiers(self) -> dict[str, str]:
+        """Rows with more copies than unseen data have, and the reason in words."""
+        found, readings = {}, _readings(_COPIES, self.good)
+        for label, r in readings.items():
+            floor = r.floor or 0.0
+            if r.value > floor and Difference(r.excess_error).tells(r.value - floor, len(readings)):
+                found[label] = f"{number(r.value)} of the samples of {label} are copies, {number(floor)} of real ones"
+        return found
 
-def _dissent(good: list[Line], first: list[str]) -> list[str]:
-    """Other measures of quality whose best are all systems that the Fréchet distance ranks lower."""
-    against = []
-    for column in QUALITY:
-        if column.key in ("kernel", "recall", "coverage", "two_sample_accuracy"):
-            theirs = leaders(column, _readings(column, good))
-            if theirs and not set(theirs) & set(first):
+    @cached_property
+    def objections(self) -> dict[str, str]:
+        """Rows that are not to be recommended, and the first reason in words."""
+        found = dict(self.copiers)
+        for key, words in _OBJECTIONS.items():
+            column, readings = _BY_KEY[key], _readings(_BY_KEY[key], self.good)
+            honest = {label: r for label, r in readings.items() if label not in self.copiers}
+            times = max(1, len(_OBJECTIONS) * (len(honest) - 1))
+            order = [label for label, _ in sorted(honest.items(), key=lambda item: score(column, item[1]))]
+            for label, r in honest.items():
+                over = next((other for other in order if better(column, honest[other], r, times)), "")
+                if over and label not in found:
+                    found[label] = words.format(a=label, x=number(r.value), b=over, y=number(honest[over].value))
+        return found
+
+    @cached_property
+    def choice(self) -> list[str]:
+        return [label for label in self.first if label not in self.objections]
+
+    @property
+    def lead(self) -> Reading:
+        return self.ranked[(self.choice or self.first)[0]]
+
+    def at_floor(self) -> Found:
+        """Within one standard error of the floor, whose own error is counted."""
+        r = self.lead if self.first else None
+        at = r is not None and r.floor is not None and r.value - r.floor <= r.excess_error
+        return at and number(self.lead.floor or 0.0)
+
+    def above_floor(self) -> Found:
+        above = bool(self.first) and self.lead.floor is not None and not self.at_floor()
+        return above and number(self.lead.floor or 0.0)
+
+    def withheld(self) -> Found:
+        """Why none of the leaders is recommended."""
+        return bool(self.first and not self.choice) and "; ".join(self.objections[label] for label in self.first)
+
+    def instead(self) -> Found:
+        """The nearest of those that no measure objects to."""
+        free = {label: r for label, r in self.ranked.items() if label not in self.objections}
+        if not free or self.choice:
+            return None
+        names = leaders(_FRECHET, free)
+        return listed(names, "or"), with_error(free[names[0]].value, free[names[0]].error)
+
+    def dropped(self) -> Found:
+        """Leaders that are not recommended beside those that are."""
+        why = [self.objections[label] for label in self.first if label in self.objections]
+        return bool(self.choice and why) and "; ".join(why)
+
+    def dissent(self) -> Found:
+        """Further measures whose best are all systems that the Fréchet distance ranks lower."""
+        against = []
+        for column in (_BY_KEY[key] for key in _MILD):
+            honest = [line for line in self.good if line.label not in self.copiers]
+            theirs = leaders(column, _readings(column, honest))
+            if self.choice and theirs and not set(theirs) & set(self.choice):
                 against.append(f"{column.title.lower()} prefers {listed(theirs)}")
-    return [f"Not all measures agree: {'; '.join(against)}."] if against else []
+        return bool(against) and "; ".join(against)
+
+    def near_training(self) -> Found:
+        """Leaders that are no copies of single examples and yet nearer to the training set than unseen data are."""
+        readings = {label: r for label, r in _readings(_MEMORISATION, self.good).items() if label in self.first}
+        near = [label for label, r in readings.items() if label not in self.copiers
+                and r.value > _NEAR_TRAINING and Difference(r.error).tells(r.value - 0.5)]  # fmt: skip
+        return bool(near) and listed(near)
 
 
-def _copying(good: list[Line], first: list[str]) -> list[str]:
-    column = next(column for column in QUALITY if column.key == "memorisation")
-    readings = {label: r for label, r in _readings(column, good).items() if label in first}
-    near = [label for label, r in readings.items() if r.value > _COPYING and apart(r, r, r.value - 0.5)]
-    return (
-        [f"Samples of {listed(near)} lie nearer to the training set than unseen data do: look for copies."]
-        if near
-        else []
-    )
+QUALITY_SENTENCES = (
+    Sentence(lambda c: not c.first, "Sample quality was not measured."),
+    Sentence(
+        lambda c: bool(c.withheld()) and (listed(c.first), c.withheld()),
+        "No recommendation. The least Fréchet distance is that of {}, yet other measures see what it does not: {}.",
+    ),
+    Sentence(Quality.instead, "Of those that none of these speaks against the nearest is {}, at {}."),
+    Sentence(lambda c: bool(c.choice) and with_error(c.lead.value, c.lead.error), "Fréchet distance {}."),
+    Sentence(lambda c: len(c.choice) > 1, "They are within error of each other, so the evidence does not decide."),
+    Sentence(Quality.at_floor, "That is at the floor ({}, real data against real data): it sees no difference."),
+    Sentence(Quality.above_floor, "Real data against real data has {}."),
+    Sentence(Quality.dropped, "As near by that distance but not recommended: {}."),
+    Sentence(Quality.dissent, "Not all measures agree: {}."),
+    Sentence(
+        Quality.near_training, "Samples of {} lie nearer to the training set than unseen data do: look for copies."
+    ),
+    EARLY,
+)
 
 
-def listed(names: list[str], word: str = "and") -> str:
-    """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
+# --- speed --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The fastest sampler; and where its samples are poor, the fastest of those near the best."""
+
+    good: list[Line]
+    quality: Quality
+
+    @cached_property
+    def rates(self) -> Readings:
+        return _readings(_SPEED, self.good)
+
+    @cached_property
+    def first(self) -> list[str]:
+        return leaders(_SPEED, self.rates)
+
+    @cached_property
+    def near(self) -> list[str]:
+        """Labels whose distance, or its floor where that is more, is within `_NEAR` times the best or tied with it."""
+        distances = self.quality.ranked
+        best = min((score(_FRECHET, r) for r in distances.values()), default=0.0)
+        close = [label for label, r in distances.items() if score(_FRECHET, r) <= _NEAR * best]
+        return list(dict.fromkeys([*self.quality.first, *close]))
+
+    def far(self) -> Found:
+        """The fastest's distance and the best, where it is far from it."""
+        distances = self.quality.ranked
+        if not self.first or self.first[0] not in distances or self.first[0] in self.near:
+            return None
+        return number(distances[self.first[0]].value), number(min(r.value for r in distances.values()))
+
+    def doubted(self) -> Found:
+        """What speaks against a fastest that is near."""
+        return bool(self.first) and self.first[0] in self.near and self.quality.objections.get(self.first[0])
+
+    def quick(self) -> Found:
+        sound = [label for label in self.near if label in self.rates and label not in self.quality.objections]
+        if not sound or not (self.far() or self.doubted()):
+            return None
+        return listed(leaders(_SPEED, {label: self.rates[label] for label in sound}), "or")
+
+
+SPEED_SENTENCES = (
+    Sentence(lambda c: not c.first, "Sampling was not timed."),
+    Sentence(lambda c: bool(c.first) and amount(c.rates[c.first[0]].value), "{} samples a second, 64 at a time."),
+    TIE,
+    Sentence(Speed.far, "Yet its samples are far from the best (Fréchet distance {} against {})."),
+    Sentence(Speed.doubted, "Yet {}."),
+    Sentence(Speed.quick, "Among those near the best that no measure speaks against, {} is the fastest."),
+)
+
+
+# --- how far it goes ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the comparison is of: runs or systems, at the end or on the way."""
+
+    good: list[Line]
+
+    @cached_property
+    def seeds(self) -> int:
+        """Of the systems (rows of given samples have none), the fewest."""
+        return min((len(line.finished) for line in self.good if line.rows[0].get("system")), default=0)
+
+    def improving(self) -> Found:
+        names = [label for label, r in _readings(_BY_KEY["at_end"], self.good).items() if r.value > 0.5]
+        few = len(names) <= _NAMED
+        return bool(names) and (listed(names) if few else f"{len(names)} of {len(self.good)}, as the table says")
+
+
+REACH_SENTENCES = (
+    Sentence(
+        lambda c: c.seeds == 1 and len(c.good) > 1,
+        "One run of a system is this run alone: another seed can differ by more than the errors here, which are of "
+        "the test examples. Several seeds compare systems.",
+    ),
+    Sentence(lambda c: c.seeds > 1 and c.seeds, "Differences are told apart beyond the spread of {} seeds or more."),
+    Sentence(Reach.improving, "Still improving when the budget ended: {}. With a longer one the order may be another."),
+)

@@ -2,7 +2,8 @@
 
 The terminal and the page show the same columns. Rows of one label (several seeds) are one line: the
 mean, with the error over seeds or of a single evaluation, whichever is larger, since what all seeds
-share (the held-out set) does not average out.
+share (the held-out set) does not average out. Lines are told apart by the error of their difference
+(`report.pairs`), which is smaller where they have the same held-out examples.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fivefold.evaluation.resolution import LIMITS
+from fivefold.report import curves, pairs
+from fivefold.report.pairs import Seeds, Shared, Side
 from fivefold.tools.metrics import MEASURES
 
 Row = dict[str, Any]
-LEVEL = 2.0  # standard errors of a difference below which two values are not told apart
 DECIMALS = 4  # shown at most
 TIMING_ERROR = 0.05  # relative error granted to rates and times, which are measured once
 DENSITY = ("exact", "lower bound", "estimate")  # the kinds that can be compared, each with its own
@@ -32,6 +34,13 @@ class Reading(NamedTuple):
     kind: str = ""
     note: str = ""
     floor: float | None = None
+    excess_error: float = 0.0  # of value - floor
+    shared: Shared | None = None
+    seeds: Seeds | None = None
+
+    @property
+    def side(self) -> Side:
+        return Side(self.error, self.shared, self.seeds)
 
 
 @dataclass(frozen=True)
@@ -94,10 +103,16 @@ class Line:
         found = [reading for row in self.finished if (reading := column.read(row)) is not None]
         if not found:
             return None
+        if len(found) == 1:
+            return found[0]
         values = np.array([reading.value for reading in found])
-        over_seeds = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-        error = max(float(over_seeds), float(np.mean([reading.error for reading in found])))
-        return found[0]._replace(value=float(values.mean()), error=error)
+        seeds = Seeds(float(values.var(ddof=1)), len(values))
+        errors = [float(np.mean([getattr(r, name) for r in found])) for name in ("error", "excess_error")]
+        error, excess = (max(math.sqrt(seeds.variance / seeds.runs), of_one) for of_one in errors)
+        shared = pairs.mean([reading.shared for reading in found])
+        return found[0]._replace(
+            value=float(values.mean()), error=error, excess_error=excess, shared=shared, seeds=seeds
+        )
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
@@ -164,7 +179,11 @@ def _density(scale: str, error: str) -> Callable[[Row], Reading | None]:
             return Reading(math.nan, kind=kind)
         if density.get(scale) is None:
             return None
-        return Reading(density[scale], density.get(error) or 0.0, kind, density.get("note") or "")
+        shared = (row.get("shared") or {}).get("log_prob")
+        if shared is not None:
+            unit = density[scale] / density["nats"] if density["nats"] else 1.0
+            shared = shared._replace(terms=shared.terms * unit, own=shared.own * abs(unit))
+        return Reading(density[scale], density.get(error) or 0.0, kind, density.get("note") or "", shared=shared)
 
     return read
 
@@ -174,7 +193,9 @@ def _quality(name: str) -> Callable[[Row], Reading | None]:
         measured = (row.get("quality") or {}).get(name)
         if measured is None or measured.get("value") is None:
             return None
-        return Reading(measured["value"], measured.get("error") or 0.0, floor=measured.get("floor"))
+        error, shared = measured.get("error") or 0.0, (row.get("shared") or {}).get(name)
+        excess = measured.get("excess_error", error)
+        return Reading(measured["value"], error, floor=measured.get("floor"), excess_error=excess, shared=shared)
 
     return read
 
@@ -236,12 +257,27 @@ def _plain(reading: Reading, with_errors: bool) -> str:
     return amount(reading.value)
 
 
+def _seconds(reading: Reading, with_errors: bool) -> str:
+    return f"{reading.value:.3g} s"
+
+
+def _at_end(row: Row) -> Reading | None:
+    if not any(curves.marks(row, name) for name in curves.SIGNS):
+        return None
+    names = [name for name in curves.SIGNS if curves.improved(row, name)]
+    return Reading(float(bool(names)), note=" and ".join(names))
+
+
 COST = (
     Column("train_rate", "Training/s", "Cost", "Examples a second in training.", "high",
            _cost("train_examples_per_second", TIMING_ERROR), _plain),
-    Column("to_best", "Time to best", "Cost", "Training seconds until the system came within 1 % of the best "
-           "validation value it reached.", "low", _cost("seconds_to_best", TIMING_ERROR),
-           lambda r, e: f"{r.value:.3g} s"),
+    Column("to_best", "Time to best", "Cost", "Training seconds until validation had come 99 % of the way from its "
+           "first value to the best that it reached.", "low", _cost("seconds_to_best", TIMING_ERROR), _seconds),
+    Column("at_end", "At the end", "Cost", "Whether validation, density or distance, was still improving by more than "
+           "its error over the last fifth of the training time.", None, _at_end,
+           lambda r, e: "still improving" if r.value > 0.5 else "level"),
+    Column("validation", "Validation time", "Cost", "Seconds that validation took, which the budget does not count.",
+           None, _cost("validation_seconds"), _seconds),
     Column("sample_1", "Samples/s, one at a time", "Cost", "Examples a second, drawn one by one.", "high",
            _cost("sample_per_second_1", TIMING_ERROR), _plain),
     Column("sample_64", "Samples/s, 64 at a time", "Cost", "Examples a second, drawn in batches of 64.", "high",
@@ -317,9 +353,14 @@ def score(column: Column, reading: Reading) -> float:
     return abs(reading.value - column.best)
 
 
-def apart(a: Reading, b: Reading, difference: float) -> bool:
-    """Whether `difference` is more than the errors of `a` and `b` explain."""
-    return abs(difference) > LEVEL * math.hypot(a.error, b.error)
+def apart(column: Column, a: Reading, b: Reading, times: int = 1) -> bool:
+    """Whether the scores of `a` and `b` differ by more than their error explains, of `times` comparisons together."""
+    return pairs.difference(a.side, b.side).tells(score(column, a) - score(column, b), times)
+
+
+def better(column: Column, a: Reading, b: Reading, times: int = 1) -> bool:
+    """Whether `a` is clearly better than `b`."""
+    return score(column, a) < score(column, b) and apart(column, a, b, times)
 
 
 def leaders(column: Column, readings: dict[str, Reading]) -> list[str]:
@@ -328,12 +369,7 @@ def leaders(column: Column, readings: dict[str, Reading]) -> list[str]:
     if not ranked or column.best is None:
         return []
     order = sorted(ranked, key=lambda label: score(column, ranked[label]))
-    best = ranked[order[0]]
-
-    def tied(label: str) -> bool:
-        return not apart(best, ranked[label], score(column, ranked[label]) - score(column, best))
-
-    return [label for label in order if tied(label)]
+    return [label for label in order if not apart(column, ranked[order[0]], ranked[label])]
 
 
 def by_kind(readings: dict[str, Reading]) -> dict[str, dict[str, Reading]]:
@@ -364,6 +400,7 @@ def _cell(column: Column, reading: Reading | None, mark: str, several: bool) -> 
     hints = [kind] if mark else []
     hints += [f"± {number(reading.error, reading.error)}"] if reading.error and column.group != "Cost" else []
     hints += [f"floor {number(reading.floor)}"] if reading.floor is not None else []
+    hints += [reading.note] if column.key == "at_end" and reading.note else []
     text = column.show(reading, several or column.always_error)
     return Cell(text, reading.value if finite else None, mark, ", ".join(hints))
 

@@ -6,7 +6,8 @@
 | features.safetensors   | the network in whose features samples are compared                  |
 | real.npz               | held-out examples, encoded, for the page                            |
 | data.pt                | the data, where they were given in memory                           |
-| rows/NAME.json, .npz   | a finished row; its samples and, in 2-D, its density on a grid       |
+| rows/NAME.json, .npz   | a finished row; its samples, in 2-D its density on a grid, and what   |
+|                        | it shares with other rows (`evaluation.evaluate`)                    |
 | runs/NAME/             | the row's run                                                       |
 | logs/NAME.txt          | what the row's process printed, with the traceback where it failed   |
 | report.html            | the page                                                            |
@@ -23,6 +24,7 @@ import numpy as np
 
 from fivefold.errors import RunError
 from fivefold.files import replacing
+from fivefold.report import pairs
 from fivefold.report.page import Arrays, Content
 
 SETTINGS = "comparison.json"
@@ -49,9 +51,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(directory: Path) -> list[dict[str, Any]]:
-    """The finished rows in the order of the comparison's systems, later ones behind."""
-    rows = [read_json(path) for path in sorted((directory / "rows").glob("*.json"))]
+    """The finished rows in the order of the comparison's systems, later ones behind; `shared` is `pairs.of_row`."""
+    rows = [read_row(path) for path in sorted((directory / "rows").glob("*.json"))]
     return sorted(rows, key=lambda row: (row.get("position", 0), row.get("seed") or 0))
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """One row of a JSON file, with what it shares with others."""
+    row = read_json(path)
+    if row["status"] == "ok":
+        row["shared"] = pairs.of_row(
+            row, read_arrays(path.with_suffix(".npz"), ("log_prob", "reference_", "reference."))
+        )
+    return row
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
@@ -60,13 +72,13 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
-def read_arrays(path: Path) -> Arrays:
-    """The arrays of an NPZ file; none where it does not exist."""
+def read_arrays(path: Path, begins: tuple[str, ...] = ("",)) -> Arrays:
+    """The arrays of an NPZ file whose names begin so; none where it does not exist."""
     if not path.exists():
         return {}
     try:
         with np.load(path, allow_pickle=False) as loaded:
-            return dict(loaded)
+            return {name: loaded[name] for name in loaded.files if name.startswith(begins)}
     except Exception as error:
         raise RunError(f"{path} is truncated or was changed ({error}); remove it") from error
 
@@ -77,6 +89,8 @@ def content(directory: Path) -> Content:
     arrays: dict[str, Arrays] = {}
     for row in rows:
         if row["label"] not in arrays and row["status"] == "ok":
-            arrays[row["label"]] = read_arrays(directory / "rows" / f"{file_name(row['label'], row['seed'])}.npz")
+            arrays[row["label"]] = read_arrays(
+                directory / "rows" / f"{file_name(row['label'], row['seed'])}.npz", ("samples", "density")
+            )
     real = read_arrays(directory / "real.npz").get("samples")
     return Content(read_json(directory / SETTINGS), rows, real, arrays)

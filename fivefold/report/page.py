@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from fivefold.catalog import FAMILIES
 from fivefold.files import write_text
-from fivefold.report import pictures, plots
+from fivefold.report import curves, pictures, plots
 from fivefold.report.advice import listed, recommendation
 from fivefold.report.columns import BITS, DENSITY, NATS, Column, Line, Row, cells, columns, floors, lines, number
-from fivefold.report.terminal import failures
+from fivefold.report.terminal import COMPARED, failures
 from fivefold.space import Space
 from fivefold.tools.metrics import MEASURES
 
@@ -78,11 +78,13 @@ def _context(content: Content) -> dict[str, Any]:
         ),
         "pictures": _pictures(content, good),
         "plots": _plots(good),
-        "curves": [curves for line in good if (curves := _curves(line))["plots"]],
+        "over_time": _over_time(good),
+        "curves": [found for line in good if (found := _curves(line))["plots"]],
         "diagnostics": [found for line in good if (found := _diagnostics(line))["plots"]],
         "failed": [text for line in table for text in failures(line)],
         "notes": [(line.label, note) for line in good for note in line.notes],
         "commands": [(line.label, [row["command"] for row in line.rows if row.get("command")]) for line in table],
+        "compared": COMPARED[any(len(line.finished) > 1 for line in good)],
         "seeds": max((len(line.rows) for line in table), default=0),
         **_table(content, good, table),
     }
@@ -150,6 +152,35 @@ def _plots(good: list[Line]) -> list[dict[str, Any]]:
     return found
 
 
+_OVER_TIME = {  # of a curve: the plot's title, its axis, and what is best
+    "distance": ("Distance of samples", plots.Axis("Fréchet distance, validation split", True), "Best at the bottom."),
+    "density": (
+        "Density",
+        plots.Axis("log-likelihood in nats, validation split"),
+        "Best at the top. Of bounds (≥) the truth lies above; estimates (≈) can err either way.",
+    ),
+}
+
+
+def _over_time(good: list[Line]) -> list[dict[str, Any]]:
+    """Validation over seconds, all systems in one plot: which is best after ten seconds, a minute, ten?"""
+    found = []
+    for name, (title, axis, caption) in _OVER_TIME.items():
+        series = [plots.Series(f"{_sign(line) if name == 'density' else ''}{line.label}", line.family, points)
+                  for line in good if len(points := curves.drawn(line.finished[0], name)) > 1]  # fmt: skip
+        if series:
+            window = curves.window([[value for _, value in one.points] for one in series], name)
+            across = plots.Axis("seconds of training", curves.spreads([one.points for one in series]))
+            upwards = axis._replace(log=axis.log and window[0] > 0)
+            found.append({"title": title, "svg": plots.curves(series, across, upwards, window), "caption": caption})
+    return found
+
+
+def _sign(line: Line) -> str:
+    kind = (line.finished[0].get("density") or {}).get("kind", "none")
+    return {"lower bound": "≥ ", "estimate": "≈ "}.get(kind, "")
+
+
 def _density_axis(key: str) -> str:
     return f"{BITS.title.lower()} (less is better)" if key == BITS.key else "log-likelihood in nats (more is better)"
 
@@ -181,11 +212,11 @@ def _diagnostics(line: Line) -> dict[str, Any]:
 
 def _curves(line: Line) -> dict[str, Any]:
     row = line.finished[0]
-    curves = row.get("curves") or {}
+    history = row.get("curves") or {}
     has_density = (row.get("density") or {}).get("kind") in DENSITY
     name = "validation, nats" if has_density else "validation distance"  # what the best weights are chosen by
     drawn = [
-        plots.curve([(a, b) for a, b in curves.get(key) or ()], line.family, "seconds of training", title)
+        plots.curve([(a, b) for a, b in history.get(key) or ()], line.family, "seconds of training", title)
         for key, title in (("loss", "training loss"), ("validation", name))
     ]
     monitor = {name.replace("_", " "): number(value) for name, value in (row.get("monitor") or {}).items()}

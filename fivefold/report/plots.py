@@ -27,6 +27,14 @@ class Point(NamedTuple):
     error: float = 0.0
 
 
+class Series(NamedTuple):
+    """A named curve of a family: points (x, y) in the order of x."""
+
+    name: str
+    family: str
+    points: Sequence[tuple[float, float]]
+
+
 class Axis(NamedTuple):
     """An axis: its title and whether it is logarithmic."""
 
@@ -80,12 +88,14 @@ def _svg(body: list[str], label: str, height: int = HEIGHT) -> Markup:
     return Markup(head + "".join(body) + "</svg>")
 
 
-def _frame(x: _Scale, y: _Scale, x_title: str, y_title: str, height: int = HEIGHT) -> list[str]:
+def _frame(
+    x: _Scale, y: _Scale, x_title: str, y_title: str, height: int = HEIGHT, right: int = WIDTH - _RIGHT
+) -> list[str]:
     """Gridlines, tick labels and axis titles."""
     bottom = height - _BOTTOM
     parts = []
     for tick in y.ticks():
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(
             f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{_tick_text(tick)}</text>'
         )
@@ -94,7 +104,7 @@ def _frame(x: _Scale, y: _Scale, x_title: str, y_title: str, height: int = HEIGH
         parts.append(
             f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{bottom + 16}">{_tick_text(tick)}</text>'
         )
-    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    middle = (_LEFT + right) / 2
     parts.append(f'<text class="axis" text-anchor="middle" x="{middle}" y="{height - 8}">{escape(x_title)}</text>')
     across = (_TOP + bottom) / 2
     turned = f"translate(12 {across}) rotate(-90)"
@@ -196,3 +206,45 @@ def curve(points: Sequence[tuple[float, float]], family: str, x_title: str, y_ti
     line = " ".join(f"{x(a):.1f},{min(max(y(b), _TOP), height - _BOTTOM):.1f}" for a, b in finite)
     drawn = f'<polyline class="curve" style="color:var(--{family_colour(family)})" points="{line}"/>'
     return _svg([*_frame(x, y, x_title, y_title, height), drawn], f"{y_title} against {x_title}", height)
+
+
+_LABELS = 118  # width for the names at the right of many curves
+_LINE = 13  # height of a name
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4")  # tell curves of one family apart
+
+
+def curves(series: Sequence[Series], x_axis: Axis, y_axis: Axis, window: tuple[float, float]) -> Markup:
+    """Many curves in one plot, each named at its right end; what lies outside the `window` of y leaves at the edge."""
+    series = [one for one in series if len(one.points) > 1]
+    if not series:
+        return Markup("")
+    height = max(HEIGHT, _LINE * len(series) + _TOP + _BOTTOM)
+    right, bottom = WIDTH - _LABELS, height - _BOTTOM
+    x = _Scale([a for one in series for a, _ in one.points], x_axis, _LEFT, right, 0.03)
+    y = _Scale(window, y_axis, bottom, _TOP, 0.04)
+    at = [[(x(a), min(max(y(b), _TOP), bottom)) for a, b in one.points] for one in series]
+    parts = _frame(x, y, x_axis.title, y_axis.title, height, right)
+    names = _spaced([points[-1][1] for points in at], _TOP + 6, bottom)
+    drawn: dict[str, int] = {}
+    for one, points, name_y in zip(series, at, names, strict=True):
+        dash = _DASHES[drawn.setdefault(one.family, 0) % len(_DASHES)]
+        drawn[one.family] += 1
+        (end_x, end_y), line = points[-1], " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+        parts.append(
+            f'<g class="series" style="color:var(--{family_colour(one.family)})"><title>{escape(one.name)}</title>'
+            f'<polyline class="curve" stroke-dasharray="{dash}" points="{line}"/>'
+            f'<path class="leader" d="M{end_x:.1f} {end_y:.1f}L{right + 12} {name_y:.1f}"/>'
+            f'<text class="name" x="{right + 15}" y="{name_y + 4:.1f}">{escape(one.name)}</text></g>'
+        )
+    return _svg(parts, f"{y_axis.title} against {x_axis.title}", height)
+
+
+def _spaced(wanted: Sequence[float], low: float, high: float) -> list[float]:
+    """Positions near those wanted, a line of text apart, within the two ends where there is room."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    placed = list(wanted)
+    for before, i in zip([None, *order], order, strict=False):
+        placed[i] = max(wanted[i], low if before is None else placed[before] + _LINE)
+    for after, i in zip([None, *order[::-1]], order[::-1], strict=False):
+        placed[i] = min(placed[i], high if after is None else placed[after] - _LINE)
+    return placed

@@ -12,15 +12,19 @@ from fivefold.report.columns import DENSITY, NATS, Column, Line, Row, cells, col
 _SHOWN = (
     ("Density and sample quality",
      ("bits", "nats", "frechet", "kernel", "recall", "two_sample_accuracy", "memorisation")),
-    ("Cost", ("train_rate", "to_best", "sample_1", "sample_64", "evaluations", "parameters", "memory",
-      "resolution")),
+    ("Cost", ("train_rate", "to_best", "at_end", "validation", "sample_1", "sample_64", "evaluations", "parameters",
+      "memory", "resolution")),
     ("The survey's columns",
      ("stars_training", "stars_sampling", "stars_parameters", "stars_resolution", "free_form", "exact")),
     ("Measured here, and as the survey prints it for CIFAR-10 (others' models)",
      ("frechet", "survey_fid", "bits", "survey_bits")),
 )  # fmt: skip
 _STYLE = {"best": "bold green", "tie": "green", "": ""}
-LEGEND = "bold green: best of its kind of density or of its column; green: tied with it within two standard errors"
+LEGEND = (
+    "bold green: best of its kind of density or of its column; green: tied with it within two standard errors of the "
+    "difference, of {}"
+)
+COMPARED = {False: "these runs, one of each system", True: "the systems, with the spread between their seeds"}
 
 
 def table(rows: list[Row]) -> Group:
@@ -36,7 +40,7 @@ def table(rows: list[Row]) -> Group:
             parts.append(_table(title, chosen, good))
         seen |= set(keys)
     if good:
-        parts.append(Text(LEGEND, style="dim"))
+        parts.append(Text(LEGEND.format(COMPARED[any(len(line.finished) > 1 for line in good)]), style="dim"))
     parts += [Text(f"{line.label}: {note}", style="dim") for line in good for note in line.notes]
     parts += [Text(text, style="red") for line in everything for text in failures(line)]
     return Group(*parts)

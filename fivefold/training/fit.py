@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from fivefold.machine import choose_device
 from fivefold.options import plain
 from fivefold.run import Run
 from fivefold.system import System
-from fivefold.training import ranks
+from fivefold.training import ranks, sizing
 from fivefold.training.budget import Budget
 from fivefold.training.log import Event, Log
 from fivefold.training.options import arguments, typed_names
+from fivefold.training.sizing import Sizes
 from fivefold.training.trainer import Trainer
 
 
@@ -55,15 +58,30 @@ def fit(
         cls = catalog.class_of(system) if isinstance(system, str) else system
     name = system if isinstance(system, str) else catalog.name_of(cls)
     with catalog.trusting(system, *typed_names(cls, options)):
-        split = arguments(cls, preset, options)
-        trainer = _trainer(cls, split, data, device, watch)
+        given = arguments(cls, preset, options)
+        place = choose_device(device)
+        ranks.start(place)
+        sizes = _begun_sizes(out) or sizing.choose(cls, given, data, place)
+        trainer = _trainer(cls, sizing.apply(cls, given, sizes), data, place, watch)
+        trainer.seconds = sizes.seconds
+        trainer.sizes = str(sizes)
         if out is not None and ranks.rank() == 0:
-            record = {"system": name, "preset": preset, "device": device, **_describe(data, trainer, split)}
+            record = {"system": name, "preset": preset, "device": device, "sizes": asdict(sizes)}
+            record |= _describe(data, trainer, given)
             trainer.run = trainer.log.run = run = Run.begin(out, record)
             if trainer.settings.tensorboard:
                 trainer.log = Log(run, True, watch)
             _go_on(trainer, run)
     return trainer.train()
+
+
+def _begun_sizes(out: str | Path | None) -> Sizes | None:
+    """What the rule chose when this training was begun, where it was: its clock would say something else today."""
+    if out is None or not (Path(out) / "run.json").exists():
+        return None
+    with contextlib.suppress(RunError, TypeError):
+        return Sizes(**json.loads((Path(out) / "run.json").read_text())["sizes"])
+    return None
 
 
 def begun(directory: Path, system: str, data: Data, *, preset: str | None = None, **options: Any) -> bool:
@@ -110,8 +128,10 @@ def resume(
         split["fit"]["budget"] = budget
         if ranks.is_first():
             run.update(arguments=split, **changed)
+    place = choose_device(device or run.record["device"])
+    ranks.start(place)
     with run.trusting():
-        trainer = _trainer(run.record["system"], split, data, device or run.record["device"], watch, run)
+        trainer = _trainer(run.record["system"], split, data, place, watch, run)
     _go_on(trainer, run)
     return trainer.train()
 
@@ -131,12 +151,10 @@ def _trainer(
     system: str | type[System],
     split: dict[str, dict[str, Any]],
     data: Data,
-    device: str,
+    place: torch.device,
     watch: Callable[[Event], None],
     run: Run | None = None,
 ) -> Trainer:
-    place = choose_device(device)
-    ranks.start(place)
     torch.manual_seed(split["fit"].get("seed", 0))
     model = catalog.build(system, data.space, **split["system"]).to(place)
     return Trainer(model, data, model.optimizers(), run if ranks.rank() == 0 else None, watch, **split["fit"])

@@ -19,9 +19,10 @@ class Settings(Configured):
         "60s", "how long: 60s, 10m, 5000steps or 20epochs; seconds count training time only", section="fit"
     )
     seed: int = option(0, "of the initial weights, the order of examples and all noise", least=0, section="fit")
-    batch_size: int = option(
-        64, "examples an iteration, over all ranks and micro-batches", least=1, tune=(16, 256), log=True, section="fit"
-    )
+    batch_size: int | None = option(
+        None, "examples an iteration, over all ranks and micro-batches; none: by data and budget, 16 to 256, else 64",
+        least=1, tune=(16, 256), log=True, section="fit",
+    )  # fmt: skip
     accumulate: int = option(1, "micro-batches an iteration is split into, to save memory", least=1, section="fit")
     precision: Precision = option(
         "32", "32, bf16, fp16 with loss scaling, or auto: bf16 on devices made for it, else 32", section="fit"

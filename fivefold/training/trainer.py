@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fivefold.data.splits import Data
 from fivefold.errors import Diverged, Stopped
-from fivefold.machine import Threads, computes_in_bf16, keep_freed_memory
+from fivefold.machine import Threads, computes_in_bf16, keep_freed_memory, load
 from fivefold.run import Run
 from fivefold.system import System, Update
 from fivefold.training import ranks
@@ -59,13 +59,19 @@ class Trainer:
         self.settings = settings
         self.budget, self.skipped = Budget.parse(settings.budget), 0
         self.ema = copy.deepcopy(system) if settings.ema else None
-        self.batches = Batches(data.train.to(self.device), settings.batch_size, settings.accumulate, settings.seed)
+        size = settings.batch_size or USUAL_BATCH
+        self.batches = Batches(data.train.to(self.device), size, settings.accumulate, settings.seed)
         best = "bf16" if computes_in_bf16(self.device) else "32"
         self.precision = best if settings.precision == "auto" else settings.precision
         self.autocast = _AUTOCAST.get(self.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        self.validation, self.marks = Validation(data, self.device), validation_marks(settings.evaluations)
+        limit = self.budget.amount if self.budget.unit == "seconds" else None
+        self.validation, self.marks = Validation(data, self.device, limit), validation_marks(settings.evaluations)
         self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
+        self.looked, self.sizes = time.monotonic(), ""  # what the rule of sizes says
+        self.validation_seconds = self.wall_seconds = 0.0
+        choose = self.on_cpu and self.budget.unit == "seconds" and ranks.world() == 1
+        self.threads = Threads(choose)
         self.loss, self.stats = torch.zeros(()), dict[str, Tensor]()  # of the last update, over micro-batches
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] = {}
@@ -87,9 +93,8 @@ class Trainer:
         self.good = self.state()
         self._save()
         self.log.start(self)
-        self.saved = time.monotonic()
-        threads = Threads(choose=self.on_cpu and self.budget.unit == "seconds" and ranks.world() == 1)
-        with _interruptible() as interrupted, threads.chosen():
+        self.saved = self.looked = time.monotonic()
+        with _interruptible() as interrupted, self.threads.chosen():
             while self._go_on(interrupted.is_set()):
                 started = time.perf_counter()
                 with self._guarded():
@@ -97,7 +102,7 @@ class Trainer:
                     self._check(everything=self.on_cpu)
                 took = time.perf_counter() - started
                 self.seconds += took
-                threads.took(took)
+                self.threads.took(took)
         if interrupted.is_set() and self.progress < 1:
             self._save(status="stopped")
             where = f"fivefold resume {self.run.directory}" if self.run else "nothing was saved: no folder was named"
@@ -117,6 +122,7 @@ class Trainer:
             "examples": self.batches.examples,
             "batch_size": self.batches.size,
             "budget": str(self.budget),
+            "sizes": self.sizes,
             # The weights; to resume them, the best ones and Adam's two moments; and while it is written that once more.
             "bytes": 4 * floats * (1 + 2 * (4 + (self.ema is not None))),
         }
@@ -258,13 +264,15 @@ class Trainer:
                 where = f"at step {self.step}, first in {_first_bad(player)}"
                 raise NonFinite(f"{self.names[player]} is not finite {where}")
         if ranks.rank() == 0:
-            value, name, monitor = self.validation(self.averaged())
+            started = time.perf_counter()
+            value, name, density, distance, monitor = self.validation(self.averaged())
+            self.validation_seconds += time.perf_counter() - started
             if math.isfinite(value) and (self.best is None or value < self.best["value"]):
                 self.best = {"value": value, "name": name, "step": self.step, "seconds": self.seconds}
                 self.best_weights = _clone(self.averaged().state_dict())
             self.log.event(
                 {"step": self.step, "seconds": self.seconds, "progress": self.progress}
-                | {"validation": value, "name": name, "monitor": monitor}
+                | {"validation": value, "name": name, "density": density, "distance": distance, "monitor": monitor}
             )
         self.good = self.state()
 
@@ -286,6 +294,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "best": self.best,
                 "best_weights": self.best_weights,
+                "validation_counts": self.validation.counts,
                 **{name: getattr(self, name) for name in _COUNTERS},
             }
         )
@@ -299,6 +308,7 @@ class Trainer:
             optimizer.load_state_dict(state["optimizers"][self.names[player]])
         self.scaler.load_state_dict(state["scaler"])
         self.best, self.best_weights = state["best"], state["best_weights"]
+        self.validation.counts = state["validation_counts"]
         for name in _COUNTERS:
             setattr(self, name, state[name])
 
@@ -306,7 +316,11 @@ class Trainer:
         if self.run is None or ranks.rank() != 0:
             return
         weights = self.best_weights or self.averaged().state_dict()
+        now = time.monotonic()
+        self.wall_seconds, self.looked = self.wall_seconds + now - self.looked, now
         spent = {"steps": self.step, "seconds": self.seconds, "examples": self.step * self.batches.size}
+        spent |= {"validation_seconds": self.validation_seconds, "wall_seconds": self.wall_seconds}
+        spent |= {"threads": self.threads.used, "load": load()}
         self.log.flush()
         self.run.save(weights, self.state() | {"log_bytes": self.run.log_bytes()})
         self.run.update(status=status, error=error, progress=self.progress, best=self.best, **spent)
@@ -332,7 +346,10 @@ class Trainer:
 
 
 CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
-_COUNTERS = ("step", "seconds", "learning_factor", "failures", "progress", "skipped")
+USUAL_BATCH = 64  # where neither the user nor the rule of sizes says
+_COUNTERS = (
+    "step", "seconds", "learning_factor", "failures", "progress", "skipped", "validation_seconds", "wall_seconds"
+)  # fmt: skip
 
 
 def validation_marks(parts: int) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fivefold.nets.codebook import Codebook, straight_through
 from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
-from fivefold.options import Need, option, slot
+from fivefold.options import Need, depth_option, option, slot, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import LatentSystem, System, Update
 from fivefold.tools.schedule import second_stage
@@ -79,10 +79,8 @@ class CodeSystem(LatentSystem):
     codes: int = option(64, "size of a codebook", least=2, tune=(16, 512), log=True)
     code_width: int = option(16, "dimensions of its vectors", least=1, tune=(4, 64), log=True)
     halvings: int = option(2, "how often an image's sides are halved to give the finest grid of codes", least=0)
-    width: int = option(
-        16, "channels at full size, or a sixteenth of the units of a hidden layer", least=1, tune=(8, 64), log=True
-    )
-    depth: int = option(1, "residual blocks at the size of a grid, or hidden layers", least=0, tune=(1, 3))
+    width: int = width_option(16, "channels at full size, or a sixteenth of the units of a hidden layer", tune=(8, 64))
+    depth: int = depth_option(1, "residual blocks at the size of a grid, or hidden layers", least=0, tune=(1, 3))
     likelihood: Any = option(slot("logistic-mixture", mixtures=3), LIKELIHOOD_HELP, needs=LIKELIHOOD)
     commitment: float = option(
         0.25, "weight of the squared distance between the encoder's output and its code", least=0, tune=(0.05, 1.0)

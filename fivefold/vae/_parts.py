@@ -11,7 +11,7 @@ from fivefold.bijections.autoregressive import AutoregressiveMaps, in_alternatin
 from fivefold.bijections.transforms import Affine
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.heads import Head
-from fivefold.options import Configured, option
+from fivefold.options import Configured, depth_option, width_option
 from fivefold.space import Column, Space
 from fivefold.tools.distributions import standard_normal_log_prob
 
@@ -65,8 +65,10 @@ class AutoregressivePrior(Configured, nn.Module):
 
     sample_evaluations = 0
 
-    layers: int = option(2, "autoregressive maps, the order reversed in between; 0 is a standard normal", least=0)
-    hidden: int = option(128, "units, of maps features, of the masked layers of each", least=1, tune=(32, 512))
+    layers: int = depth_option(
+        2, "autoregressive maps, the order reversed in between; 0 is a standard normal", least=0, tune=(0, 4)
+    )
+    hidden: int = width_option(128, "units, of maps features, of the masked layers of each", tune=(32, 512))
 
     def __init__(self, space: Space, **options: Any) -> None:
         super().__init__()

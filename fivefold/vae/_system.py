@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fivefold.errors import Unfit
 from fivefold.nets.coders import ConvDecoder, ConvEncoder, Maps, MLPDecoder, MLPEncoder, Output
 from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
-from fivefold.options import Need, class_in, option, slot
+from fivefold.options import Need, class_in, depth_option, dropout_option, option, slot, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
 from fivefold.tools.schedule import warm_cosine
@@ -75,11 +75,9 @@ class VAESystem(VariationalSystem):
     network: Literal["auto", "mlp", "conv"] = option(
         "auto", "of encoder and decoder; auto takes conv for images of at least 16x16 pixels"
     )
-    width: int = option(
-        16, "channels at full size, or a sixteenth of the units of a hidden layer", least=1, tune=(8, 64), log=True
-    )
-    depth: int = option(2, "hidden layers, or residual blocks at the smallest size", least=0, tune=(1, 4))
-    dropout: float = option(0.1, "share of hidden features dropped in training", least=0, below=1, tune=(0.0, 0.3))
+    width: int = width_option(16, "channels at full size, or a sixteenth of the units of a hidden layer", tune=(8, 64))
+    depth: int = depth_option(2, "hidden layers, or residual blocks at the smallest size", least=0, tune=(1, 4))
+    dropout: float = dropout_option(0.1, "share of hidden features dropped in training", tune=(0.0, 0.3))
     prior: Any = option(slot("standard-normal"), "of z", needs=PRIOR)
     posterior: Any = option(slot("gaussian"), "of z given an example, after shift and scale", needs=POSTERIOR)
     decoder: Any = option(slot("network"), "of an example given z", needs=DECODER)

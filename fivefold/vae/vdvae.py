@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fivefold.nets.coders import zero
 from fivefold.nets.colours import ColourMixture
 from fivefold.nets.condition import ConditionEmbedding, with_maps
-from fivefold.options import option
+from fivefold.options import depth_option, option, width_option
 from fivefold.space import Space
 from fivefold.system import Density
 from fivefold.tools.scaling import centre
@@ -40,7 +40,7 @@ class VDVAE(LadderSystem):
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 32, "ema": 0.998, "clip": 200.0, "skip": 400.0},
+        "default": {"ema": 0.998, "clip": 200.0, "skip": 400.0},
         "cifar10": {
             "width": 384, "bottleneck": 0.25, "latent": 16,
             "encoder_blocks": "12,7,7,4,3", "decoder_blocks": "1,3,6,11,22",
@@ -73,13 +73,12 @@ class VDVAE(LadderSystem):
 
     lr = 8e-3
     betas: ClassVar[tuple[float, float]] = (0.9, 0.9)  # the paper's
-    width: int = option(32, "channels of the residual stream", least=1, tune=(16, 128), log=True)
+    width: int = width_option(32, "channels of the residual stream", tune=(16, 128))
     bottleneck: float = option(0.5, "share of them in the middle of a block", above=0, most=1)
     latent: int = option(8, "channels of each code", least=1, tune=(4, 32), log=True)
-    blocks: int = option(
-        2, "top-down and bottom-up blocks on each grid, but one on the largest, where they cost the most, and at the "
-        "single position; where the next two do not say", least=1, tune=(1, 4),
-    )  # fmt: skip
+    blocks: int = depth_option(
+        2, "on each grid either way, one on the largest and the smallest; where the next two do not say", tune=(1, 4)
+    )
     encoder_blocks: str = option("", "bottom-up blocks on each grid, largest first: 12,7,7,4,3")
     decoder_blocks: str = option("", "top-down blocks on each grid, smallest first: 1,3,6,11,22")
     mixtures: int = option(10, "components of the mixture of logistics", least=1, tune=(3, 10))

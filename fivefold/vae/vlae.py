@@ -32,7 +32,7 @@ class VLAE(VAESystem):
     sampling: ClassVar[str] = "autoregressive"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0, 1.15)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"batch_size": 32, "ema": 0.995, "clip": 100.0},
+        "default": {"ema": 0.995, "clip": 100.0},
         "mnist": {
             "latent": 64, "width": 32, "depth": 2, "maps": 32, "decoder.channels": 64, "decoder.layers": 6,
             "decoder.first_kernel": 7, "decoder.dropout": 0.0, "prior.layers": 4, "prior.hidden": 640, "dropout": 0.0,
