@@ -11,7 +11,7 @@ A row is a dictionary that JSON can hold:
 |           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
 | quality   | `features`, `frechet_name`, `samples`, `reference`; of each of `tools.metrics.MEASURES` |
 |           | `value`, `error`, `floor`, `floor_error` and `excess_error`, that of value - floor;     |
-|           | `own_error` where the reference's part is in the arrays; `note` where they cannot be had |
+|           | `own_error`, the samples' part of the error; `note` where they cannot be had             |
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
 | threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`;     |
 |           | in a comparison those `given` to each process, and beside them `jobs`, processes at a time |
@@ -284,10 +284,10 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
 
 
 def _beside_floor(value: Score, floor: Score) -> Row:
-    """A value's cell. Its test examples are the floor's too: what both owe to them is no part of the excess's error."""
-    own = float(value.sample.square().sum()) ** 0.5 / len(value.sample)
-    errors = {"floor_error": floor.estimate.error, "own_error": own, "excess_error": difference_error(value, floor)}
-    return {**value.estimate._asdict(), "floor": float(floor.value), **errors}
+    """The floor has the same test examples: what both owe to them is no part of the error of the excess."""
+    (_, floor_error), error = floor.estimate, difference_error(value, floor)
+    found = {**value.estimate._asdict(), "floor": float(floor.value), "floor_error": floor_error}
+    return {**found, "excess_error": error, "own_error": value.own_error}
 
 
 def columns_beside(x: Tensor, y: Tensor, space: Space) -> Columns | None:

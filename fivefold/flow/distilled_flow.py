@@ -191,7 +191,7 @@ def power_distance(samples: Tensor, real: Tensor) -> Tensor:
     Powers are |DFT|^2 of images at every frequency, and squares of columns. Unbiased, so it can be below 0.
     """
     x, y = (_powers(one).flatten(1) for one in (samples, real))
-    return kernel_distance(x @ x.T, x @ y.T, y @ y.T) / (y @ y.T).mean()
+    return kernel_distance(x @ x.T, x @ y.T, y @ y.T).value / (y @ y.T).mean()
 
 
 def _powers(x: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def perceptual_distance(samples: Tensor, real: Tensor) -> Tensor:
     xx, xy, yy = (torch.cdist(a, b).square() for a, b in ((x, x), (x, y), (y, y)))
     scale = (yy.sum() / (len(y) * (len(y) - 1))).clamp(min=torch.finfo(yy.dtype).tiny)
     kernels = ([1 / (1 + d / (width * scale)) for d in (xx, xy, yy)] for width in WIDTHS)
-    return torch.stack([kernel_distance(*kernel) for kernel in kernels]).sum()
+    return torch.stack([kernel_distance(*kernel).value for kernel in kernels]).sum()
 
 
 Term = Callable[[DistilledFlow, Drawn, Batch], Tensor]

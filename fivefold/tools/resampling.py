@@ -53,6 +53,11 @@ class Score(NamedTuple):
         return _variance(self.sample) + _variance(self.reference)
 
     @property
+    def own_error(self) -> float:
+        """The part of the standard error that is of other samples against the same reference."""
+        return math.sqrt(_variance(self.sample))
+
+    @property
     def estimate(self) -> Estimate:
         """The value and its standard error."""
         return Estimate(float(self.value), math.sqrt(self.variance))
@@ -77,7 +82,7 @@ def centred(value: Tensor, sample: Tensor, reference: Tensor) -> Score:
 
 def difference_error(a: Score, b: Score) -> float:
     """Standard error of `a.value - b.value` of two samples against the same reference."""
-    return math.sqrt(_variance(a.sample) + _variance(b.sample) + _variance(a.reference - b.reference))
+    return math.hypot(a.own_error, b.own_error, math.sqrt(_variance(a.reference - b.reference)))
 
 
 Statistic = Callable[[Tensor, Tensor], list[Score]]  # of the examples at these indices of either sample
