@@ -121,7 +121,7 @@ def _tuned(job: Job, tell: Tell) -> Row:
     found = tune(
         job["row"]["system"], read_data(directory), trials=count, budget=job["tune"]["budget"], watch=watch,
         out=directory / folder.TUNING / job["tuning"], preset=job["row"]["preset"], device=job["device"],
-        **job["options"],
+        sized_for=job["budget"], **job["options"],
     )  # fmt: skip
     row = _train({**job, "options": plain(found.options)}, tell)
     chosen = in_words(found.best.options) or "the system's own options, which were the best"
