@@ -21,13 +21,18 @@ SLIGHT = 0.1  # of a column's standard deviation; one level of images
 def split_anew(name: str, seed: int) -> Data:
     """An embedded set with labels, cut anew: `valid` and `test` have as many examples as each sampler draws."""
     data = load_data(name, condition="label")
-    parts = [split.batch(slice(None)) for split in (data.train, data.valid, data.test)]
-    x, label = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    x, label = whole(data)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     n = min(SAMPLES, len(x) // 3)
     pieces = order[2 * n :], order[:n], order[n : 2 * n]
     train, valid, test = (Split(len(i), x[i], label[i]) for i in pieces)
     return replace(data, train=train, valid=valid, test=test, fingerprint=f"{data.fingerprint}-{seed}")
+
+
+def whole(data: Data) -> tuple[Tensor, Tensor]:
+    """Every example of labelled data, encoded, and its label."""
+    parts = [split.batch(slice(None)) for split in (data.train, data.valid, data.test)]
+    return torch.cat([part.x for part in parts]), torch.cat([part.condition for part in parts])
 
 
 def samplers(data: Data, seed: int = 0) -> dict[str, Tensor]:
@@ -50,18 +55,18 @@ def samplers(data: Data, seed: int = 0) -> dict[str, Tensor]:
     found = {
         "held-out data": real,
         "memoriser": copied,
-        "memoriser with slight noise": _valid(_noisy(copied, training, draw), data),
+        "memoriser with slight noise": valid(_noisy(copied, training, draw), data),
         "half copies, half noise": torch.cat([copied[: n // 2], marginals[n // 2 :]]),
-        "slight noise": _valid(_noisy(real, training, draw), data),
+        "slight noise": valid(_noisy(real, training, draw), data),
         "one class dropped": _refilled(real, label != 0, draw),
         "half the classes dropped": _refilled(real, label >= max(classes // 2, min(2, classes - 1)), draw),
         "twenty examples repeated": real[torch.randint(min(20, n), (n,), generator=draw)],
-        "one Gaussian": _valid(_gaussian(training, n, draw), data),
+        "one Gaussian": valid(gaussian(training, n, draw), data),
         "shuffled columns": real.flatten(1).gather(0, columns).view(real.shape),
     }
     if data.space.kind == "image":
         blurred = F.avg_pool2d(F.pad(real.float(), (1, 1, 1, 1), mode="replicate"), 3, 1)
-        found["blur"] = _valid(blurred, data)
+        found["blur"] = valid(blurred, data)
     return found
 
 
@@ -77,7 +82,7 @@ def _noisy(x: Tensor, training: Tensor, draw: torch.Generator) -> Tensor:
     return x + (noise if x.dim() > 2 else SLIGHT * training.float().std(0) * noise)
 
 
-def _gaussian(training: Tensor, n: int, draw: torch.Generator) -> Tensor:
+def gaussian(training: Tensor, n: int, draw: torch.Generator) -> Tensor:
     """Of the training examples' mean and covariance."""
     flat = training.flatten(1).double()
     mean, covariance = flat.mean(0), torch.cov(flat.T)
@@ -87,7 +92,7 @@ def _gaussian(training: Tensor, n: int, draw: torch.Generator) -> Tensor:
     return (mean + noise @ factor.T).view(n, *training.shape[1:])
 
 
-def _valid(x: Tensor, data: Data) -> Tensor:
+def valid(x: Tensor, data: Data) -> Tensor:
     """Rounded to whole numbers within the levels where a dimension has levels."""
     levels = torch.tensor([count or 0 for count in data.space.dim_levels]).view(data.space.shape)
     whole = x.round().clamp(min=torch.zeros(()), max=(levels - 1).to(x.dtype))

@@ -10,8 +10,8 @@ A row is a dictionary that JSON can hold:
 | density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
 |           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
 | quality   | `features`, `frechet_name`, `samples`, `reference`; of each of `tools.metrics.MEASURES` |
-|           | `value`, `error`, `floor`, `floor_error` and `excess_error`, that of value - floor;     |
-|           | `own_error` where the reference's part is in the arrays; `note` where they cannot be had |
+|           | `value`, `error`, `own_error` (of the samples alone), `floor`, `floor_error`,            |
+|           | `excess_error` (of value - floor); `note` where they cannot be had                     |
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
 | threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`;     |
 |           | in a comparison those `given` to each process, and beside them `jobs`, processes at a time |
@@ -59,8 +59,9 @@ from fivefold.options import Slot, flags, label
 from fivefold.run import Run
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
-from fivefold.tools.influence import INFLUENCES
-from fivefold.tools.metrics import MEASURES, Estimate, measure, spread
+from fivefold.tools.metrics import MEASURES, score, spread
+from fivefold.tools.resampling import Score, difference_error
+from fivefold.tools.table_metrics import Columns
 
 SAMPLES = 500  # the same for all, since some measures depend on it
 DENSITY_EXAMPLES = 2000  # of the test split, at most
@@ -263,8 +264,9 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
     with using(fastest_threads(lambda: features(x[:64]))[0]):
         training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
     try:
-        values = measure(mine := features(x), real, training)
-        floors = measure(perfect := spread(training, len(x)), real, training, of_training=True)
+        values = score(mine := features(x), real, training, columns=columns_beside(x, reference.x, data.space))
+        columns = columns_beside(data.train.spread(len(x)).x, reference.x, data.space)
+        floors = score(spread(training, len(x)), real, training, of_training=True, columns=columns)
     except TooFew as error:
         return {**row, "note": str(error)}
     notes = []
@@ -274,32 +276,29 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
         notes += [f"memorisation and copies of {len(training):,} of {len(data.train):,} training examples"]
     row["note"] = "; ".join(notes)
     found = [name for name in MEASURES if name in values and name in floors]
-    cells = {name: _beside_floor(values[name], floors[name]) for name in found}
     if keep is not None:
         keep |= {"features": _small(mine), "reference": _small(real)}
         keep["reference_index"] = _index(len(data.test), len(real))
-    for name in INFLUENCES.keys() & cells.keys():
-        shared, errors = _shared_errors(name, mine, perfect, real)
-        cells[name] |= errors
-        if keep is not None:
-            keep[f"reference.{name}"] = _small(shared)
-    return row | cells
+        keep |= {f"reference.{name}": _small(values[name].reference) for name in found}
+    return row | {name: _beside_floor(values[name], floors[name]) for name in found}
 
 
-def _beside_floor(value: Estimate, floor: Estimate) -> Row:
-    error = math.hypot(value.error, floor.error)
-    return {**value._asdict(), "floor": floor.value, "floor_error": floor.error, "excess_error": error}
+def _beside_floor(value: Score, floor: Score) -> Row:
+    """A measure beside its floor. What both owe to the same test examples is no part of the error of the excess."""
+    return {
+        **value.estimate._asdict(),
+        "own_error": value.own_error,
+        "floor": float(floor.value),
+        "floor_error": floor.estimate.error,
+        "excess_error": difference_error(value, floor),
+    }
 
 
-def _shared_errors(name: str, x: Tensor, perfect: Tensor, y: Tensor) -> tuple[Tensor, Row]:
-    """Influences of the test examples `y` `(m,)` on a measure of `x`; the errors that follow from these.
-
-    The floor, of `perfect`, has the same test examples: what both owe to them is no part of the error of the excess.
-    """
-    (of_x, of_y), (of_perfect, floor_of_y) = INFLUENCES[name](x, y), INFLUENCES[name](perfect, y)
-    own, floors_own = (float(part.std()) / math.sqrt(len(part)) for part in (of_x, of_perfect))
-    shared = float((of_y - floor_of_y).std()) / math.sqrt(len(y))
-    return of_y, {"own_error": own, "excess_error": math.hypot(own, floors_own, shared)}
+def columns_beside(x: Tensor, y: Tensor, space: Space) -> Columns | None:
+    """What per-column measures see; None where the data are no table."""
+    if space.kind != "table":
+        return None
+    return Columns(x, y, tuple(c.levels if c.kind == "categorical" else None for c in space.columns))
 
 
 def _sample_count(samples: int, data: Data) -> int:

@@ -15,7 +15,8 @@ from fivefold.data.splits import Data
 from fivefold.errors import Unfit
 from fivefold.evaluation.features import Features, fit_features
 from fivefold.system import Batch, System, seeded
-from fivefold.tools.metrics import Estimate, frechet_distance, jackknife, spread
+from fivefold.tools.metrics import frechet, spread
+from fivefold.tools.resampling import Estimate, smooth
 
 SAMPLES = 250  # scored and drawn at each validation: a fraction of a second for most systems ...
 DIMENSIONS = 200_000  # ... and fewer where examples have many dimensions ...
@@ -99,7 +100,7 @@ class Validation:
         if not samples.isfinite().all():
             return Estimate(math.inf, 0.0)
         x, y = self._features(samples), self._features(reference.x)
-        return jackknife(lambda i, j: frechet_distance(x[i], y[j]), len(x), len(y), 10)[0]
+        return smooth(lambda i, j: [frechet(x[i], y[j])], len(x), len(y))[0].estimate
 
     def _affordable(self, part: str, work: Callable[[int], Any], most: int, fewest: int) -> int:
         if part not in self.counts:
