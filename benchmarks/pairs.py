@@ -24,6 +24,7 @@ from fivefold.evaluation.features import Features, fit_features
 from fivefold.report import pairs
 from fivefold.report.columns import NATS, QUALITY, Column, Line, Row, apart
 from fivefold.tools.metrics import frechet
+from fivefold.tools.resampling import smooth
 
 CASES = (("nice", "wine", "200steps"), ("made", "wine", "200steps"), ("spline-flow", "moons", "100steps"),
          ("nice", "digits", "100steps"))  # fmt: skip
@@ -39,10 +40,9 @@ def run(name: str, data: Data, features: Features, budget: str, seed: int) -> Ro
     arrays: Arrays = {}
     row: Row = {"label": name, "status": "ok", "density": density(system, data, keep=arrays)}
     x, y = features(system.sample_encoded(SAMPLES, seed=0)), features(data.test.spread(SAMPLES).x)
-    value, of_x, of_y = frechet(x, y)
-    own, shared = (float(part.std()) / math.sqrt(len(part)) for part in (of_x, of_y))
-    row["quality"] = {"frechet": {"value": float(value), "error": math.hypot(own, shared), "own_error": own}}
-    arrays |= {"reference.frechet": of_y.float().numpy(), "reference_index": np.arange(len(y))}
+    [found] = smooth(lambda i, j: [frechet(x[i], y[j])], len(x), len(y))
+    row["quality"] = {"frechet": {**found.estimate._asdict(), "own_error": found.own_error}}
+    arrays |= {"reference.frechet": found.reference.float().numpy(), "reference_index": np.arange(len(y))}
     return row | {"shared": pairs.of_row(row, arrays)}
 
 
