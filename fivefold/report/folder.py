@@ -87,6 +87,17 @@ def read_arrays(path: Path, begins: tuple[str, ...] = ("",)) -> Arrays:
         raise RunError(f"{path} is truncated or was changed ({error}); remove it") from error
 
 
+def read_tuning(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a tuning's folder says of itself, and its trials."""
+    return read_json(directory / trials.SETTINGS), read_json(directory / trials.TRIALS)
+
+
+def read_tunings(directory: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """By the label of the row what was tuned for it: the tunings in a folder of them."""
+    places = [place for place in sorted(directory.glob("*")) if (place / trials.TRIALS).exists()]
+    return {trials.called(found[0]): found for found in map(read_tuning, places)}
+
+
 def content(directory: Path) -> Content:
     """What the page of a comparison is made of; of several seeds the first one's pictures."""
     rows = read_rows(directory)
@@ -102,6 +113,6 @@ def content(directory: Path) -> Content:
         rows,
         real,
         arrays,
-        trials.read(directory / TUNING),
+        read_tunings(directory / TUNING),
         read_json(directory / RACE) if (directory / RACE).exists() else None,
     )
