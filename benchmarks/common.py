@@ -33,6 +33,15 @@ def write_result(name: str, line: str, values: dict[str, Any], place: Path = RES
     print(line)
 
 
+def write_markdown(name: str, line: str, parts: dict[str, list[list[str]]], place: Path = RESULTS) -> None:
+    """Tables by title, the first row of each its head, in `results/NAME.md` under the headline."""
+    text = [f"# {name.replace('_', ' ').capitalize()}", "", f"{line[0].upper()}{line[1:]}."]
+    for title, rows in parts.items():
+        head, *cells = ["| " + " | ".join(row) + " |" for row in rows]
+        text += ["", f"## {title}", "", head, "|---" * len(rows[0]) + "|", *cells]
+    (place / f"{name}.md").write_text("\n".join(text) + "\n")
+
+
 def kept_arrays(path: Path, make: Callable[[], dict[str, Any]]) -> Path:
     """`path`, with the arrays that `make` gives; made once."""
     if not path.exists():

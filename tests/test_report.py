@@ -199,13 +199,50 @@ def test_advice(rows, need, choice, words):
     assert words in given.text
 
 
-def test_advice_on_measures_that_disagree_and_on_copies():
-    rows = [row("a", frechet=1.0), row("b", frechet=2.0)]
-    rows[1]["quality"]["recall"] = {"value": 0.99, "error": 0.01, "floor": 0.8}
-    rows[0]["quality"]["memorisation"] = {"value": 0.9, "error": 0.02, "floor": 0.5}
-    text = advice.recommendation(rows)[2].text
-    assert "recall prefers b" in text
-    assert "look for copies" in text
+def quality(*rows, **cells):
+    """Rows whose measures differ as `measure=(a, b)` says; the advice on their samples."""
+    for name, values in cells.items():
+        for one, value in zip(rows, values, strict=True):
+            floor = one["quality"].get(name, {"floor": 0.0})["floor"]
+            one["quality"][name] = {"value": value, "error": 0.01, "floor": floor, "excess_error": 0.015}
+    return advice.recommendation(list(rows))[2]
+
+
+@pytest.mark.parametrize(
+    ("frechet", "cells", "choice", "words"),
+    [
+        ((1.0, 2.0), {"recall": (0.8, 0.99)}, ["a"], "recall prefers b"),
+        ((1.0, 2.0), {"memorisation": (0.9, 0.5)}, ["a"], "look for copies"),
+        ((1.0, 1.01), {"two_sample_accuracy": (0.9, 0.6)}, ["b"], "not recommended: a is told from real in 0.900 of"),
+        ((1.0, 1.01), {"two_sample_accuracy": (0.62, 0.6)}, ["a", "b"], "does not decide"),
+        ((1.0, 2.0), {"coverage": (0.5, 0.9)}, [], "a covers 0.500 of the real examples, b 0.900"),
+        ((1.0, 2.0), {"coverage": (0.89, 0.9)}, ["a"], "Fréchet distance 1.00"),
+        ((1.0, 2.0), {"copies": (0.1, 0.0)}, [], "the nearest is b, at 2.00"),
+        ((1.0, 2.0), {"copies": (0.02, 0.0)}, ["a"], "Fréchet distance 1.00"),
+        ((1.0, 2.0), {"copies": (0.0, 0.9), "coverage": (0.5, 0.9)}, ["a"], "Fréchet distance 1.00"),
+    ],
+)
+def test_advice_on_measures_that_disagree(frechet, cells, choice, words):
+    """What copies is not held against others."""
+    given = quality(*(row(label, frechet=value) for label, value in zip("ab", frechet, strict=True)), **cells)
+    assert given.choice == choice
+    assert words in given.text
+
+
+def test_the_fastest_is_doubted_where_other_measures_speak_against_it():
+    quick, slow = row("quick", frechet=1.0, rate=9e4), row("slow", frechet=1.01)
+    quality(quick, slow, two_sample_accuracy=(0.9, 0.6))
+    text = advice.recommendation([quick, slow])[1].text
+    assert "Yet quick is told from real in 0.900 of cases" in text
+    assert "slow is the fastest" in text
+    assert "Yet" not in advice.recommendation([row("quick", rate=9e4), row("slow")])[1].text
+
+
+def test_how_far_the_advice_goes():
+    """Runs with one seed, systems with several."""
+    assert "this run alone" in advice.recommendation([row("a"), row("b")])[-1].text
+    several = advice.recommendation([row(label, seed=seed, bits=2 + seed) for label in "ab" for seed in range(3)])
+    assert several[-1].text == "Differences are told apart beyond the spread of 3 seeds or more."
 
 
 def test_terminal():

@@ -15,7 +15,7 @@ from fivefold import catalog
 from fivefold.comparison.worker import keep_data
 from fivefold.data import Data
 from fivefold.errors import RunError
-from fivefold.files import is_temporary, write_json
+from fivefold.files import is_temporary, read_json, write_json
 from fivefold.options import Slot, flags, label, plain, presets_of
 from fivefold.report import folder, single
 from fivefold.report.survey import TABLE_1
@@ -59,7 +59,7 @@ def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
     path = directory / folder.SETTINGS
     settings = json.loads(json.dumps(single.describe(data) | shared))
     if path.exists():
-        old = folder.read_json(path)
+        old = read_json(path)
         if old["data"]["fingerprint"] != data.fingerprint:
             raise RunError(f"{directory} compares systems on other data ({old['data']['name']}): name another --out")
         for name in _SAME:
@@ -131,22 +131,22 @@ def plan(
     return [{**shared, **job, "directory": str(directory)} for job in jobs]
 
 
+def waiting(directory: Path, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs that are to be done: those without a row, and those whose row failed from outside."""
+    rows = {job["name"]: directory / "rows" / f"{job['name']}.json" for job in planned}
+    done = {name: read_json(path)["status"] for name, path in rows.items() if path.exists()}
+    for name in done:
+        if done[name] in FROM_OUTSIDE:
+            rows[name].unlink()
+    return [job for job in planned if done.get(job["name"], FROM_OUTSIDE[0]) in FROM_OUTSIDE]
+
+
 def _tuned(job: dict[str, Any], tune: dict[str, Any]) -> dict[str, Any]:
     """The job of the row beside another: tuned first. Seeds share the trials."""
     row = job["row"]
     called = {"label": f"{row['label']}, tuned over {tune['trials']}", "position": row["position"] + 1e-4}
     name = folder.file_name(called["label"], row["seed"])
     return {**job, "kind": "tuned", "name": name, "tuning": folder.file_name(row["label"], None), "row": row | called}
-
-
-def waiting(directory: Path, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The jobs that are to be done: those without a row, and those whose row failed from outside."""
-    rows = {job["name"]: directory / "rows" / f"{job['name']}.json" for job in planned}
-    done = {name: folder.read_json(path)["status"] for name, path in rows.items() if path.exists()}
-    for name in done:
-        if done[name] in FROM_OUTSIDE:
-            rows[name].unlink()
-    return [job for job in planned if done.get(job["name"], FROM_OUTSIDE[0]) in FROM_OUTSIDE]
 
 
 def print_beside(planned: list[dict[str, Any]]) -> None:

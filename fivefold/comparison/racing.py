@@ -30,7 +30,7 @@ from fivefold.comparison.crew import Crew, start
 from fivefold.comparison.racer import TRAINING
 from fivefold.data import Data
 from fivefold.errors import OptionError, RunError, Stopped
-from fivefold.files import write_json
+from fivefold.files import read_json, write_json
 from fivefold.options import Slot, label, plain
 from fivefold.report import folder
 from fivefold.report.columns import DENSITY
@@ -141,7 +141,7 @@ class Race:
         self.path = directory / folder.RACE
         self.plan = plan(len(systems), within, jobs)
         old: dict[str, Any] = {"elapsed": 0.0, "planned": [], "entries": []}
-        old |= folder.read_json(self.path) if self.path.exists() else {}
+        old |= read_json(self.path) if self.path.exists() else {}
         self.started, self.planned = started - old["elapsed"], old["planned"]
         self.entries = [Entry(**entry) for entry in old["entries"]]
         self.guard, self.stopping = threading.RLock(), threading.Event()

@@ -6,15 +6,15 @@ A row is a dictionary that JSON can hold:
 |-----------|---------------------------------------------------------------------------------------|
 | system, title, family, label, seed, command | what the row is and how to repeat it                |
 | preset    | in a comparison: which of the system's presets its options are; None for its default   |
-| jobs, threads | in a comparison: processes at a time, and the threads `given` to each                     |
 | status, error, note | "ok" or the word for what went wrong; what to know when reading the row     |
 | density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
 |           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
 | quality   | `features`, `frechet_name`, `samples`, `reference`; of each of `tools.metrics.MEASURES` |
 |           | `value`, `error`, `floor`, `floor_error` and `excess_error`, that of value - floor;     |
-|           | `own_error` where the reference's part is in the arrays; `note` where they cannot be had |
+|           | `own_error`, the samples' part of the error; `note` where they cannot be had             |
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
-| threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`     |
+| threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`;     |
+|           | in a comparison those `given` to each process, and beside them `jobs`, processes at a time |
 | sizes     | what the rule of sizes chose: `fivefold.training.sizing.Sizes`                          |
 | stars     | Table 2's 1 to 5, None where its rule does not apply                                   |
 | facts     | Table 1's two columns of ticks                                                         |
@@ -59,8 +59,9 @@ from fivefold.options import Slot, flags, label
 from fivefold.run import Run
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
-from fivefold.tools.influence import INFLUENCES
-from fivefold.tools.metrics import MEASURES, Estimate, measure, spread
+from fivefold.tools.metrics import MEASURES, score, spread
+from fivefold.tools.resampling import Score, difference_error
+from fivefold.tools.table_metrics import Columns
 
 SAMPLES = 500  # the same for all, since some measures depend on it
 DENSITY_EXAMPLES = 2000  # of the test split, at most
@@ -194,14 +195,14 @@ def density(
     if not system.density.comparable:
         return {"kind": kind}
 
-    def score(n: int) -> tuple[Tensor, Tensor]:
+    def scored(n: int) -> tuple[Tensor, Tensor]:
         x = recoded(data.test.spread(n).x, data.space, system.space)
         return system.score_encoded(Batch(x, conditions(system, data, n)), seed=seed)
 
     total = min(len(data.test), DENSITY_EXAMPLES)
-    with using(fastest_threads(lambda: score(min(8, total)))[0]):
-        n = affordable(score, total, seconds)
-        values, errors = score(n)
+    with using(fastest_threads(lambda: scored(min(8, total)))[0]):
+        n = affordable(scored, total, seconds)
+        values, errors = scored(n)
     if keep is not None:
         keep |= {"log_prob": _small(values), "log_prob_index": _index(len(data.test), n)}
     notes = [system.density_note, f"{n} of {len(data.test)} test examples" if n < len(data.test) else ""]
@@ -263,8 +264,9 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
     with using(fastest_threads(lambda: features(x[:64]))[0]):
         training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
     try:
-        values = measure(mine := features(x), real, training)
-        floors = measure(perfect := spread(training, len(x)), real, training, of_training=True)
+        values = score(mine := features(x), real, training, columns=columns_beside(x, reference.x, data.space))
+        columns = columns_beside(data.train.spread(len(x)).x, reference.x, data.space)
+        floors = score(spread(training, len(x)), real, training, of_training=True, columns=columns)
     except TooFew as error:
         return {**row, "note": str(error)}
     notes = []
@@ -274,32 +276,25 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
         notes += [f"memorisation and copies of {len(training):,} of {len(data.train):,} training examples"]
     row["note"] = "; ".join(notes)
     found = [name for name in MEASURES if name in values and name in floors]
-    cells = {name: _beside_floor(values[name], floors[name]) for name in found}
     if keep is not None:
         keep |= {"features": _small(mine), "reference": _small(real)}
         keep["reference_index"] = _index(len(data.test), len(real))
-    for name in INFLUENCES.keys() & cells.keys():
-        shared, errors = _shared_errors(name, mine, perfect, real)
-        cells[name] |= errors
-        if keep is not None:
-            keep[f"reference.{name}"] = _small(shared)
-    return row | cells
+        keep |= {f"reference.{name}": _small(values[name].reference) for name in found}
+    return row | {name: _beside_floor(values[name], floors[name]) for name in found}
 
 
-def _beside_floor(value: Estimate, floor: Estimate) -> Row:
-    error = math.hypot(value.error, floor.error)
-    return {**value._asdict(), "floor": floor.value, "floor_error": floor.error, "excess_error": error}
+def _beside_floor(value: Score, floor: Score) -> Row:
+    """The floor has the same test examples: what both owe to them is no part of the error of the excess."""
+    (_, floor_error), error = floor.estimate, difference_error(value, floor)
+    found = {**value.estimate._asdict(), "floor": float(floor.value), "floor_error": floor_error}
+    return {**found, "excess_error": error, "own_error": value.own_error}
 
 
-def _shared_errors(name: str, x: Tensor, perfect: Tensor, y: Tensor) -> tuple[Tensor, Row]:
-    """Influences of the test examples `y` `(m,)` on a measure of `x`; the errors that follow from these.
-
-    The floor, of `perfect`, has the same test examples: what both owe to them is no part of the error of the excess.
-    """
-    (of_x, of_y), (of_perfect, floor_of_y) = INFLUENCES[name](x, y), INFLUENCES[name](perfect, y)
-    own, floors_own = (float(part.std()) / math.sqrt(len(part)) for part in (of_x, of_perfect))
-    shared = float((of_y - floor_of_y).std()) / math.sqrt(len(y))
-    return of_y, {"own_error": own, "excess_error": math.hypot(own, floors_own, shared)}
+def columns_beside(x: Tensor, y: Tensor, space: Space) -> Columns | None:
+    """What per-column measures see; None where the data are no table."""
+    if space.kind != "table":
+        return None
+    return Columns(x, y, tuple(c.levels if c.kind == "categorical" else None for c in space.columns))
 
 
 def _sample_count(samples: int, data: Data) -> int:

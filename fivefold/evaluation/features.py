@@ -4,7 +4,8 @@
 |-------|----------------------------------------------------------------------------------------|
 | image | 64 of a small network fitted on the training data: a classifier where there are labels  |
 |       | of 5 classes or more, otherwise one that tells how an image was turned or spoilt       |
-| table | its columns, standardised, categorical ones as one-hot                                 |
+| table | at most 64 random Fourier features of its columns at several scales; fewer of small     |
+|       | tables, since a Fréchet distance needs more examples than features                     |
 | text  | 64 principal components of the frequencies of runs of 1 to 3 characters                 |
 | audio | 64 principal components of log-spectra, their mean and spread over time                 |
 
@@ -29,7 +30,7 @@ from fivefold.errors import DataError, FeatureError
 from fivefold.files import replacing
 from fivefold.space import AUDIO_OFFSET, Space
 from fivefold.system import seeded
-from fivefold.tools.metrics import principal_components, spread
+from fivefold.tools.metrics import distances, principal_components, spread
 from fivefold.tools.scaling import centre
 
 WIDTH = 64
@@ -241,20 +242,60 @@ def _columns(x: Tensor, space: Space) -> Tensor:
     return torch.cat([part.double() for part in parts], 1)
 
 
+SCALES = 5  # of random Fourier features, from a near neighbour's distance to that of any two rows
+NEAR = 5  # the neighbour
+SPARE = 2  # examples to a feature, at least, in the smaller of the splits that are compared
+SHRUNK = 1e-2  # of the mean variance is added to that of each principal direction before it is whitened
+
+
 def _fit_table(data: Data) -> tuple[str, State]:
-    widths = {"categorical": lambda column: column.levels}
-    numeric = [
-        column.kind != "categorical"
-        for column in data.space.columns
-        for _ in range(widths.get(column.kind, lambda _: 1)(column))
+    """Random Fourier features (Rahimi & Recht 2007): cosines and sines of random directions, half of them in columns
+    that are standardised and half in whitened ones, where a law of columns that nearly determine one another shows.
+
+    Means and covariances of cosines are characteristic functions, which Gaussians of the same moments do not share.
+    """
+    x = _columns(data.train.spread(FITTED_ON).x, data.space)
+    x = x - x.mean(0)
+    deviation = x.std(0)
+    scale = torch.where(_numeric(data.space) & (deviation > 0), deviation, 1.0)
+    spectrum = torch.linalg.eigh(torch.cov((x / scale).T).view(x.shape[1], -1))
+    variances = spectrum.eigenvalues.clamp(min=0) + SHRUNK * spectrum.eigenvalues.mean().clamp(min=1e-12)
+    bases = (
+        torch.eye(x.shape[1], dtype=x.dtype) / scale[:, None],
+        spectrum.eigenvectors / variances.sqrt() / scale[:, None],
+    )
+    count = max(min(WIDTH, min(len(data.train), len(data.test)) // SPARE) // 2, 2)
+    frequencies = [
+        basis @ _frequencies(x @ basis, part)
+        for basis, part in zip(bases, (count - count // 2, count // 2), strict=True)
     ]
-    deviation = _columns(data.train.spread(FITTED_ON).x, data.space).std(0)
-    scale = torch.where(torch.tensor(numeric) & (deviation > 0), deviation, 1.0)
-    return "the table's columns, standardised", {"scale": scale}
+    name = f"{2 * count} random Fourier features of the table's columns at {SCALES} scales"
+    return name, {"frequencies": torch.cat(frequencies, 1)}
+
+
+def _numeric(space: Space) -> Tensor:
+    """Which of `_columns` are numbers."""
+    widths = [column.levels or 1 if column.kind == "categorical" else 1 for column in space.columns]
+    number = torch.tensor([column.kind != "categorical" for column in space.columns])
+    return number.repeat_interleave(torch.tensor(widths))
+
+
+def _frequencies(x: Tensor, count: int) -> Tensor:
+    """Gaussian, of `x` `(N, D)`, `(D, count)`; the scales in turn."""
+    apart = distances(points := spread(x, 1000), points)
+    apart = apart.masked_fill(apart == 0, torch.inf)
+    far = apart[apart.isfinite()].median() if apart.isfinite().any() else torch.ones((), dtype=x.dtype)
+    near = torch.minimum(apart.kthvalue(min(NEAR, len(points)), dim=1).values.median(), far).clamp(min=far / 32)
+    share = torch.linspace(0, 1, SCALES, dtype=x.dtype)[torch.arange(count) % SCALES]
+    return torch.randn(x.shape[1], count, dtype=x.dtype) / (near ** (1 - share) * far**share)
 
 
 def _apply_table(space: Space, state: State) -> Callable[[Tensor], Tensor]:
-    return lambda x: _columns(x, space) / state["scale"]
+    def features(x: Tensor) -> Tensor:
+        phase = _columns(x, space) @ state["frequencies"]
+        return torch.cat([phase.cos(), phase.sin()], 1)
+
+    return features
 
 
 BUCKETS = 1024  # that runs of characters of each length are hashed into

@@ -16,7 +16,6 @@ def write_report(directory: str | Path, *, trust: str | None = None) -> Path:
         The page's path. Nothing else is needed to open it.
     """
     from fivefold.errors import RunError
-    from fivefold.files import write_text
     from fivefold.report import folder, page, single, trials
 
     directory = Path(directory)
@@ -25,8 +24,7 @@ def write_report(directory: str | Path, *, trust: str | None = None) -> Path:
     elif (directory / "run.json").exists():
         content = single.content(directory, trust)
     elif (directory / trials.SETTINGS).exists():
-        write_text(directory / folder.REPORT, trials.page(*folder.read_tuning(directory)))
-        return directory / folder.REPORT
+        return trials.write(directory)
     else:
         raise RunError(f"{directory} is neither a comparison nor a run: it has no {folder.SETTINGS} and no run.json")
     return page.write(content, directory / folder.REPORT)

@@ -268,6 +268,13 @@ def _at_end(row: Row) -> Reading | None:
     return Reading(float(bool(names)), note=" and ".join(names))
 
 
+def _threads(row: Row) -> Reading | None:
+    """Of the works whose number is known; the value is the load."""
+    found = row.get("threads") or {}
+    known = [str(found[work]) for work in ("training", "sampling") if found.get(work)]
+    return Reading(found.get("load") or 0.0, note=", ".join(known)) if known else None
+
+
 COST = (
     Column("train_rate", "Training/s", "Cost", "Examples a second in training.", "high",
            _cost("train_examples_per_second", TIMING_ERROR), _plain),
@@ -287,6 +294,9 @@ COST = (
     Column("parameters", "Parameters", "Cost", "Trained numbers.", "low", _cost("parameters"), _plain),
     Column("memory", "Peak memory", "Cost", "The most memory that the process held (all of it, the libraries too).",
            "low", _cost("peak_memory_bytes", TIMING_ERROR), lambda r, e: f"{amount(r.value)}B"),
+    Column("threads", "Threads", "Cost", "Threads that training and sampling were found to be fastest with; a point at "
+           "the cell shows what else the machine did (its load, in processes that want a core).", None, _threads,
+           lambda r, e: r.note),
     Column("resolution", "Largest side", "Cost", f"The largest square images, doubling from 8, with {LIMITS}.",
            "high", _resolution, lambda r, e: f"{r.value:.0f}" if r.value else "none"),
 )  # fmt: skip
@@ -401,6 +411,7 @@ def _cell(column: Column, reading: Reading | None, mark: str, several: bool) -> 
     hints += [f"± {number(reading.error, reading.error)}"] if reading.error and column.group != "Cost" else []
     hints += [f"floor {number(reading.floor)}"] if reading.floor is not None else []
     hints += [reading.note] if column.key == "at_end" and reading.note else []
+    hints += [f"load {reading.value:.1f}"] if column.key == "threads" else []
     text = column.show(reading, several or column.always_error)
     return Cell(text, reading.value if finite else None, mark, ", ".join(hints))
 

@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fivefold.errors import RunError
-from fivefold.files import replacing
+from fivefold.files import read_json, replacing
 from fivefold.report import pairs, trials
 from fivefold.report.page import Arrays, Content
 
@@ -39,19 +38,6 @@ def file_name(label: str, seed: int | None) -> str:
     """A row's name as part of a path: letters, digits, dots and dashes of its label, and its seed."""
     safe = re.sub(r"[^A-Za-z0-9.-]", "_", label).lstrip(".")
     return safe if seed is None else f"{safe}-seed{seed}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file; RunError names one that is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing") from None
-    except ValueError as error:
-        raise RunError(f"{path} is truncated or was changed ({error}); remove it to make it again") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} is not fivefold's; remove it")
-    return value
 
 
 def read_rows(directory: Path) -> list[dict[str, Any]]:
@@ -87,17 +73,6 @@ def read_arrays(path: Path, begins: tuple[str, ...] = ("",)) -> Arrays:
         raise RunError(f"{path} is truncated or was changed ({error}); remove it") from error
 
 
-def read_tuning(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a tuning's folder says of itself, and its trials."""
-    return read_json(directory / trials.SETTINGS), read_json(directory / trials.TRIALS)
-
-
-def read_tunings(directory: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """By the label of the row what was tuned for it: the tunings in a folder of them."""
-    places = [place for place in sorted(directory.glob("*")) if (place / trials.TRIALS).exists()]
-    return {trials.called(found[0]): found for found in map(read_tuning, places)}
-
-
 def content(directory: Path) -> Content:
     """What the page of a comparison is made of; of several seeds the first one's pictures."""
     rows = read_rows(directory)
@@ -113,6 +88,6 @@ def content(directory: Path) -> Content:
         rows,
         real,
         arrays,
-        read_tunings(directory / TUNING),
+        trials.read(directory / TUNING),
         read_json(directory / RACE) if (directory / RACE).exists() else None,
     )

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -14,11 +15,12 @@ from markupsafe import Markup, escape
 
 from fivefold import catalog
 from fivefold.errors import FivefoldError
+from fivefold.files import read_json, write_text
 from fivefold.options import Slot, label, slot_of
 from fivefold.report import plots
 from fivefold.report.columns import number
 
-TRIALS, SETTINGS = "trials.json", "tuning.json"  # of a tuning's folder
+TRIALS, SETTINGS, REPORT = "trials.json", "tuning.json", "report.html"  # of a tuning's folder
 ENOUGH = 4  # finished trials below which nothing is said of what mattered
 _BAR = 22  # height of a bar and its gap
 
@@ -33,23 +35,30 @@ def section(tunings: Mapping[str, tuple[Record, Record]]) -> Markup:
     return Markup(_template("trials.html").render(tunings=found, marker=_marker))
 
 
-def page(settings: Record, trials: Record) -> str:
-    """The page of one tuning: of its folder what `tuning.json` and `trials.json` hold."""
+def write(directory: Path) -> Path:
+    """The page of one tuning's folder as one file in it."""
+
+    settings, trials = (read_json(directory / name) for name in (SETTINGS, TRIALS))
     css = (resources.files("fivefold.report") / "page.css").read_text(encoding="utf-8")
     title = f"{settings['system']} on {settings['data']['name']}: tuned"
-    return (
+    text = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<style>{css}</style></head><body><main><header><p class="wordmark">fivefold</p><h1>{escape(title)}</h1>'
         "</header>"
-        f"{section({called(settings): (settings, trials)})}"
+        f"{section({settings['system']: (settings, trials)})}"
         f"<footer>Written by fivefold on {datetime.date.today().isoformat()}.</footer></main></body></html>"
     )
+    write_text(directory / REPORT, text)
+    return directory / REPORT
 
 
-def called(settings: Record) -> str:
-    """The label of the row that a tuning is for."""
-    return label(Slot(settings["system"], settings["preset"], settings["given"]))
+def read(directory: Path) -> dict[str, tuple[Record, Record]]:
+    """By the label of the row what was tuned for it: the tunings in a comparison's folder of them."""
+
+    places = [place for place in sorted(directory.glob("*")) if (place / TRIALS).exists()]
+    found = [(read_json(place / SETTINGS), read_json(place / TRIALS)) for place in places]
+    return {label(Slot(each[0]["system"], each[0]["preset"], each[0]["given"])): each for each in found}
 
 
 def race(record: Record | None) -> Markup:

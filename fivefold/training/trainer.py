@@ -66,7 +66,7 @@ class Trainer:
         self.autocast = _AUTOCAST.get(self.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         limit = self.budget.amount if self.budget.unit == "seconds" else None
-        self.validation = Validation(data, self.device, limit, by=measure_of(system, settings.by))
+        self.validation = Validation(data, self.device, measure_of(system, settings.by), limit)
         self.marks = validation_marks(settings.evaluations)
         self.step, self.seconds, self.learning_factor, self.failures, self.progress = 0, 0.0, 1.0, 0, 0.0
         self.looked, self.sizes = time.monotonic(), ""  # what the rule of sizes says

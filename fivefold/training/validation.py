@@ -15,7 +15,8 @@ from fivefold.data.splits import Data
 from fivefold.errors import Unfit
 from fivefold.evaluation.features import Features, fit_features
 from fivefold.system import Batch, System, seeded
-from fivefold.tools.metrics import Estimate, frechet_distance, jackknife, spread
+from fivefold.tools.metrics import frechet, spread
+from fivefold.tools.resampling import Estimate, smooth
 
 SAMPLES = 250  # scored and drawn at each validation: a fraction of a second for most systems ...
 DIMENSIONS = 200_000  # ... and fewer where examples have many dimensions ...
@@ -56,11 +57,11 @@ class Validation:
     Args:
         data: its validation split is looked at, and its training split where that has too few examples.
         device: of the systems.
+        by: "density" or "distance": what the best weights are chosen by.
         seconds: of a budget in time, of which a validation's parts take at most `SHARE` each; None for no limit.
-        by: what is chosen by (`measure_of`).
     """
 
-    def __init__(self, data: Data, device: torch.device, seconds: float | None = None, *, by: str) -> None:
+    def __init__(self, data: Data, device: torch.device, by: str, seconds: float | None = None) -> None:
         self.data, self.device, self.by = data, device, by
         self.limit = math.inf if seconds is None else SHARE * seconds
         self.count = min(SAMPLES, max(FEWEST, DIMENSIONS // data.space.dims))
@@ -72,7 +73,8 @@ class Validation:
         distance = self._distance(system, needed=self.by == "distance")
         with seeded(0, self.device), system.evaluating():
             monitor = {key: float(value) for key, value in system.monitor(self.batch).items()}
-        if self.by == "density" and density is not None:
+        if self.by == "density":
+            assert density is not None
             return Measured(-density.value, f"nats ({system.density.value})", density, distance, monitor)
         assert distance is not None
         return Measured(distance.value, "fréchet distance", density, distance, monitor)
@@ -98,7 +100,7 @@ class Validation:
         if not samples.isfinite().all():
             return Estimate(math.inf, 0.0)
         x, y = self._features(samples), self._features(reference.x)
-        return jackknife(lambda i, j: frechet_distance(x[i], y[j]), len(x), len(y), 10)[0]
+        return smooth(lambda i, j: [frechet(x[i], y[j])], len(x), len(y))[0].estimate
 
     def _affordable(self, part: str, work: Callable[[int], Any], most: int, fewest: int) -> int:
         if part not in self.counts:
