@@ -121,7 +121,7 @@ def plan(
             words += [*(["--preset", preset] if preset else []), *flags(own)]
             row = {**facts, "seed": seed, "command": shlex.join(words)}
             jobs.append({"kind": "train", "name": folder.file_name(label(system), seed), "row": row, "options": own})
-            if shared["tune"]:
+            if shared.get("tune"):
                 jobs.append(_tuned(jobs[-1], shared["tune"]))
     for position, (name, file) in enumerate(samples.items()):
         command = shlex.join(["fivefold", "compare", "--data", source, "--samples", f"{name}={file}"])
