@@ -5,16 +5,27 @@ python -m benchmarks.known_samplers
 
 from __future__ import annotations
 
+import math
+import time
+from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.common import machine, write_markdown, write_result
 from fivefold.data import Data, Split, load_data
+from fivefold.evaluation.evaluate import columns_beside
+from fivefold.evaluation.features import fit_features
 from fivefold.tools.baselines import IndependentDims
+from fivefold.tools.metrics import MEASURES, Score, score
+from fivefold.tools.resampling import difference_error
 
 SAMPLES = 500  # of each sampler and of the test split; fewer where a third of the data is fewer
+TRAINING = 2000  # examples at most: copies of a denser set are no nearer to it than the next example
 SLIGHT = 0.1  # of a column's standard deviation; one level of images
 
 
@@ -24,7 +35,7 @@ def split_anew(name: str, seed: int) -> Data:
     x, label = whole(data)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     n = min(SAMPLES, len(x) // 3)
-    pieces = order[2 * n :], order[:n], order[n : 2 * n]
+    pieces = order[2 * n :][:TRAINING], order[:n], order[n : 2 * n]
     train, valid, test = (Split(len(i), x[i], label[i]) for i in pieces)
     return replace(data, train=train, valid=valid, test=test, fingerprint=f"{data.fingerprint}-{seed}")
 
@@ -98,3 +109,103 @@ def valid(x: Tensor, data: Data) -> Tensor:
     whole = x.round().clamp(min=torch.zeros(()), max=(levels - 1).to(x.dtype))
     dtype = torch.long if data.space.kind == "image" else torch.float32
     return torch.where(levels > 0, whole, x).to(dtype)
+
+
+# --- what each measure is to see --------------------------------------------------------------------
+
+SPLITS = 20
+DATA = ("wine", "digits", "rings", "gaussians")
+TRUTH = "held-out data"
+CODED = ("memoriser", "half copies, half noise")
+LOST = ("half the classes dropped", "twenty examples repeated")
+SPOILT = ("half copies, half noise", "one Gaussian", "shuffled columns", "blur")
+CLAIMS = {
+    "frechet": (*SPOILT, *LOST, "one class dropped"),
+    "kernel": ("half the classes dropped", "twenty examples repeated"),
+    "precision": ("shuffled columns", "half copies, half noise"),
+    "recall": LOST,
+    "density": ("shuffled columns", "half copies, half noise"),
+    "coverage": LOST,
+    "two_sample_accuracy": ("one Gaussian", "shuffled columns", "half the classes dropped", "twenty examples repeated"),
+    "memorisation": CODED,
+    "copies": CODED,
+    "column_shapes": LOST,
+    "column_pairs": (),
+}
+
+
+def worse(measure: str, x: Score, truth: Score) -> float:
+    """By how many of the difference's errors `x` is worse than the truth; infinite where the error is 0."""
+    best, value, at_truth = MEASURES[measure].best, float(x.value), float(truth.value)
+    if isinstance(best, float):
+        value, at_truth = abs(value - best), abs(at_truth - best)
+    excess = at_truth - value if best == "high" else value - at_truth
+    error = difference_error(x, truth)
+    return excess / error if error else math.copysign(math.inf, excess) if excess else 0.0
+
+
+def measured(name: str, splits: int) -> dict[str, dict[str, Any]]:
+    """By sampler and measure: mean value, and in how many splits it is worse than held-out data, and by two errors."""
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for seed in range(splits):
+        data = split_anew(name, seed)
+        features, test = fit_features(data), data.test.batch(slice(None)).x
+        real, training = features(test), features.of(data.train, len(data.train))
+        scores = {sampler: score(features(x), real, training, columns=columns_beside(x, test, data.space))
+                  for sampler, x in samplers(data, seed).items()}  # fmt: skip
+        for sampler, found in scores.items():
+            for key, value in found.items():
+                values[sampler][key].append(float(value.value))
+                by[sampler][key].append(worse(key, value, scores[TRUTH][key]))
+    return {
+        sampler: {
+            key: {
+                "mean": float(np.mean(row[key])),
+                "worse": sum(errors > 0 for errors in by[sampler][key]),
+                "seen": sum(errors > 2 for errors in by[sampler][key]),
+            }
+            for key in row
+        }
+        for sampler, row in values.items()
+    }
+
+
+def claimed(found: dict[str, dict[str, Any]]) -> list[int]:
+    """In how many splits each claim held: worse than held-out data."""
+    return [found[sampler][key]["worse"] for key, them in CLAIMS.items() for sampler in them
+            if key in found.get(sampler, {})]  # fmt: skip
+
+
+def table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A row for each sampler: means, and in how many splits worse than held-out data; in bold what is claimed."""
+
+    def cell(sampler: str, key: str) -> str:
+        values = found[sampler][key]
+        text = f"{values['mean']:.2f}" + ("" if sampler == TRUTH else f" ({values['worse']}, {values['seen']})")
+        return f"**{text}**" if sampler in CLAIMS[key] else text
+
+    keys = [key for key in CLAIMS if key in found[TRUTH]]
+    return [["", *(MEASURES[key].title for key in keys)],
+            *([sampler, *(cell(sampler, key) for key in keys)] for sampler in found)]  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    torch.set_num_threads(1)
+    started, results = time.perf_counter(), {}
+    for name in DATA:
+        results[name] = measured(name, SPLITS)
+        held = [count for found in results.values() for count in claimed(found)]
+        line = (
+            f"a measure puts the samplers that it claims to see behind held-out data in {sum(held)} of "
+            f"{SPLITS * len(held)} cases ({SPLITS} splits of {', '.join(results)})"
+        )
+        seconds = time.perf_counter() - started
+        write_result("known_samplers", line, {"machine": machine(), "seconds": seconds, "data": results})
+        how = "mean (splits in which it is worse than held-out data, by over two errors); bold: claimed"
+        write_markdown("known_samplers", line, {f"{k}: {how}": table(found) for k, found in results.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -31,9 +31,9 @@ from fivefold.tools.resampling import difference_error
 
 REPETITIONS = 200
 LAWS = {  # the embedded set: training examples, samples, test examples
+    "wine": (133, 133, 50),
     "digits": (1000, 500, 500),
     "cancer": (1000, 500, 500),
-    "wine": (133, 133, 50),
 }
 
 Draw = Callable[[int], tuple[Tensor, Tensor]]  # encoded examples and labels
@@ -119,16 +119,23 @@ def table(found: dict[str, dict[str, float | None]]) -> list[list[str]]:
 def main() -> None:
     """Measure, print and keep."""
     torch.set_num_threads(1)
-    started, results = time.perf_counter(), {name: ratios(name) for name in LAWS}
+    started, results = time.perf_counter(), {}
+    for name in LAWS:
+        results[name] = ratios(name)
+        keep(results, time.perf_counter() - started)
+
+
+def keep(results: dict[str, dict[str, Any]], seconds: float) -> None:
+    """Write what is known so far."""
     alone = [r for found in results.values() for row in found["alone"].values() for r in row.values() if r]
     line = (
         f"printed errors are {min(alone):.2f} to {max(alone):.2f} of the spread over {REPETITIONS} draws "
         f"({sum(0.8 <= r <= 1.25 for r in alone)} of {len(alone)} within 0.8 and 1.25)"
     )
-    seconds = time.perf_counter() - started
     write_result("standard_errors", line, {"machine": machine(), "seconds": seconds, "laws": results})
-    parts = {f"{name}, {found['sizes']}: {kind}": table(found[kind])
-             for name, found in results.items() for kind in ("alone", "paired")}  # fmt: skip
+    titles = {"alone": "values", "paired": "differences on the same test examples"}
+    parts = {f"{name}, {kind} ({found['sizes'][1]} samples, {found['sizes'][2]} test examples)": table(found[key])
+             for name, found in results.items() for key, kind in titles.items()}  # fmt: skip
     write_markdown("standard_errors", line, parts)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fivefold.errors import RunError
+
 WRITING = ".writing"
 
 
@@ -52,6 +54,19 @@ def _is_alive(process: str) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file; RunError names one that is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing") from None
+    except ValueError as error:
+        raise RunError(f"{path} is truncated or was changed ({error}); remove it to make it again") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is not fivefold's; remove it")
+    return value
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -458,11 +458,3 @@ def test_straight_ways_take_fewer_evaluations_at_nearly_equal_likelihood():
     for name in ("rnode", "ot-flow"):
         assert found[name][0] > found["ffjord"][0] - 0.05
         assert found[name][1] < found["ffjord"][1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_learns_digits(name):
-    data = fivefold.load_data("digits")
-    system = fivefold.fit(name, data, budget="600steps", evaluations=2)
-    assert -system.score_encoded(data.test.batch(slice(None))).log_prob.mean() / 64 / math.log(2) < 2.5

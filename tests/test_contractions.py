@@ -15,7 +15,7 @@ from torch.autograd.functional import jacobian
 from fivefold.bijections.base import Chain
 from fivefold.bijections.residual import Residual, SeriesOptions, implicit_block
 from fivefold.catalog import find
-from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, _most_spread
+from fivefold.nets.lipschitz import ContractiveNet, LipschitzAttention, _most_spread, linearised
 from fivefold.nets.norm import LearnedOrder, NormBound, bounded
 from fivefold.space import Batch, Column, Space
 from fivefold.tools.divergence import rademacher
@@ -115,11 +115,41 @@ def test_an_inverse_takes_few_evaluations_and_keeps_the_weights_of_training():
 # --- the series ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 4, 3)], ids=["table", "image"])
+@pytest.mark.parametrize("activation", ["lipswish", "elu"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_net_knows_the_products_with_its_jacobian_and_their_gradients(shape, activation, first):
+    """Against the whole Jacobian, and against autograd through it."""
+    torch.manual_seed(0)
+    net = ContractiveNet(shape, 5, 2, 0.9, activation, first).double().eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    x, condition, probe, v, u = (torch.randn(4, *size).double() for size in (shape, (2,), shape, shape, shape))
+    wanted = (x.requires_grad_(), condition.requires_grad_(), *net.parameters())
+    value, pull, pair = linearised(net, x, condition, probe)
+    matrix = torch.autograd.functional.jacobian(lambda at: net(at, condition).sum(0).flatten(), x, create_graph=True)
+    matrix = matrix.flatten(2).transpose(0, 1)  # (B, D, D)
+    torch.testing.assert_close(value, net(x, condition))
+    torch.testing.assert_close(pull(v), (v.flatten(1)[:, None] @ matrix).view(x.shape))
+    truth = torch.einsum("bi,bij,bj->b", v.flatten(1), matrix, probe.flatten(1))
+    torch.testing.assert_close(pair(v), truth)
+    assert not pull(v).requires_grad
+    by_hand, by_autograd = (
+        torch.autograd.grad((u * g).sum() + (one.cos()).sum(), wanted, allow_unused=True, retain_graph=True)
+        for g, one in ((value, pair(v)), (net(x, condition), truth))
+    )
+    assert sum(one is not None for one in by_autograd) >= 8
+    for one, other in zip(by_hand, by_autograd, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_cut_series_is_off_by_no_more_than_its_bound():
     """Which is reached where every eigenvalue is -L; the mean of estimates is the cut series and not the whole."""
     for limit, terms in ((0.9, 5), (0.5, 3)):
-        x = torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
-        cut = log_det_series(-limit * x, x, rademacher(x), torch.ones(terms, 1)).item()
+        x = torch.randn(1, 4, dtype=torch.float64)
+        probe, slope = rademacher(x), -limit
+        _, pull, pair = linearised(lambda at, condition: slope * at, x, None, probe)  # noqa: B023
+        cut = log_det_series(pull, pair, probe, torch.ones(terms, 1)).item()
         bound = truncation_bound(4, limit, terms)
         assert cut - 4 * math.log(1 - limit) == pytest.approx(bound)
         assert bound > 0.01
@@ -296,7 +326,9 @@ def test_attention_mixes_positions_and_knows_their_places():
     assert (net(x.flip(3), condition) - net(x, condition).flip(3)).abs().max() > 1e-6
     nn.init.zeros_(net.place)
     torch.testing.assert_close(net(x.flip(3), condition), net(x, condition).flip(3))
-    system = find("residual-flow").load()(Space("image", (1, 4, 4), levels=3), blocks=1, hidden=4, width=8, attention=2)
+    system = find("residual-flow").load()(
+        Space("image", (1, 4, 4), levels=3), blocks=1, hidden=4, width=8, attention=2, squeeze_first=False
+    )
     nets = [part for part in system.modules() if isinstance(part, LipschitzAttention)]
     assert [part.positions for part in nets] == [16, 4]
 

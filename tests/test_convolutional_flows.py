@@ -6,7 +6,6 @@ import torch
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
-import fivefold
 from fivefold.bijections import convolution
 from fivefold.bijections.base import Chain
 from fivefold.bijections.convolution import AutoregressiveConv, ConvExp, PeriodicConv, Turned, emerging, fronts
@@ -313,12 +312,3 @@ def test_mintnet_has_no_couplings_leaves_nothing_out_and_its_tolerance_is_a_dial
         assert 12 <= system.sample_evaluations < steps
     assert torch.equal(system.sample_encoded(4, seed=0), exact)
     assert system.monitor(Batch(exact))["inverse_error"] < 1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_learns_digits(name):
-    data = fivefold.load_data("digits")
-    system = fivefold.fit(name, data, budget="200steps")
-    nats = system.score_encoded(data.test.batch(slice(None))).log_prob.mean()
-    assert -nats / data.space.dims / np.log(2) < 2.4

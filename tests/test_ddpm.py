@@ -246,7 +246,7 @@ def test_learns_digits_better_than_independent_pixels():
     system = fivefold.fit("ddpm", data, budget="400steps", evaluations=1)
     held_out = data.test.spread(100)
     bits = -system.score_encoded(held_out).log_prob.mean().item() / 64 / math.log(2)
-    assert bits < 2.6  # uniform: 4.09
+    assert bits < 2.4  # independent pixels: 2.41
     baseline, features = IndependentDims(data.space, data.train.batch(slice(None)).x), fit_features(data)
     distances = [
         frechet_distance(features(samples), features(data.test.batch(slice(None)).x))

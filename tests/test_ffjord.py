@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-import fivefold
 from fivefold.bijections import ode
 from fivefold.bijections.ode import ContinuousFlow
 from fivefold.flow._continuous import Solver
@@ -301,10 +300,3 @@ def test_every_parameter_learns_with_a_condition(gradients):
         x = torch.randint(17, (4, 1, 8, 8)) if space is IMAGE else torch.randn(4, 2)
         system.loss(Batch(x, torch.tensor([[0.0], [1.0], [0.0], [1.0]]))).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in system.parameters())
-
-
-@pytest.mark.slow
-def test_learns_digits():
-    data = fivefold.load_data("digits")
-    system = fivefold.fit("ffjord", data, budget="600steps", evaluations=2)
-    assert -system.score_encoded(data.test.batch(slice(None))).log_prob.mean() / 64 / math.log(2) < 2.3

@@ -7,7 +7,7 @@ import torch
 from fivefold.report import pairs
 from fivefold.report.columns import QUALITY, Line, Reading, apart, better
 from fivefold.report.pairs import Difference, Seeds, Shared, Side
-from fivefold.tools.metrics import frechet, frechet_distance
+from fivefold.tools.metrics import cubic_kernel, frechet, frechet_distance, kernel_distance
 from fivefold.tools.resampling import smooth
 
 FRECHET = next(column for column in QUALITY if column.key == "frechet")
@@ -17,6 +17,50 @@ def draw(n, d, seed, shift=0.0):
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(99))
     return torch.randn(n, d, dtype=torch.float64, generator=generator) @ mix + shift
+
+
+def moments(x, weight):
+    mean = weight @ x
+    return mean, (x - mean).T @ (weight[:, None] * (x - mean)) * len(x) / (len(x) - 1)
+
+
+def root(c):
+    values, vectors = torch.linalg.eigh(c)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def weighted_frechet(x, y, p, q):
+    (mx, cx), (my, cy) = moments(x, p), moments(y, q)
+    r = root(cy)
+    return (mx - my).square().sum() + cx.trace() + cy.trace() - 2 * torch.linalg.eigvalsh(r @ cx @ r).sqrt().sum()
+
+
+def weighted_kernel(x, y, p, q):
+    """With the diagonals left out, as an unbiased estimate does."""
+    xx, xy, yy = cubic_kernel(x, x), cubic_kernel(x, y), cubic_kernel(y, y)
+    apart = [w @ (k - k.diag().diag()) @ w / (1 - w.square().sum()) for w, k in ((p, xx), (q, yy))]
+    return apart[0] + apart[1] - 2 * p @ xy @ q
+
+
+def kernel(x, y):
+    return kernel_distance(cubic_kernel(x, x), cubic_kernel(x, y), cubic_kernel(y, y))
+
+
+@pytest.mark.parametrize(
+    ("score", "statistic", "near"), [(frechet, weighted_frechet, 1e-6), (kernel, weighted_kernel, 0.08)]
+)
+def test_influence_is_the_derivative_in_an_example_s_weight(score, statistic, near):
+    x, y = draw(40, 3, 0), 1.4 * draw(30, 3, 1, shift=0.5)
+    weights = [torch.full((len(part),), 1 / len(part), dtype=torch.float64, requires_grad=True) for part in (x, y)]
+    gradients = torch.autograd.grad(statistic(x, y, *weights), weights)
+    for found, gradient in zip(score(x, y)[1:], gradients, strict=True):
+        expected = gradient - gradient.mean()
+        torch.testing.assert_close(found, expected, rtol=near, atol=near / 4 * float(expected.std()))
+
+
+def test_influences_of_few_examples_are_finite():
+    x, y = draw(20, 32, 0), draw(25, 32, 1)
+    assert all(part.isfinite().all() for part in frechet(x, y))
 
 
 def side(x, y):

@@ -16,7 +16,7 @@ from fivefold.bijections import residual
 from fivefold.bijections.residual import Residual, SeriesOptions
 from fivefold.bijections.shape import FactorOut
 from fivefold.flow.residual_flow import ResidualFlow
-from fivefold.nets.lipschitz import ContractiveNet, LipSwish
+from fivefold.nets.lipschitz import ContractiveNet, LipSwish, linearised
 from fivefold.nets.norm import NormBound, bounded
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density
@@ -57,14 +57,17 @@ def within(draws, truth, errors=4.0):
     return ((draws.mean(0) - truth).abs() < errors * error + 1e-9).all()
 
 
+def estimate(net, x, weights):
+    probe = rademacher(x)
+    _, pull, pair = linearised(net, x, None, probe)
+    return log_det_series(pull, pair, probe, weights)
+
+
 def estimates(net, x, weights_of, n=20_000):
     """Draws `(n, B)`, made in one batch: each row has its own probe and end."""
-    many = x.detach().repeat(n, 1).requires_grad_()
+    many = x.detach().repeat(n, 1)
     with torch.no_grad():
-        probe = rademacher(many)
-        with torch.enable_grad():
-            g = net(many)
-        return log_det_series(g, many, probe, weights_of(len(many))).view(n, -1)
+        return estimate(net, many, weights_of(len(many))).view(n, -1)
 
 
 def test_the_roulette_is_unbiased_and_a_cut_series_is_not():
@@ -73,7 +76,7 @@ def test_the_roulette_is_unbiased_and_a_cut_series_is_not():
     reflection, x = torch.eye(3).double() - 2 * axis @ axis.T, 0.5 * torch.randn(2, 3, dtype=torch.float64)
     x.requires_grad_()
 
-    def net(x):
+    def net(x, condition=None):
         return 0.6 * (x @ reflection).sin()
 
     truth = exact(net, x)
@@ -108,7 +111,7 @@ def test_training_ends_the_series_once_a_batch_and_scoring_for_each_example(monk
 def gradient_draws(net, x, weights_of, draws):
     rows = []
     for _ in range(draws):
-        value = log_det_series(net(x), x, rademacher(x), weights_of()).sum()
+        value = estimate(net, x, weights_of()).sum()
         rows.append(torch.cat([d.flatten() for d in torch.autograd.grad(value, (net.layers[0].bias, x))]))
     return torch.stack(rows)
 
@@ -132,7 +135,7 @@ def kept_bytes(net, x, terms):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        value = log_det_series(net(x), x, rademacher(x), torch.ones(terms, 1))
+        value = estimate(net, x, torch.ones(terms, 1))
     return sum(kept.values()), value
 
 

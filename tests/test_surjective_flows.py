@@ -313,15 +313,3 @@ def test_learnt_noise_depends_on_the_example_and_its_condition(name, space):
         values.append(y - midpoint(example, space))
     assert (values[0] - values[1]).abs().max() > 1e-3
     assert (values[0] - values[2]).abs().max() > 1e-3
-
-
-# --- learning -----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["rad", "flow-mixture", "surjective-flow", "cif", "anf", "stochastic-flow"])
-def test_learns_digits(name):
-    data = fivefold.load_data("digits")
-    system = fivefold.fit(name, data, budget="200steps")
-    nats = system.score_encoded(data.test.batch(slice(None))).log_prob.mean()
-    assert -nats / data.space.dims / np.log(2) < 2.6

@@ -263,18 +263,6 @@ def test_a_step_left_out_moves_neither_weights_nor_moments():
     assert trained.last.weight.abs().max() > 0
 
 
-@pytest.mark.slow
-def test_learns_digits_level_by_level():
-    data = load_data("digits")
-    system = fit("vdvae", data, budget="700steps", evaluations=4)
-    test = data.test.batch(slice(None))
-    bits = -system.score_encoded(test).log_prob.mean().item() / 64 / np.log(2)
-    assert bits < 2.2
-    distortions = [(y - test.x).double().square().mean().item() for _, y in system.rate_distortion(test.x)]
-    assert distortions == sorted(distortions, reverse=True)
-    assert distortions[-1] < 0.5 * distortions[0]
-
-
 class Disguised:
     """A Gaussian that does not say that it is one, as a flow would not."""
 

@@ -6,10 +6,8 @@ import torch
 from torch.distributions import Normal
 
 from fivefold import slot
-from fivefold.data import load_data
 from fivefold.space import label_space
 from fivefold.system import Batch, Space, seeded
-from fivefold.training.fit import fit
 from fivefold.vae.vlae import VLAE
 from tests.test_vae import everything
 
@@ -156,14 +154,3 @@ def test_every_space(space, code_maps):
         assert not torch.allclose(system.log_prob(data, 0), system.log_prob(data, 2))
     with system.turned(temperature=0.5):
         assert system.decoder.system.temperature == 0.5
-
-
-@pytest.mark.slow
-def test_the_code_is_used():
-    data = load_data("digits")
-    system = fit("vlae", data, budget="600steps", evaluations=4)
-    test = data.test.batch(slice(None))
-    assert -system.score_encoded(test).log_prob.mean().item() / 64 / np.log(2) < 2.3
-    found = system.monitor(test)
-    assert found["kl"] > 1
-    assert found["active_units"] >= 2

@@ -24,7 +24,8 @@ class Planar(Bijection):
 
     det = 1 + tanh'(w.x + b) w.u by the matrix determinant lemma, which costs O(D). The map is invertible where
     w.u >= -1, so u is moved along w until w.u is softplus(w.u + c) - 1, with c such that 0 stays 0. The inverse is
-    one increasing function of w.x, found to a tolerance. The identity at first.
+    one increasing function of w.x, found to a tolerance. The identity at first; b is at random, so that layers bend
+    standardised data at different places and not all in the middle.
 
     Args:
         dims: D.
@@ -36,7 +37,7 @@ class Planar(Bijection):
     def __init__(self, dims: int, condition: int = 0, constrained: bool = True, tolerance: float = 1e-6) -> None:
         super().__init__()
         self.constrained, self.tolerance = constrained, tolerance
-        start = torch.cat([torch.randn(dims) / dims**0.5, torch.zeros(dims + 1)])
+        start = torch.cat([torch.randn(dims) / dims**0.5, torch.zeros(dims), torch.randn(1)])
         self.parameters_of = Amortised(start, [(dims,), (dims,), ()], condition)
 
     @property
@@ -71,7 +72,8 @@ class Sylvester(Bijection):
     Q `(D, M)` has orthonormal columns, R and R~ are upper triangular. By Sylvester's identity the determinant is that
     of an M x M triangular matrix, prod_m 1 + tanh'_m R_mm R~_mm, and the map is invertible as R_mm R~_mm > -1: the
     diagonal of R~ is positive, and that of the product softplus - 1. What is orthogonal to Q stays. In Q's coordinates
-    the inverse is a triangular system of increasing functions, solved last to first. The identity at first.
+    the inverse is a triangular system of increasing functions, solved last to first. The identity at first,
+    but for b, at random.
 
     Args:
         dims: D.
@@ -88,7 +90,7 @@ class Sylvester(Bijection):
         rank = min(rank, dims)
         self.basis, self.tolerance = BASES[basis], tolerance
         square = (rank, rank)
-        start = torch.cat([torch.randn(dims * rank), torch.zeros(2 * rank * rank + rank)])
+        start = torch.cat([torch.randn(dims * rank), torch.zeros(2 * rank * rank), torch.randn(rank)])
         self.parameters_of = Amortised(start, [(dims, rank), square, square, (rank,)], condition)
 
     @property

@@ -1,6 +1,6 @@
 """Bijections of whole numbers: p(x) = p(f(x)), without a Jacobian since there is no volume (survey 6.5, Eq. 40).
 
-Their gradients are straight-through: those of the identity in place of rounding, of a softmax in place of an argmax.
+Their gradients are straight-through: those of the identity in place of rounding, of a regression in place of an argmax.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fivefold.bijections.base import Bijection
 from fivefold.nets.coders import zero
-from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
+from fivefold.nets.masked import MaskedLevels
 
 ALL = slice(None)
 
@@ -103,10 +103,23 @@ class Translation(nn.Module):
 # --- remainders ---------------------------------------------------------------------------------------
 
 
-def one_hot_through(logits: Tensor, softness: float) -> Tensor:
-    """The largest of `(..., K)` as a one-hot vector, exactly, with the gradient of softmax(logits / softness)."""
-    soft = (logits / softness).softmax(-1)
-    return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype) + (soft - soft.detach())
+def one_hot_through(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of `(B, ..., K)` as a one-hot vector, and 0 `(B,)`, to be added to what is made as large as possible.
+
+    Both are exact; their gradients, together, are those of regression: that of the identity in place of the argmax
+    brings a vector of gains, one of each choice, and the 0 has that of -|logits|^2 / 2, so that logits learn the
+    mean of the gains given what they are made from, and the argmax what is best there. A softmax's gradient (Tran et
+    al., 2019, Eq. 6) vanishes at whatever choice is best on average, before any that depends on the context is found.
+
+    Args:
+        logits: minus infinity at what cannot be chosen.
+    """
+    possible = logits.isfinite()
+    mean = logits.masked_fill(~possible, 0.0).sum(-1, keepdim=True) / possible.sum(-1, keepdim=True)
+    gains = (logits - mean).masked_fill(~possible, 0.0)
+    chosen = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    shrink = -0.5 * gains.square().flatten(1).sum(1)
+    return chosen + (gains - gains.detach()), shrink - shrink.detach()
 
 
 class Remainders(nn.Module):
@@ -177,12 +190,11 @@ class _Modulo(Bijection):
     Args:
         levels: K of each dimension.
         scales: whether sigma is learned; it takes the values that have an inverse modulo K. 1 if not.
-        softness: of the softmax whose gradient an argmax takes.
     """
 
-    def __init__(self, levels: tuple[int, ...], scales: bool, softness: float) -> None:
+    def __init__(self, levels: tuple[int, ...], scales: bool) -> None:
         super().__init__()
-        self.remainders, self.softness = Remainders(levels), softness
+        self.remainders = Remainders(levels)
         self.dims, self.width = len(levels), max(levels)
         self.choices = 2 if scales and int(self.remainders.is_unit.sum(-1).max()) > 1 else 1
 
@@ -195,10 +207,11 @@ class _Modulo(Bijection):
         possible = torch.stack([self.remainders.exists, self.remainders.is_unit], 1)[dims, : self.choices]
         return logits.masked_fill(~possible, -torch.inf)
 
-    def _map(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        coefficients = one_hot_through(self._masked(self.logits_of(x, condition), ALL), self.softness)
+    def _map(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of all dimensions, and 0 `(B,)` with a gradient."""
+        coefficients, zero_term = one_hot_through(self._masked(self.logits_of(x, condition), ALL))
         scaled = x if self.choices == 1 else self.remainders.multiply(x, coefficients[:, :, 1])
-        return self.remainders.add(scaled, coefficients[:, :, 0])
+        return self.remainders.add(scaled, coefficients[:, :, 0]), zero_term
 
     def _map_back(self, y: Tensor, logits: Tensor, dims: slice = ALL) -> Tensor:
         """Of some dimensions, `y` `(B, d, K)`: what is now at mu + sigma k was at k."""
@@ -218,47 +231,25 @@ class ModuloAutoregressive(_Modulo):
         hidden: units of each of the network's two hidden layers.
         condition: width of the condition, 0 for none.
         scales: whether sigma is learned; it takes the values that have an inverse modulo K. 1 if not.
-        softness: of the softmax whose gradient an argmax takes.
         reverse: whether the last dimension comes first.
     """
 
-    position: Tensor
-    degrees: Tensor
-
     def __init__(
-        self,
-        levels: tuple[int, ...],
-        hidden: int,
-        condition: int = 0,
-        scales: bool = True,
-        softness: float = 0.1,
-        reverse: bool = False,
+        self, levels: tuple[int, ...], hidden: int, condition: int = 0, scales: bool = True, reverse: bool = False
     ) -> None:
-        super().__init__(levels, scales, softness)
-        order = torch.arange(self.dims)
-        self.register_buffer("position", order.flip(0) if reverse else order, persistent=False)
-        self.register_buffer("degrees", spread_degrees(hidden, self.dims), persistent=False)
-        self.first = MaskedLinear(self.dims * self.width, hidden)
-        self.second = MaskedLinear(hidden, hidden)
-        self.context = nn.Linear(condition, hidden) if condition else None
-        self.last = zero(MaskedLinear(hidden, self.dims * self.choices * self.width))
+        super().__init__(levels, scales)
+        self.net = MaskedLevels(self.dims, self.width, self.choices * self.width, hidden, condition, reverse)
 
     def logits_of(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        features = self.position.repeat_interleave(self.width)
-        h = self.first(x.flatten(1), degree_mask(features, self.degrees, strict=True))
-        if self.context is not None and condition is not None:
-            h = h + self.context(condition)
-        h = h + self.second(F.silu(h), degree_mask(self.degrees, self.degrees))
-        logits = self.last(F.silu(h), degree_mask(self.degrees, self.position))
-        return logits.unflatten(1, (self.dims, self.choices, self.width))
+        return self.net(x, condition).unflatten(2, (self.choices, self.width))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._map(x, condition), x.new_zeros(len(x))
+        return self._map(x, condition)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         # Each time the whole network on a whole batch: sums in another order could tip an argmax the other way.
         x = torch.zeros_like(y)
-        for dim in self.position.argsort().tolist():
+        for dim in self.net.position.argsort().tolist():
             dims = slice(dim, dim + 1)
             known = self._map_back(y[:, dims], self.logits_of(x, condition)[:, dims], dims)
             x = torch.cat([x[:, :dim], known, x[:, dim + 1 :]], 1)
@@ -274,23 +265,18 @@ class ModuloCoupling(_Modulo):
         hidden: units of each of the network's two hidden layers.
         condition: width of the condition, 0 for none.
         scales: whether sigma is learned; it takes the values that have an inverse modulo K. 1 if not.
-        softness: of the softmax whose gradient an argmax takes.
     """
 
     mask: Tensor
 
     def __init__(
-        self,
-        mask: Tensor,
-        levels: tuple[int, ...],
-        hidden: int,
-        condition: int = 0,
-        scales: bool = True,
-        softness: float = 0.1,
+        self, mask: Tensor, levels: tuple[int, ...], hidden: int, condition: int = 0, scales: bool = True
     ) -> None:
-        super().__init__(levels, scales, softness)
+        super().__init__(levels, scales)
         self.register_buffer("mask", mask.unsqueeze(-1), persistent=False)
         self.first, self.second = nn.Linear(self.dims * self.width, hidden), nn.Linear(hidden, hidden)
+        with torch.no_grad():
+            self.first.weight.mul_(self.width**0.5)  # as in `MaskedLevels`
         self.context = nn.Linear(condition, hidden) if condition else None
         self.last = zero(nn.Linear(hidden, self.dims * self.choices * self.width))
 
@@ -302,7 +288,8 @@ class ModuloCoupling(_Modulo):
         return self.last(F.silu(h)).unflatten(1, (self.dims, self.choices, self.width))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return torch.where(self.mask, self._map(x, condition), x), x.new_zeros(len(x))
+        mapped, zero_term = self._map(x, condition)
+        return torch.where(self.mask, mapped, x), zero_term
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return torch.where(self.mask, self._map_back(y, self.logits_of(y, condition)), y), y.new_zeros(len(y))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.bijections.base import Bijection, Chain, Exactness, Inverse
+from fivefold.nets.lipschitz import linearised
 from fivefold.nets.norm import held
 from fivefold.tools.divergence import rademacher
-from fivefold.tools.fixed_point import anderson, implicit
+from fivefold.tools.fixed_point import anderson, solved_for
 from fivefold.tools.roulette import differentiated_now, exact_log_det, log_det_series, roulette_weights
 
 MOST_STEPS = 2000  # to an inverse; a Lipschitz constant of 0.98 needs about 700 plain ones for 1e-6
@@ -28,6 +29,7 @@ class SeriesOptions:
             as an i-ResNet does (Behrmann et al., 2019), which is off by at most `roulette.truncation_bound`.
         score_stop: the same in evaluation.
         tolerance: of the last step of the inverse's search, relative to 1 + |x|; not below what the precision allows.
+        training_tolerance: the same in training; None for the same value.
         early: the gradient of the log-determinant is taken in the forward pass, which saves the memory of its graph;
             all examples of a batch must then weigh alike in the loss.
     """
@@ -38,6 +40,7 @@ class SeriesOptions:
     stop: float | None = 0.5
     score_stop: float | None = 0.5
     tolerance: float = 1e-6
+    training_tolerance: float | None = None
     early: bool = False
 
 
@@ -68,14 +71,11 @@ class Residual(Bijection):
         return Exactness(inverse="iterative", log_det="truncated" if cut else "estimated")
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        keep = torch.is_grad_enabled()
-        if self.options.early and keep:
+        if self.options.early and torch.is_grad_enabled():
             return self._forward_early(x, condition)
-        with torch.enable_grad():
-            x = x if keep and x.requires_grad else x.detach().requires_grad_()
-            g = self.net(x, condition)
-        log_det = self._log_det(g, x)
-        return (x + g, log_det) if keep else (x.detach() + g.detach(), log_det)
+        with held(self.net):
+            g, log_det = self._with_log_det(x, condition)
+        return x + g, log_det
 
     def _forward_early(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """The log-determinant is taken at copies, cut off from what x and the condition were made from."""
@@ -83,12 +83,13 @@ class Residual(Bijection):
         copies = [one.detach().requires_grad_() for one in given]
         parameters = [one for one in self.net.parameters() if one.requires_grad]
         with held(self.net):
-            log_det = self._log_det(self.net(*copies), copies[0])
+            _, log_det = self._with_log_det(copies[0], copies[1] if condition is not None else None)
             log_det = differentiated_now(log_det, [*copies, *parameters], [*given, *parameters])
             return x + self.net(x, condition), log_det
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        tolerance = max(self.options.tolerance, 4 * torch.finfo(y.dtype).eps)
+        loose = self.options.training_tolerance if self.training else None
+        tolerance = max(loose or self.options.tolerance, 4 * torch.finfo(y.dtype).eps)
 
         def step(x: Tensor) -> Tensor:
             return y - self.net(x, condition)
@@ -97,18 +98,31 @@ class Residual(Bijection):
             found = anderson(step, y.detach(), tolerance, MOST_STEPS)
             self.error, self.steps = found.error, found.steps
             found.warn("the inverse of a residual block", tolerance)
-            x = implicit(step, found.x, tolerance, MOST_STEPS) if torch.is_grad_enabled() else found.x
+            x = found.x
+            if torch.is_grad_enabled():
+                g, pull, _ = linearised(self.net, x, condition)
+                x = solved_for(y - g, lambda v: -pull(v), tolerance, MOST_STEPS)
             return x, -self.forward(x, condition)[1]
 
-    def _log_det(self, g: Tensor, x: Tensor) -> Tensor:
+    def _with_log_det(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """g(x) and ln det(I + dg/dx) `(B,)`."""
         options = self.options
         if not self.training and options.exact:
-            return exact_log_det(g, x)
+            return self._with_exact(x, condition)
         terms, stop, draws = options.score_terms, options.score_stop, len(x)
         if self.training:
             terms, stop, draws = options.terms, options.stop, 1
         weights = torch.ones(terms, 1) if stop is None else roulette_weights(terms, stop, draws)
-        return log_det_series(g, x, rademacher(x), weights)
+        probe = rademacher(x)
+        g, pull, pair = linearised(self.net, x, condition, probe)
+        return g, log_det_series(pull, pair, probe, weights)
+
+    def _with_exact(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if keep and x.requires_grad else x.detach().requires_grad_()
+            g = self.net(x, condition)
+        return g if keep else g.detach(), exact_log_det(g, x)
 
 
 def implicit_block(net_x: nn.Module, net_z: nn.Module, options: SeriesOptions) -> Chain:

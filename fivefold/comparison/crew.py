@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fivefold.errors import Stopped
-from fivefold.files import write_json
-from fivefold.report import folder
+from fivefold.files import read_json, write_json
 from fivefold.report.columns import Row
 from fivefold.report.terminal import headline
 from fivefold.training.failures import KILLED
@@ -103,7 +102,7 @@ class Crew:
         self.running.discard(process)
         self.progress.remove_task(task)
         if self._row(job).exists():
-            return folder.read_json(self._row(job))
+            return read_json(self._row(job))
         if self.stopping.is_set():
             return _stopped(job)
         row = {**job["row"], **self._death(job, code)}

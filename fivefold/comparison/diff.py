@@ -14,6 +14,7 @@ from fivefold.data import Data, load_data
 from fivefold.data.writers import save_examples
 from fivefold.errors import RunError
 from fivefold.evaluation.evaluate import Arrays, evaluate
+from fivefold.files import read_json
 from fivefold.report import folder, pairs
 from fivefold.report.columns import COST, DENSITY, Column, Line, Reading, Row, columns, number, score, with_error
 from fivefold.report.terminal import COMPARED
@@ -109,7 +110,7 @@ def party(name: str, trust: str | None = None) -> Party:
     if not chosen:
         raise RunError(f"{place} has no row {label!r}; it has {', '.join(dict.fromkeys(row['label'] for row in rows))}")
     good = [row for row in chosen if row["status"] == "ok"] or [_finished(chosen[0], directory)]
-    return Party(name, Line(name, tuple(good)), folder.read_json(directory / folder.SETTINGS)["data"])
+    return Party(name, Line(name, tuple(good)), read_json(directory / folder.SETTINGS)["data"])
 
 
 def _finished(row: Row, path: Path) -> Row:

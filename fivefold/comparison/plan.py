@@ -15,7 +15,7 @@ from fivefold import catalog
 from fivefold.comparison.worker import keep_data
 from fivefold.data import Data
 from fivefold.errors import RunError
-from fivefold.files import is_temporary, write_json
+from fivefold.files import is_temporary, read_json, write_json
 from fivefold.options import Slot, flags, label, plain, presets_of
 from fivefold.report import folder, single
 from fivefold.report.survey import TABLE_1
@@ -59,7 +59,7 @@ def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
     path = directory / folder.SETTINGS
     settings = json.loads(json.dumps(single.describe(data) | shared))
     if path.exists():
-        old = folder.read_json(path)
+        old = read_json(path)
         if old["data"]["fingerprint"] != data.fingerprint:
             raise RunError(f"{directory} compares systems on other data ({old['data']['name']}): name another --out")
         for name in _SAME:
@@ -121,7 +121,7 @@ def plan(
             words += [*(["--preset", preset] if preset else []), *flags(own)]
             row = {**facts, "seed": seed, "command": shlex.join(words)}
             jobs.append({"kind": "train", "name": folder.file_name(label(system), seed), "row": row, "options": own})
-            if shared["tune"]:
+            if shared.get("tune"):
                 jobs.append(_tuned(jobs[-1], shared["tune"]))
     for position, (name, file) in enumerate(samples.items()):
         command = shlex.join(["fivefold", "compare", "--data", source, "--samples", f"{name}={file}"])
@@ -134,7 +134,7 @@ def plan(
 def waiting(directory: Path, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The jobs that are to be done: those without a row, and those whose row failed from outside."""
     rows = {job["name"]: directory / "rows" / f"{job['name']}.json" for job in planned}
-    done = {name: folder.read_json(path)["status"] for name, path in rows.items() if path.exists()}
+    done = {name: read_json(path)["status"] for name, path in rows.items() if path.exists()}
     for name in done:
         if done[name] in FROM_OUTSIDE:
             rows[name].unlink()

@@ -29,6 +29,7 @@ from fivefold.options import names_in
 from fivefold.run import Run
 from fivefold.training.failures import reason, status
 from fivefold.training.fit import fit, resume
+from fivefold.training.tuning import usual_sizes
 
 TRAINING = 0.7  # of a configuration's seconds on the clock, at its first turn: the rest is building and validation
 SLACK = 0.95  # of what is left that is planned to be used: saving takes the rest
@@ -84,7 +85,13 @@ def names_in_options(options: dict[str, Any]) -> list[str]:
 
 
 def take(turn: Turn, data: Data) -> Turn:
-    """Train for the turn's seconds: the best validation value so far, all of them, and what the training took of it."""
+    """Say what sizes a system gets; or train for the turn's seconds.
+
+    Of a training: the best validation value so far, all of them, and what the training took of the time.
+    """
+    if "size" in turn:
+        cls, given = catalog.class_of(turn["system"]), {**turn["options"], "budget": turn["size"]}
+        return {"state": "ok", "sized": usual_sizes(cls, turn["preset"], given, data, turn["device"])}
     began = time.monotonic()
     end = began + turn["seconds"]
     directory, trust = Path(turn["run"]), ",".join([turn["system"], *names_in_options(turn["options"])])

@@ -30,7 +30,7 @@ from fivefold.comparison.crew import Crew, start
 from fivefold.comparison.racer import TRAINING
 from fivefold.data import Data
 from fivefold.errors import OptionError, RunError, Stopped
-from fivefold.files import write_json
+from fivefold.files import read_json, write_json
 from fivefold.options import Slot, label, plain
 from fivefold.report import folder
 from fivefold.report.columns import DENSITY
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 KEPT = 3  # one of so many goes on
 FINALISTS, MEASURED = 3, 0.2  # at most that many are measured on the test split, in such a share of the time
 MOST = 16  # configurations of a system
-FEWEST_SECONDS, SHARE = 5.0, 0.01  # the first turn takes at least so many seconds, and such a share of the time
+FEWEST_SECONDS, SHARE = 8.0, 0.01  # the first turn takes at least so many seconds, and such a share of the time
 STARTING = 15.0  # seconds until a process has the data and the features
 LATEST = 1.05  # of the time, after which no row is begun
-PATIENCE = 1.25, 10.0  # a turn that is late by this factor and so many seconds is given up
+PATIENCE = 1.5, 5.0  # a turn that is late by this factor and so many seconds is given up
 
 clock = time.monotonic
 
@@ -141,13 +141,16 @@ class Race:
         self.path = directory / folder.RACE
         self.plan = plan(len(systems), within, jobs)
         old: dict[str, Any] = {"elapsed": 0.0, "planned": [], "entries": []}
-        old |= folder.read_json(self.path) if self.path.exists() else {}
+        old |= read_json(self.path) if self.path.exists() else {}
         self.started, self.planned = started - old["elapsed"], old["planned"]
         self.entries = [Entry(**entry) for entry in old["entries"]]
         self.guard, self.stopping = threading.RLock(), threading.Event()
         self.racers = [Racer(directory, shared["threads"], lock, i) for i in range(jobs)]
         self.asked: dict[str, Asked] = {}  # trials that are being trained
-        self.trials = {i: self._trials(i, system) for i, system in enumerate(systems)}
+        self.sized: dict[int, dict[str, Any]] = {}  # by system
+        self.trials: dict[int, Trials] = {}
+        for i in {entry.system for entry in self.entries if entry.number >= 0}:
+            self._settle(i, {})
 
     def run(self) -> list[Entry]:
         """All turns; the finalists, the best first. Stopped where it was interrupted."""
@@ -185,27 +188,23 @@ class Race:
     def job(self, rank: int, entry: Entry) -> dict[str, Any]:
         """What measures a finalist."""
         system = self.systems[entry.system]
-        filled = replace(system, options={**system.options, **entry.options})
+        filled = replace(system, options={**system.options, **self.sized[entry.system], **entry.options})
         [job] = planning.plan(self.directory, self.data, [filled], 1, {}, self.shared)
         return {**job, "name": entry.name, "row": job["row"] | {"label": entry.label, "position": float(rank)}}
 
     # --- one turn of all that are in it -----------------------------------------------------------
 
     def _turn(self, turn: int) -> None:
-        queue: deque[Callable[[], Entry | None]] = deque(self._waiting(turn))
+        queue: deque[Callable[[int], Entry | None]] = deque(self._waiting(turn))
         if not queue:
             return
         for racer in self.racers[: len(queue)]:
             racer.wait_ready()
-        end = self.elapsed() + max(self.within - self.elapsed() - self.plan.measuring, 0.0) / (
-            len(self.plan.counts) - turn
-        )
         if len(self.planned) == turn:
-            rounds = math.ceil(len(queue) / self.jobs)
-            self.planned.append(max((end - self.elapsed()) / rounds, 1.0))
+            self.planned.append(self._share(len(queue)) / (len(self.plan.counts) - turn))
             self._save()
         pool = ThreadPoolExecutor(self.jobs)
-        futures = [pool.submit(self._work, i, turn, queue, end) for i in range(self.jobs)]
+        futures = [pool.submit(self._work, i, turn, queue) for i in range(self.jobs)]
         try:
             wait(futures)
         except KeyboardInterrupt:
@@ -223,57 +222,82 @@ class Race:
             going = [entry.label for entry in self._standing(turn)[: self.plan.counts[turn + 1]]]
             self.console.print(f"{self.elapsed():5.0f} s going on: {'; '.join(going)}", highlight=False, markup=False)
 
-    def _waiting(self, turn: int) -> list[Callable[[], Entry | None]]:
+    def _waiting(self, turn: int) -> list[Callable[[int], Entry | None]]:
         """Who takes this turn and has not yet."""
         if turn == 0:
-            missing = [(self.plan.each - len(self.trials[i].done), i) for i in self.trials]
+            lost = {entry.system for entry in self.entries if entry.number < 0}
+            done = {i: len(trials.done) for i, trials in self.trials.items()}
+            missing = [(self.plan.each - done.get(i, 0), i) for i in range(len(self.systems)) if i not in lost]
             rounds = range(max((count for count, _ in missing), default=0))
-            return [lambda i=i: self._begin(i) for n in rounds for count, i in missing if n < count]  # type: ignore[misc]
+            return [lambda slot, i=i: self._begin(i, slot) for n in rounds for count, i in missing if n < count]  # type: ignore[misc]
         chosen = [e for e in self._standing(turn - 1, dropped=True)[: self.plan.counts[turn]] if e.state == FINISHED]
-        return [lambda entry=entry: entry for entry in chosen if len(entry.turns) == turn]  # type: ignore[misc]
+        return [lambda slot, entry=entry: entry for entry in chosen if len(entry.turns) == turn]  # type: ignore[misc]
 
     def _standing(self, turn: int, dropped: bool = False) -> list[Entry]:
         """All that took a turn, the best first; those that failed later only where `dropped`."""
         took = [e for e in self.entries if len(e.turns) > turn and (dropped or e.state == FINISHED)]
         return sorted(took, key=lambda entry: (entry.turns[turn]["value"], entry.label))
 
-    def _work(self, slot: int, turn: int, queue: deque[Callable[[], Entry | None]], end: float) -> None:
+    def _work(self, slot: int, turn: int, queue: deque[Callable[[int], Entry | None]]) -> None:
         """One after another, until none waits."""
         while True:
             with self.guard:
                 if not queue or self.stopping.is_set():
                     return
-                rounds = math.ceil(len(queue) / self.jobs)
-                entry = queue.popleft()()
+                # The same for all; what slow ones took longer is missing in later turns.
+                seconds = min(self.planned[turn], self._share(len(queue)))
+                entry = queue.popleft()(slot)
             if entry is None:
                 continue
-            left = max((end - self.elapsed()) / rounds, 1.0)
-            seconds = min(self.planned[turn], left)
-            system = self.systems[entry.system]
-            asked = {
-                "system": _name(system), "preset": system.preset, "device": self.shared["device"],
-                "run": str(self.directory / "runs" / entry.name), "seconds": seconds, "share": entry.share,
-                "options": plain({**self._given(system), **entry.options}),
-            }  # fmt: skip
-            latest = min(PATIENCE[0] * seconds + PATIENCE[1], max(LATEST * self.within - self.elapsed(), 5.0))
-            answer = self.racers[slot].take(asked, latest)
+            turn_of = {"run": str(self.directory / "runs" / entry.name), "seconds": seconds, "share": entry.share}
+            options = {**self.sized[entry.system], **entry.options}
+            answer = self.racers[slot].take(self._asked(entry.system, options) | turn_of, self._latest(seconds))
             with self.guard:
                 if not self.stopping.is_set():
                     self._note(entry, turn, answer)
 
-    def _begin(self, i: int) -> Entry | None:
+    def _asked(self, i: int, options: dict[str, Any]) -> dict[str, Any]:
+        """What a process is told of a system with these options beside those given."""
+        system = self.systems[i]
+        about = {"system": _name(system), "preset": system.preset, "device": self.shared["device"]}
+        return {**about, "options": plain({**self._given(system), **options})}
+
+    def _latest(self, seconds: float) -> float:
+        """How long an answer is waited for."""
+        return min(PATIENCE[0] * seconds + PATIENCE[1], max(LATEST * self.within - self.elapsed(), 5.0))
+
+    def _begin(self, i: int, slot: int) -> Entry | None:
         """A new configuration of a system; None where it does not fit or nothing builds."""
-        trials, system = self.trials[i], self.systems[i]
+        system = self.systems[i]
+        if any(entry.system == i and entry.number < 0 for entry in self.entries):
+            return None
+        if i not in self.trials:
+            answer = self.racers[slot].take(
+                self._asked(i, {}) | {"size": self._sizing()}, self._latest(self.planned[0])
+            )
+            if answer["state"] != FINISHED:
+                self._leave_out(i, answer["state"], answer["error"])
+                return None
+            self._settle(i, answer["sized"])
         try:
-            asked, options = trials.ask()
+            asked, options = self.trials[i].ask()
         except Exception as error:
-            self.entries.append(Entry(label(system), i, -1, {}, [], status(error), reason(error)))
-            self._say(self.entries[-1])
+            self._leave_out(i, status(error), reason(error))
             return None
         called = label(system) + (f", trial {asked.number}" if options else "")
         entry = Entry(called, i, asked.number, plain(options))
         self.asked[entry.name] = asked
         return entry
+
+    def _leave_out(self, i: int, state: str, error: str) -> None:
+        """A system that cannot be built."""
+        self.entries.append(Entry(label(self.systems[i]), i, -1, {}, [], state, error))
+        self._save()
+        self._say(self.entries[-1])
+
+    def _sizing(self) -> str:
+        """The budget that sizes are chosen for: what a configuration that gets half way has in all."""
+        return f"{TRAINING * sum(self.plan.seconds[: len(self.plan.seconds) // 2 + 1]):.1f}s"
 
     def _note(self, entry: Entry, turn: int, answer: dict[str, Any]) -> None:
         """What came of a turn."""
@@ -288,6 +312,11 @@ class Race:
             self.trials[entry.system].tell(self.asked.pop(entry.name), told)
         self._save()
         self._say(entry)
+
+    def _share(self, waiting: int) -> float:
+        """What each of those that wait may take, were all the time that is left theirs; a second at least."""
+        left = self.within - self.plan.measuring - self.elapsed()
+        return max(left / math.ceil(waiting / self.jobs), 1.0)
 
     # --- what is kept and said ------------------------------------------------------------------
 
@@ -312,13 +341,17 @@ class Race:
     def _given(self, system: Slot) -> dict[str, Any]:
         return {**self.shared["options"], **system.options}
 
-    def _trials(self, i: int, system: Slot) -> Trials:
+    def _settle(self, i: int, sized: dict[str, Any]) -> None:
+        """Begin a system's trials, or go on with them, at the sizes that they were begun with."""
+        system = self.systems[i]
         given, name = self._given(system), _name(system)
         place = self.directory / folder.TUNING / folder.file_name(label(system), None)
         place.mkdir(parents=True, exist_ok=True)
         about = {"system": name, "preset": system.preset, "given": plain(dict(system.options)), "by": given["by"]}
-        settle(place, about | {"budget": f"{self.plan.seconds[0]:.0f}s", "data": {"name": self.data.name}})
-        return Trials(place, catalog.class_of(name), self.data.space, system.preset, given, seed=0)
+        about |= {"budget": f"{self.plan.seconds[0]:.0f}s", "data": {"name": self.data.name}}
+        self.sized[i] = settle(place, about, lambda: sized)
+        cls = catalog.class_of(name)
+        self.trials[i] = Trials(place, cls, self.data.space, system.preset, given, self.sized[i], seed=0)
 
 
 def _name(system: Slot) -> str:

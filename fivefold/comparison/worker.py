@@ -30,7 +30,7 @@ from fivefold.evaluation.diagnostics import diagnose
 from fivefold.evaluation.evaluate import SAMPLE_SECONDS, Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
-from fivefold.files import replacing, write_json
+from fivefold.files import read_json, replacing, write_json
 from fivefold.machine import choose_device
 from fivefold.options import names_in, plain
 from fivefold.report import folder, pictures, single
@@ -121,7 +121,7 @@ def _tuned(job: Job, tell: Tell) -> Row:
     found = tune(
         job["row"]["system"], read_data(directory), trials=count, budget=job["tune"]["budget"], watch=watch,
         out=directory / folder.TUNING / job["tuning"], preset=job["row"]["preset"], device=job["device"],
-        **job["options"],
+        sized_for=job["budget"], **job["options"],
     )  # fmt: skip
     row = _train({**job, "options": plain(found.options)}, tell)
     chosen = in_words(found.best.options) or "the system's own options, which were the best"
@@ -167,7 +167,7 @@ def keep_data(data: Data, directory: Path) -> None:
 
 def read_data(directory: Path) -> Data:
     """The comparison's data; RunError where they changed since it began."""
-    settings = folder.read_json(directory / folder.SETTINGS)
+    settings = read_json(directory / folder.SETTINGS)
     named = settings["data"]
     if not named["source"]:
         tensors = torch.load(directory / "data.pt", weights_only=True)

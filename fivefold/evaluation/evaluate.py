@@ -10,8 +10,8 @@ A row is a dictionary that JSON can hold:
 | density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
 |           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
 | quality   | `features`, `frechet_name`, `samples`, `reference`; of each of `tools.metrics.MEASURES` |
-|           | `value`, `error`, `own_error` (of the samples alone), `floor`, `floor_error`,            |
-|           | `excess_error` (of value - floor); `note` where they cannot be had                     |
+|           | `value`, `error`, `floor`, `floor_error` and `excess_error`, that of value - floor;     |
+|           | `own_error`, the samples' part of the error; `note` where they cannot be had             |
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
 | threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`;     |
 |           | in a comparison those `given` to each process, and beside them `jobs`, processes at a time |
@@ -195,14 +195,14 @@ def density(
     if not system.density.comparable:
         return {"kind": kind}
 
-    def score(n: int) -> tuple[Tensor, Tensor]:
+    def scored(n: int) -> tuple[Tensor, Tensor]:
         x = recoded(data.test.spread(n).x, data.space, system.space)
         return system.score_encoded(Batch(x, conditions(system, data, n)), seed=seed)
 
     total = min(len(data.test), DENSITY_EXAMPLES)
-    with using(fastest_threads(lambda: score(min(8, total)))[0]):
-        n = affordable(score, total, seconds)
-        values, errors = score(n)
+    with using(fastest_threads(lambda: scored(min(8, total)))[0]):
+        n = affordable(scored, total, seconds)
+        values, errors = scored(n)
     if keep is not None:
         keep |= {"log_prob": _small(values), "log_prob_index": _index(len(data.test), n)}
     notes = [system.density_note, f"{n} of {len(data.test)} test examples" if n < len(data.test) else ""]
@@ -284,14 +284,10 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
 
 
 def _beside_floor(value: Score, floor: Score) -> Row:
-    """A measure beside its floor. What both owe to the same test examples is no part of the error of the excess."""
-    return {
-        **value.estimate._asdict(),
-        "own_error": value.own_error,
-        "floor": float(floor.value),
-        "floor_error": floor.estimate.error,
-        "excess_error": difference_error(value, floor),
-    }
+    """The floor has the same test examples: what both owe to them is no part of the error of the excess."""
+    (_, floor_error), error = floor.estimate, difference_error(value, floor)
+    found = {**value.estimate._asdict(), "floor": float(floor.value), "floor_error": floor_error}
+    return {**found, "excess_error": error, "own_error": value.own_error}
 
 
 def columns_beside(x: Tensor, y: Tensor, space: Space) -> Columns | None:

@@ -34,7 +34,7 @@ class ContractionSystem(InvertedFlowSystem):
     roulette: ClassVar[bool] = True  # whether the series is ended at random in training, or cut
 
     score_samples = 4
-    blocks: int = depth_option(4, "blocks of convolutions at each resolution of an image", tune=(1, 8))
+    blocks: int = depth_option(2, "blocks of convolutions at each resolution of an image", tune=(1, 8))
     scales: int = option(2, "the most resolutions; fewer where a side becomes odd", least=1, tune=(1, 3))
     hidden: int = width_option(32, "channels within a block of convolutions", tune=(16, 256))
     layers: int = option(
@@ -61,7 +61,9 @@ class ContractionSystem(InvertedFlowSystem):
     exact_dims: int = option(
         16, "up to how many dimensions scores take the whole Jacobian in place of the series", least=0
     )
-    squeeze_first: bool = option(False, "begin with a squeeze")
+    squeeze_first: bool = option(
+        True, "begin with a squeeze, where sides are even: convolutions at a quarter of the places"
+    )
     factor_out: bool = option(False, "half of the variables leave after each resolution")
 
     @classmethod

@@ -116,10 +116,14 @@ class FlowSystem(LatentSystem):
 
     def _drawn_log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Nats `(B,)`: ln of an unbiased estimate of P(x), from one draw of all that is drawn."""
-        if self.cells is None:
-            return self._point_log_prob(dequantise(x, self.space), condition) + dequantise_log_det(self.space)
-        y, term = self.cells(x, self.embedding(condition))
+        y, term = self._drawn(x, condition)
         return self._point_log_prob(y, condition) + term
+
+    def _drawn(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """A point in the cell of every example, and what it adds to the nats of its density there."""
+        if self.cells is None:
+            return dequantise(x, self.space), dequantise_log_det(self.space)
+        return self.cells(x, self.embedding(condition))
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.density is Density.EXACT:

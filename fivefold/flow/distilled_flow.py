@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from fivefold.nets.norm import frozen
 from fivefold.options import Need, option, slot
 from fivefold.space import Batch, Column, Space
 from fivefold.system import Density, LatentSystem, System, Update, temperature_of
+from fivefold.tools.metrics import kernel_distance
 from fivefold.tools.scaling import dequantise
 from fivefold.tools.schedule import second_stage
 
@@ -23,10 +24,14 @@ class DistilledFlow(LatentSystem):
     """Distilled flow (survey 6.1.4; van den Oord et al., 2018).
 
     First an autoregressive teacher is trained on real values (of discrete data, with uniform noise added). Then it
-    stays as it is, and an inverse autoregressive flow, the student, learns to draw what the teacher finds likely: with
-    its own samples alone it minimises the divergence D(student || teacher) (survey Eq. 35), so that neither model is
-    run dimension by dimension but once: of the data it takes each dimension's mean and deviation to start with. Samples
-    take one pass; the student's density goes dimension by dimension.
+    stays as it is, and an inverse autoregressive flow, the student, learns to draw what the teacher finds likely: it
+    minimises the divergence D(student || teacher) of its own samples (survey Eq. 35), for which neither model is run
+    dimension by dimension. Samples take one pass; the student's density goes dimension by dimension.
+
+    The divergence alone is least punished where the student draws one kind of example only, so the paper adds terms
+    that compare samples with data. Here they are, each with a weight beside the divergence's 1: `power`, `perceptual`
+    (its features those of kernels in place of a speech recogniser's) and, given a condition, `contrastive` as in the
+    paper; and `likelihood`, of data by the student, which the paper has no time for (a pass is as long as a wave).
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -48,6 +53,19 @@ class DistilledFlow(LatentSystem):
     )  # fmt: skip
     first_stage: float = option(0.5, "share of the budget for the teacher", above=0, below=1, tune=(0.2, 0.8))
     draws: int = option(1, "samples of the student for each example of a batch", least=1)
+    power: float = option(
+        100.0, "weight of the distance of mean powers (of an image's frequencies, of a table's columns)", least=0
+    )
+    perceptual: float = option(
+        300.0, "weight of the distance of samples and data in the features of kernels", least=0, tune=(0.0, 1000.0)
+    )
+    contrastive: float = option(
+        0.3, "weight of minus the divergence from the teacher given another example's condition", least=0, below=1
+    )
+    likelihood: float = option(
+        3.0, "weight of minus the log-likelihood of data by the student, which goes dimension by dimension", least=0,
+        tune=(0.0, 10.0),
+    )  # fmt: skip
     started: Tensor
 
     @classmethod
@@ -76,7 +94,9 @@ class DistilledFlow(LatentSystem):
         else:
             if not self.started:
                 self._start(batch)
-            yield Update(self.student, self.divergence(len(batch.x), batch.condition))
+            terms = self.terms(batch)
+            loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+            yield Update(self.student, loss, {name: value.detach() for name, value in terms.items()})
 
     @torch.no_grad()
     def _start(self, batch: Batch) -> None:
@@ -84,12 +104,30 @@ class DistilledFlow(LatentSystem):
         self.student.flow(dequantise(batch.x, self.space), self.student.embedding(batch.condition))
         self.started.fill_(True)
 
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """What the student minimises, before weights; those of weight 0 are left out, and distances of one example."""
+        drawn = self._draw(len(batch.x), batch.condition)
+        impossible = {"contrastive"} if batch.condition is None else set()
+        impossible |= {"power", "perceptual"} if len(batch.x) < 2 else set()
+        names = [name for name, weight in self.weights.items() if weight and name not in impossible]
+        return {name: TERMS[name](self, drawn, batch) for name in names}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the terms."""
+        return {"divergence": 1.0} | {name: getattr(self, name) for name in TERMS if name != "divergence"}
+
     def divergence(self, n: int, condition: Tensor | None) -> Tensor:
         """D(student || teacher) in nats by `draws` times n samples, `condition` having n rows (survey Eq. 35)."""
+        return self._divergence(self._draw(n, condition))
+
+    def _draw(self, n: int, condition: Tensor | None) -> Drawn:
         if condition is not None:
             condition = condition.repeat(self.draws, *[1] * (condition.dim() - 1))
-        y, log_student = self.student.draw(self.draws * n, condition)
-        return (log_student - self.log_teacher(y, condition)).mean()
+        return Drawn(*self.student.draw(self.draws * n, condition), condition)
+
+    def _divergence(self, drawn: Drawn) -> Tensor:
+        return (drawn.log_student - self.log_teacher(drawn.samples, drawn.condition)).mean()
 
     def log_teacher(self, y: Tensor, condition: Tensor | None) -> Tensor:
         """The teacher's log-density of real examples `(B, *shape)`, nats `(B,)`; its weights are constants."""
@@ -131,6 +169,59 @@ class DistilledFlow(LatentSystem):
             "divergence": self.divergence(len(batch.x), batch.condition).item(),
             "teacher_nats": -self.log_teacher(real, batch.condition).mean().item(),
         }
+
+
+class Drawn(NamedTuple):
+    """Samples `(n, *shape)` of the student, its log-density of them, nats `(n,)`, and what they were drawn given."""
+
+    samples: Tensor
+    log_student: Tensor
+    condition: Tensor | None
+
+
+def contrast(system: DistilledFlow, drawn: Drawn, batch: Batch) -> Tensor:
+    """-D(student given one condition || teacher given the next row's), nats: samples should tell their condition."""
+    assert drawn.condition is not None
+    return -system._divergence(drawn._replace(condition=drawn.condition.roll(1, 0)))
+
+
+def power_distance(samples: Tensor, real: Tensor) -> Tensor:
+    """Squared distance `()` of mean powers of `(n, *shape)` and `(m, *shape)`, relative to that of the data from 0.
+
+    Powers are |DFT|^2 of images at every frequency, and squares of columns. Unbiased, so it can be below 0.
+    """
+    x, y = (_powers(one).flatten(1) for one in (samples, real))
+    return kernel_distance(x @ x.T, x @ y.T, y @ y.T).value / (y @ y.T).mean()
+
+
+def _powers(x: Tensor) -> Tensor:
+    return torch.fft.rfft2(x).abs().square() if x.dim() > 2 else x.square()
+
+
+WIDTHS = (0.1, 0.25, 0.5, 1.0)  # of kernels, in mean squared distances of data
+
+
+def perceptual_distance(samples: Tensor, real: Tensor) -> Tensor:
+    """Squared distance `()` of mean features of `(n, *shape)` and `(m, *shape)`; unbiased, so it can be below 0.
+
+    The features are infinitely many, those of the kernels 1 / (1 + |x - y|^2 / width): the distance is a maximum mean
+    discrepancy, 0 where both have the same law and nowhere else.
+    """
+    x, y = samples.flatten(1), real.flatten(1)
+    xx, xy, yy = (torch.cdist(a, b).square() for a, b in ((x, x), (x, y), (y, y)))
+    scale = (yy.sum() / (len(y) * (len(y) - 1))).clamp(min=torch.finfo(yy.dtype).tiny)
+    kernels = ([1 / (1 + d / (width * scale)) for d in (xx, xy, yy)] for width in WIDTHS)
+    return torch.stack([kernel_distance(*kernel).value for kernel in kernels]).sum()
+
+
+Term = Callable[[DistilledFlow, Drawn, Batch], Tensor]
+TERMS: dict[str, Term] = {
+    "divergence": lambda system, drawn, batch: system._divergence(drawn),
+    "power": lambda system, drawn, batch: power_distance(drawn.samples, dequantise(batch.x, system.space)),
+    "perceptual": lambda system, drawn, batch: perceptual_distance(drawn.samples, dequantise(batch.x, system.space)),
+    "contrastive": contrast,
+    "likelihood": lambda system, drawn, batch: system.student.loss(batch),
+}
 
 
 def real_valued(space: Space) -> Space:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from fivefold.nets.coders import zero
 from fivefold.nets.conditioner import ConditionedLayer
 from fivefold.options import option
 from fivefold.space import Batch
+from fivefold.system import Update
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.scaling import midpoint, quantise
 
@@ -25,13 +29,21 @@ class FlowMixture(CouplingFlowSystem):
     Several flows, each with a weight that may depend on the condition; the density is the weighted sum of theirs,
     exact. A flow for each mode needs no bridges between them, which a bijection of connected noise cannot avoid.
 
-    The sum over flows is taken whole in training, where the paper bounds it by an inference network. A code is the
-    noise of the flow to which the example most likely belongs, after one more number that says which it is.
+    The sum over flows is taken whole in training, where the paper bounds it by an inference network. In many dimensions
+    the flow that is ahead after some steps would be given every example and the others none, for good: so the chances
+    with which an example belongs to each flow are softened at first, as by deterministic annealing (Ueda and Nakano,
+    1998), by a temperature that falls from the number of dimensions to 1.
+
+    A code is the noise of the flow to which the example most likely belongs, after one more number that says which.
     """
 
     chooses = True
 
     flows: int = option(4, "how many", least=1, tune=(1, 6))
+    softening: float = option(
+        0.5, "share of the budget over which the chances that an example is of a flow are softened", least=0, most=1,
+        tune=(0.0, 0.8),
+    )  # fmt: skip
 
     def body(self) -> Layer:
         """The way onto the line, which all flows share; they are in `mixture`."""
@@ -46,6 +58,18 @@ class FlowMixture(CouplingFlowSystem):
         if len(shape) == 1:  # in many dimensions shifts at random would let one flow take all examples at once
             nn.init.normal_(linear.bias, std=0.5)
         return [linear, self.couple(layer, shape, alternate)]
+
+    # --- training -------------------------------------------------------------------------------
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        y, term = self._drawn(batch.x, batch.condition)
+        _, joint = self._joint(y, batch.condition)
+        yield Update(self, -(softened_sum(joint, self.heat(progress)) + term).mean())
+
+    def heat(self, progress: float) -> float:
+        """The temperature of an example's chances: D at first, 1 once `softening` is over."""
+        left = max(1 - progress / self.softening, 0.0) if self.softening else 0.0
+        return math.exp(left * math.log(self.space.dims))
 
     # --- density --------------------------------------------------------------------------------
 
@@ -89,3 +113,12 @@ class FlowMixture(CouplingFlowSystem):
     def _chances(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """p(k), `(B, K)`."""
         return self.mixture.log_weights(x.float(), self.embedding(condition)).exp()
+
+
+def softened_sum(joint: Tensor, heat: float) -> Tensor:
+    """ln sum_k exp(joint_k) at heat 1, and above that less: `(K, B)` to `(B,)`.
+
+    heat ln mean_k exp(joint_k / heat) + ln K, a power mean of order 1 / heat, whose slope in joint_k is the softened
+    share softmax_k(joint / heat).
+    """
+    return heat * (joint / heat).logsumexp(0) - (heat - 1) * math.log(len(joint))

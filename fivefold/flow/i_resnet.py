@@ -24,7 +24,8 @@ class IResNet(ContractionSystem):
     roulette: ClassVar[bool] = False
     presets = {
         "cifar10": {
-            "blocks": 16, "scales": 3, "hidden": 512, "layers": 0, "factor_out": True, "lr": 3e-3, "weight_decay": 0.0,
+            "blocks": 16, "scales": 3, "hidden": 512, "layers": 0, "squeeze_first": False, "factor_out": True,
+            "lr": 3e-3, "weight_decay": 0.0,
             "batch_size": 128,
         },
     }  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import ClassVar
 
+from fivefold.bijections.residual import SeriesOptions
 from fivefold.flow._residual import ContractionSystem
-from fivefold.options import fixed
+from fivefold.options import fixed, option
 
 
 class ImplicitFlow(ContractionSystem):
@@ -25,12 +27,20 @@ class ImplicitFlow(ContractionSystem):
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}  # densities need roots too
     presets = {
         "cifar10": {
-            "blocks": 2, "scales": 3, "hidden": 512, "layers": 0, "terms": 10, "early_gradients": True, "lr": 1e-3,
+            "blocks": 2, "scales": 3, "squeeze_first": False, "hidden": 512, "layers": 0, "terms": 10,
+            "early_gradients": True, "lr": 1e-3,
             "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,
         },
     }  # fmt: skip
 
     lr = 2e-2
-    blocks = 2
+    blocks = 1
     attention = fixed(0)
     tolerance = 1e-5
+    training_tolerance: float = option(
+        1e-3, "of roots and of gradients through them in training, where the roulette's noise is far larger", above=0
+    )
+
+    @property
+    def series(self) -> SeriesOptions:
+        return dataclasses.replace(super().series, training_tolerance=self.training_tolerance)

@@ -23,6 +23,7 @@ class PlanarFlow(FlowSystem):
     condition_width: ClassVar[int] = 16
     sampling: ClassVar[str] = "iterative"
 
+    lr = 2e-2
     layers: int = depth_option(64, "in a row", tune=(8, 128), log=True)
 
     def body(self) -> Layer:

@@ -18,16 +18,16 @@ class ResidualFlow(ContractionSystem):
 
     presets = {
         "mnist": {
-            "blocks": 16, "scales": 3, "hidden": 512, "layers": 4, "width": 128, "margin": 1e-6,
+            "blocks": 16, "scales": 3, "squeeze_first": False, "hidden": 512, "layers": 4, "width": 128, "margin": 1e-6,
             "early_gradients": True, "lr": 1e-3, "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,
         },
         "cifar10": {
-            "blocks": 16, "scales": 3, "hidden": 512, "layers": 4, "width": 128, "early_gradients": True,
-            "lr": 1e-3, "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,
+            "blocks": 16, "scales": 3, "squeeze_first": False, "hidden": 512, "layers": 4, "width": 128,
+            "early_gradients": True, "lr": 1e-3, "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,
         },
         "imagenet32": {
-            "blocks": 32, "scales": 3, "hidden": 512, "layers": 4, "width": 128, "early_gradients": True,
-            "lr": 1e-3, "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,
+            "blocks": 32, "scales": 3, "squeeze_first": False, "hidden": 512, "layers": 4, "width": 128,
+            "early_gradients": True, "lr": 1e-3, "weight_decay": 0.0, "ema": 0.999, "batch_size": 64,
         },
         "imagenet64": {
             "blocks": 32, "scales": 3, "hidden": 512, "layers": 4, "width": 128, "squeeze_first": True,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from scipy.special import lambertw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.nets.norm import LearnedOrder, Ordered, bounded
+from fivefold.nets.norm import LearnedOrder, NormBound, Ordered, bounded
+from fivefold.tools.spectral import LinearMap
 
 
 class LipSwish(nn.Module):
@@ -24,8 +25,75 @@ class LipSwish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(F.softplus(self.raw) * x) / 1.1
 
+    def sloped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The value and the slope, of which there are no second derivatives."""
+        return _SlopedLipSwish.apply(x, F.softplus(self.raw))
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"lipswish": LipSwish, "elu": nn.ELU}
+
+class _SlopedLipSwish(torch.autograd.Function):
+    """Value and slope of LipSwish in a few passes over memory, which are what they cost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        z = beta * x
+        gate = torch.sigmoid(z)
+        slope = z.mul_(gate).mul_(1 - gate).add_(gate).div_(1.1)
+        ctx.save_for_backward(x, beta, gate, slope)
+        return (x * gate).div_(1.1), slope
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_value: Tensor, of_slope: Tensor) -> tuple[Tensor, Tensor]:
+        x, beta, gate, slope = ctx.saved_tensors
+        bend = (1 - gate).mul_(gate).div_(1.1)
+        by_z = (1 - 2 * gate).mul_(x).mul_(beta).add_(2).mul_(bend).mul_(of_slope)  # z = beta x
+        by_beta = (bend.mul_(x).mul_(of_value).add_(by_z).mul_(x)).sum().view(beta.shape)
+        return torch.addcmul(by_z.mul_(beta), of_value, slope), by_beta
+
+
+class ELU(nn.ELU):
+    """exp(x) - 1 below 0, x above."""
+
+    def sloped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self(x)
+        return y, torch.where(x > 0, 1, y + 1)
+
+
+class Identity(nn.Identity):
+    """x."""
+
+    def sloped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.new_ones(())
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"lipswish": LipSwish, "elu": ELU}
+
+
+class Linearised(NamedTuple):
+    """A network at a point x: what it gives, and products with its Jacobian J there."""
+
+    value: Tensor
+    pull: Callable[[Tensor], Tensor]  # v to J^T v, without a graph
+    pair: Callable[[Tensor], Tensor]  # v to v J e `(B,)` of the probe e, with a graph where gradients are enabled
+
+
+def linearised(net: nn.Module, x: Tensor, condition: Tensor | None, probe: Tensor | None = None) -> Linearised:
+    """`net`, of `(x, condition)`, at x `(B, ...)`; `pair` only with a `probe` of that shape."""
+    if isinstance(net, ContractiveNet):
+        return net.linearised(x, condition, probe)
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = x if x.requires_grad else x.detach().requires_grad_()
+        value = net(at, condition)
+
+    def pull(v: Tensor, graph: bool = False) -> Tensor:
+        return torch.autograd.grad(value, at, v, retain_graph=True, create_graph=graph)[0]
+
+    def pair(v: Tensor) -> Tensor:
+        assert probe is not None
+        return (pull(v, True) * probe).flatten(1).sum(1)
+
+    return Linearised(value if keep else value.detach(), pull, pair)
 
 
 Norm = Literal["2", "1", "inf", "learned"]  # of the vectors between which Lipschitz constants are measured
@@ -79,15 +147,42 @@ class ContractiveNet(nn.Module):
 
         self.layers = nn.ModuleList(layer(i) for i in range(3))
         make = ACTIVATIONS[activation]
-        self.activations = nn.ModuleList(nn.Identity() if first and i == 0 else make() for i in range(3))
+        self.activations = nn.ModuleList(Identity() if first and i == 0 else make() for i in range(3))
+        self.maps: list[LinearMap] = [bound.linear for bound in self.modules() if isinstance(bound, NormBound)]
         self.shift = nn.Linear(condition, hidden) if condition else None
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         for i, (activation, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
-            x = layer(activation(x))
-            if i == 0 and self.shift is not None and condition is not None:
-                x = x + self.shift(condition).view(*x.shape[:2], *[1] * (x.dim() - 2))
+            x = self._shifted(i, layer(activation(x)), condition)
         return x
+
+    def linearised(self, x: Tensor, condition: Tensor | None, probe: Tensor | None = None) -> Linearised:
+        """As `lipschitz.linearised`, by slopes taken once: J e goes forward beside x, so no gradient has a gradient."""
+        along = probe if torch.is_grad_enabled() else None
+        parts: list[tuple[Tensor, LinearMap, Tensor]] = []
+        for i, (activation, layer, linear) in enumerate(zip(self.activations, self.layers, self.maps, strict=True)):
+            x, slope = activation.sloped(x)  # type: ignore[operator]
+            x, weight = self._shifted(i, layer(x), condition), cast(Tensor, layer.weight)
+            if along is not None:
+                along = linear.apply(weight, slope * along)
+            parts.append((slope.detach(), linear, weight.detach()))
+
+        def pair(v: Tensor) -> Tensor:
+            assert along is not None, "a probe is needed, and gradients"
+            return (v * along).flatten(1).sum(1)
+
+        def pull(v: Tensor) -> Tensor:
+            for slope, linear, weight in reversed(parts):
+                v = slope * linear.adjoint(weight, v)
+            return v
+
+        return Linearised(x, pull, pair)
+
+    def _shifted(self, i: int, h: Tensor, condition: Tensor | None) -> Tensor:
+        """What layer `i` gives, moved by the condition after the first."""
+        if i > 0 or self.shift is None or condition is None:
+            return h
+        return h + self.shift(condition).view(*h.shape[:2], *[1] * (h.dim() - 2))
 
 
 class LipschitzAttention(nn.Module):

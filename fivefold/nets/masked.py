@@ -94,6 +94,47 @@ class MaskedNet(nn.Module):
         return torch.addmm(b3, w3, F.relu_(h)).view(-1, self.dims, x.shape[1])
 
 
+class MaskedLevels(nn.Module):
+    """Numbers for each dimension from the levels of the dimensions before it: `(B, D, K)` one-hot to `(B, D, size)`.
+
+    0 at first; but the hidden units tell contexts apart at once, as their weights are of the size that D inputs need,
+    not the D K of which most are 0.
+
+    Args:
+        dims: D.
+        levels: K.
+        size: numbers for each dimension.
+        hidden: units of each of the two hidden layers.
+        condition: width of the condition, 0 for none.
+        reverse: whether the last dimension comes first.
+    """
+
+    position: Tensor
+    degrees: Tensor
+
+    def __init__(
+        self, dims: int, levels: int, size: int, hidden: int, condition: int = 0, reverse: bool = False
+    ) -> None:
+        super().__init__()
+        self.dims, self.levels = dims, levels
+        order = torch.arange(dims)
+        self.register_buffer("position", order.flip(0) if reverse else order, persistent=False)
+        self.register_buffer("degrees", spread_degrees(hidden, dims), persistent=False)
+        self.first, self.second = MaskedLinear(dims * levels, hidden), MaskedLinear(hidden, hidden)
+        with torch.no_grad():
+            self.first.weight.mul_(levels**0.5)
+        self.context = nn.Linear(condition, hidden) if condition else None
+        self.last = zero(MaskedLinear(hidden, dims * size))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        features = self.position.repeat_interleave(self.levels)
+        h = self.first(x.flatten(1), degree_mask(features, self.degrees, strict=True))
+        if self.context is not None and condition is not None:
+            h = h + self.context(condition)
+        h = h + self.second(F.silu(h), degree_mask(self.degrees, self.degrees))
+        return self.last(F.silu(h), degree_mask(self.degrees, self.position)).unflatten(1, (self.dims, -1))
+
+
 class CausalConv2d(nn.Conv2d):
     """A convolution that sees only what precedes each pixel, within a row or in the rows above it.
 

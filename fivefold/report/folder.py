@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fivefold.errors import RunError
-from fivefold.files import replacing
+from fivefold.files import read_json, replacing
 from fivefold.report import pairs, trials
 from fivefold.report.page import Arrays, Content
 
@@ -39,19 +38,6 @@ def file_name(label: str, seed: int | None) -> str:
     """A row's name as part of a path: letters, digits, dots and dashes of its label, and its seed."""
     safe = re.sub(r"[^A-Za-z0-9.-]", "_", label).lstrip(".")
     return safe if seed is None else f"{safe}-seed{seed}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file; RunError names one that is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing") from None
-    except ValueError as error:
-        raise RunError(f"{path} is truncated or was changed ({error}); remove it to make it again") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} is not fivefold's; remove it")
-    return value
 
 
 def read_rows(directory: Path) -> list[dict[str, Any]]:

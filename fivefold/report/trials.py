@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from fivefold import catalog
 from fivefold.errors import FivefoldError
-from fivefold.files import write_text
+from fivefold.files import read_json, write_text
 from fivefold.options import Slot, label, slot_of
 from fivefold.report import plots
 from fivefold.report.columns import number
@@ -37,9 +37,8 @@ def section(tunings: Mapping[str, tuple[Record, Record]]) -> Markup:
 
 def write(directory: Path) -> Path:
     """The page of one tuning's folder as one file in it."""
-    from fivefold.report import folder
 
-    settings, trials = (folder.read_json(directory / name) for name in (SETTINGS, TRIALS))
+    settings, trials = (read_json(directory / name) for name in (SETTINGS, TRIALS))
     css = (resources.files("fivefold.report") / "page.css").read_text(encoding="utf-8")
     title = f"{settings['system']} on {settings['data']['name']}: tuned"
     text = (
@@ -56,10 +55,9 @@ def write(directory: Path) -> Path:
 
 def read(directory: Path) -> dict[str, tuple[Record, Record]]:
     """By the label of the row what was tuned for it: the tunings in a comparison's folder of them."""
-    from fivefold.report import folder
 
     places = [place for place in sorted(directory.glob("*")) if (place / TRIALS).exists()]
-    found = [(folder.read_json(place / SETTINGS), folder.read_json(place / TRIALS)) for place in places]
+    found = [(read_json(place / SETTINGS), read_json(place / TRIALS)) for place in places]
     return {label(Slot(each[0]["system"], each[0]["preset"], each[0]["given"])): each for each in found}
 
 

@@ -119,17 +119,23 @@ def implicit(f: Map, x: Tensor, tolerance: float, most: int) -> Tensor:
         tolerance: of the last step to v, relative to the largest of |u| in its row; not below what rounding allows.
         most: products with the Jacobian.
     """
-    tolerance = max(tolerance, 40 * torch.finfo(x.dtype).eps)
     at = x.detach().requires_grad_()
     with torch.enable_grad():
         image = f(at)
+    return solved_for(image, lambda v: torch.autograd.grad(image, at, v, retain_graph=True)[0], tolerance, most)
+
+
+def solved_for(image: Tensor, pull: Map, tolerance: float, most: int) -> Tensor:
+    """As `implicit`, of f(x) whose graph goes by all that f depends on but x, and of `pull`, v to (df/dx)^T v."""
+    tolerance = max(tolerance, 40 * torch.finfo(image.dtype).eps)
 
     def solve(gradient: Tensor) -> Tensor:
-        scale = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(x.dtype).tiny)
-        u = gradient / scale.view(-1, *[1] * (x.dim() - 1))
-        found = anderson(lambda v: u + torch.autograd.grad(image, at, v, retain_graph=True)[0], u, tolerance, most)
+        scale = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(image.dtype).tiny)
+        scale = scale.view(-1, *[1] * (image.dim() - 1))
+        u = gradient / scale
+        found = anderson(lambda v: u + pull(v), u, tolerance, most)
         found.warn("the gradient of a fixed point", tolerance)
-        return found.x * scale.view(-1, *[1] * (x.dim() - 1))
+        return found.x * scale
 
     return _Implicit.apply(image, solve)
 

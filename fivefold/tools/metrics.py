@@ -72,7 +72,8 @@ def frechet(x: Tensor, y: Tensor) -> Score:
     """`frechet_distance` with the influences of its examples.
 
     With F = Q R / (n - 1)^(1/2) and R_x R_y' = U S V', an example's weight scales its row of F, so that its influence
-    on the sum of S is n/2 times its square in the basis QU, weighted by S. No inverse is needed here either.
+    on the sum of S is n/2 times its square in the basis QU, weighted by S, or (n - 1)/2 beside a square that is not
+    made unbiased. No inverse is needed here either.
     """
     x, y = x.double(), y.double()
     apart = x.mean(0) - y.mean(0)
@@ -82,7 +83,7 @@ def frechet(x: Tensor, y: Tensor) -> Score:
     value = apart.square().sum() + r_x.square().sum() + r_y.square().sum() - 2 * s.sum()
 
     def influence(z: Tensor, basis: Tensor, slope: Tensor) -> Tensor:
-        return 2 * z @ slope + z.square().sum(1) - len(z) * basis.square() @ s
+        return 2 * z @ slope + len(z) * (z.square().sum(1) / (len(z) - 1) - basis.square() @ s)
 
     return centred(value, influence(x, q_x @ u, apart), influence(y, q_y @ v.T, -apart))
 
@@ -180,7 +181,8 @@ def _told_apart(kernel: Tensor) -> Tensor:
     guess = torch.empty_like(label)
     for unseen in (fold == f for f in range(FOLDS)):
         system = kernel[~unseen][:, ~unseen] + 0.1 * torch.eye(int((~unseen).sum()), dtype=kernel.dtype)
-        guess[unseen] = kernel[unseen][:, ~unseen] @ torch.linalg.solve(system, label[~unseen])
+        weight = torch.cholesky_solve(label[~unseen, None], torch.linalg.cholesky(system))
+        guess[unseen] = (kernel[unseen][:, ~unseen] @ weight)[:, 0]
     return (guess.sign() == label).double()
 
 

@@ -54,7 +54,7 @@ class Score(NamedTuple):
 
     @property
     def own_error(self) -> float:
-        """Standard error of the sample alone, beside the same reference."""
+        """The part of the standard error that is of other samples against the same reference."""
         return math.sqrt(_variance(self.sample))
 
     @property
@@ -82,7 +82,7 @@ def centred(value: Tensor, sample: Tensor, reference: Tensor) -> Score:
 
 def difference_error(a: Score, b: Score) -> float:
     """Standard error of `a.value - b.value` of two samples against the same reference."""
-    return math.sqrt(_variance(a.sample) + _variance(b.sample) + _variance(a.reference - b.reference))
+    return math.hypot(a.own_error, b.own_error, math.sqrt(_variance(a.reference - b.reference)))
 
 
 Statistic = Callable[[Tensor, Tensor], list[Score]]  # of the examples at these indices of either sample

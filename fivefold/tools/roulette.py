@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,10 @@ def truncation_bound(dims: int, lipschitz: float, terms: int) -> float:
     return max(dims * (-math.log1p(-lipschitz) - kept), 0.0)
 
 
-def log_det_series(g: Tensor, x: Tensor, probe: Tensor, weights: Tensor) -> Tensor:
-    """ln det(I + dg/dx) of every row, `(B,)`: sum_k weights_k (-1)^(k+1) / k e J^k e.
+def log_det_series(
+    pull: Callable[[Tensor], Tensor], pair: Callable[[Tensor], Tensor], probe: Tensor, weights: Tensor
+) -> Tensor:
+    """ln det(I + J) of every row, `(B,)`: sum_k weights_k (-1)^(k+1) / k e J^k e, J being the Jacobian of g at x.
 
     Unbiased with roulette's weights and a probe e with E[e e^T] = I, where the norm of J is below 1. With K weights of
     1 the series is cut instead (Behrmann et al., 2019), and its mean is off by at most `truncation_bound`.
@@ -55,21 +57,21 @@ def log_det_series(g: Tensor, x: Tensor, probe: Tensor, weights: Tensor) -> Tens
     the value), and however many terms there are, the graph of one product with the Jacobian is kept.
 
     Args:
-        g: `(B, ...)`, made from `x` with its graph.
-        x: of the same shape, requires gradients.
-        probe: of the same shape, see `divergence.rademacher`.
+        pull: v to J^T v, both as `probe`; no graph is asked of it.
+        pair: v to v J e `(B,)`, e being the probe, with a graph where gradients are enabled.
+        probe: `(B, ...)`, see `divergence.rademacher`.
         weights: `(K, 1)` or `(K, B)`, of the terms 1 to K.
     """
-    weights = weights.to(x)
-    product, neumann, value = probe, probe, x.new_zeros(len(x))
-    for k, weight in enumerate(weights, 1):
-        (product,) = torch.autograd.grad(g, x, product, retain_graph=True)
-        value = value + (-1) ** (k + 1) / k * weight * (product * probe).flatten(1).sum(1)
-        neumann = neumann + (-1) ** k * weight.view(-1, *[1] * (x.dim() - 1)) * product
+    weights = weights.to(probe)
+    product, neumann, value = probe, probe, probe.new_zeros(len(probe))
+    with torch.no_grad():
+        for k, weight in enumerate(weights, 1):
+            product = pull(product)
+            value = value + (-1) ** (k + 1) / k * weight * (product * probe).flatten(1).sum(1)
+            neumann = neumann + (-1) ** k * weight.view(-1, *[1] * (probe.dim() - 1)) * product
     if not torch.is_grad_enabled():
         return value
-    (last,) = torch.autograd.grad(g, x, neumann, create_graph=True)
-    surrogate = (last * probe).flatten(1).sum(1)
+    surrogate = pair(neumann)
     return value + (surrogate - surrogate.detach())
 
 

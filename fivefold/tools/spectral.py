@@ -61,7 +61,10 @@ class Convolution:
         return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
 
     def adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
-        return conv2d_input((len(y), *self.shape[1:]), weight, y, self.stride, self.padding)
+        if self.stride != (1, 1):
+            return conv2d_input((len(y), *self.shape[1:]), weight, y, self.stride, self.padding)
+        around = [size - 1 - padding for size, padding in zip(weight.shape[2:], self.padding, strict=True)]
+        return F.conv2d(y, weight.flip(2, 3).transpose(0, 1), padding=around)  # several times faster on CPUs
 
 
 class Singular(NamedTuple):

@@ -45,6 +45,9 @@ class Settings(Configured):
         "auto", "what the best weights are chosen by on the validation split: the density, the distance of samples, or "
         "auto: the density where there is one", section="fit",
     )  # fmt: skip
+    sized_for: str = option(
+        "", "the budget that sizes are chosen for, where training goes on later; none: this one", section="fit"
+    )
     retries: int = option(
         3, "how often to go back and halve the learning rate after a non-finite loss or gradient", least=0,
         section="fit",

@@ -84,14 +84,16 @@ def _points(low: float, high: float, log: bool, whole: bool) -> Iterator[float]:
         yield round(value) if whole else float(f"{value:.3g}")
 
 
-def ranges(cls: type[System], preset: str | None, given: Mapping[str, Any]) -> dict[str, Range]:
+def ranges(
+    cls: type[System], preset: str | None, given: Mapping[str, Any], sized: Mapping[str, Any] = {}
+) -> dict[str, Range]:
     """The ranges of all options of a system's training that are not given, by name.
 
-    Those of a part in a slot are there under dotted names (`prior.layers`); what only trains a system that
-    stands alone (its learning rate) is not.
+    What the rule of sizes chose (`sized`) is usual in place of what is declared. Options of a part in a slot are
+    there under dotted names (`prior.layers`); what only trains a system that stands alone (its learning rate) is not.
     """
     known = options(cls)
-    values = reach_into_slots(preset_of(cls, preset) | dict(given), known)
+    values = reach_into_slots(preset_of(cls, preset) | dict(given), known) | dict(sized)
     found: dict[str, Range | None] = {}
     for name, option in known.items():
         if option.needs is not None:

@@ -67,7 +67,8 @@ class Sizes:
 
 def choose(cls: type[System], arguments: Arguments, data: Data, device: torch.device) -> Sizes:
     """The sizes of a training whose given arguments are `arguments`; deterministic unless the budget is a time."""
-    budget = Budget.parse(Settings(**arguments["fit"]).budget)
+    settings = Settings(**arguments["fit"])
+    budget = Budget.parse(settings.sized_for or settings.budget)
     search = _Search(cls, arguments, data, device)
     if budget.unit != "seconds":
         batch = search.given_batch or USUAL

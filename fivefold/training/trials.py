@@ -68,17 +68,19 @@ class Trials:
         space: of the data: what does not build on it is drawn again.
         preset: the system's preset that trials start from.
         given: options that stay as they are.
+        sized: what the rule of sizes makes of the others (`usual_sizes`).
         seed: of the draws.
 
     OptionError where no option is left to be tuned; Unfit where the system does not fit the space.
     """
 
     def __init__(
-        self, directory: Path, system: type[System], space: Space, preset: str | None, given: dict[str, Any], seed: int
-    ) -> None:
+        self, directory: Path, system: type[System], space: Space, preset: str | None, given: dict[str, Any],
+        sized: dict[str, Any], seed: int,
+    ) -> None:  # fmt: skip
         self.directory, self.system, self.space, self.preset = directory, system, space, preset
         self.given, self.seed = given, seed
-        self.ranges: dict[str, Range] = ranges(system, preset, given)
+        self.ranges: dict[str, Range] = ranges(system, preset, given, sized)
         if not self.ranges:
             raise OptionError(f"{catalog.name_of(system)} has no option left to tune")
         directory.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,9 @@ from fivefold.data import Data, load_data
 from fivefold.errors import RunError, Stopped
 from fivefold.evaluation.evaluate import command
 from fivefold.files import write_json
+from fivefold.machine import choose_device
 from fivefold.options import plain
+from fivefold.training import sizing
 from fivefold.training.budget import Budget
 from fivefold.training.failures import reason, status
 from fivefold.training.fit import fit
@@ -103,8 +105,9 @@ def tune(
     with catalog.trusting(system, *typed_names(cls, options)), alone(directory):
         arguments(cls, preset, {**options, **fixed})
         record = {"system": name, "preset": preset, "given": plain(options), **fixed}
-        settle(directory, record | {"data": {"name": data.name, "fingerprint": data.fingerprint}})
-        found = Trials(directory, cls, data.space, preset, {**options, **fixed}, seed)
+        record |= {"data": {"name": data.name, "fingerprint": data.fingerprint}}
+        sized = settle(directory, record, lambda: usual_sizes(cls, preset, {**options, **fixed}, data, device))
+        found = Trials(directory, cls, data.space, preset, {**options, **fixed}, sized, seed)
         while (count := len(found.done)) < trials:
             asked, changed = found.ask()
             try:
@@ -124,12 +127,22 @@ def tune(
         return Tuned(directory, found.done, best, chosen, line, importances)
 
 
-def settle(directory: Path, record: dict[str, Any]) -> None:
-    """Begin the folder, or see that it holds this tuning."""
+def usual_sizes(
+    cls: type[System], preset: str | None, given: dict[str, Any], data: Data, device: str
+) -> dict[str, Any]:
+    """The options of a training as the rule of sizes (`fivefold.training.sizing`) has them, those given included."""
+    split = arguments(cls, preset, given)
+    sized = sizing.apply(cls, split, sizing.choose(cls, split, data, choose_device(device)))
+    return plain({**sized["system"], "batch_size": sized["fit"]["batch_size"]})
+
+
+def settle(directory: Path, record: dict[str, Any], sized: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Begin the folder, or see that it holds this tuning; what `sized` says, or said when it was begun."""
     path, record = directory / SETTINGS, json.loads(json.dumps(record))
     if not path.exists():
-        write_json(path, record)
-        return
+        found = sized()
+        write_json(path, {**record, "sized": found})
+        return found
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -137,6 +150,7 @@ def settle(directory: Path, record: dict[str, Any]) -> None:
     for name, value in record.items():
         if old.get(name) != value:
             raise RunError(f"{directory} holds a tuning with {name} {old.get(name)}, not {value}: name another --out")
+    return old.get("sized", {})
 
 
 def _attempt(

@@ -27,7 +27,7 @@ SHARE = 0.01  # ... or where either would take a larger share of a budget in tim
 class Measured(NamedTuple):
     """One validation. `value` is what the best weights are chosen by: the smaller, the better the system.
 
-    It is the mean of -ln p in nats where there is a density (`name` says its kind), else the distance. `density`
+    By the density it is the mean of -ln p in nats (`name` says its kind), else the distance. `density`
     (mean nats) and `distance` are None where there is none, or where it would take too long; `monitor` has the system's
     own signs of collapse.
     """
