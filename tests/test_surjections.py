@@ -252,14 +252,26 @@ def langevin(spread=0.2):
     layer = random(MarkovChain(TwoWells(), "langevin", steps=2, step_size=0.2), spread)
     points = GRID.clone().requires_grad_()
     slope = torch.autograd.grad(layer.energy(points, condition(len(GRID))).sum(), points)[0]
-    size, density = layer.log_step.exp().item(), normal(GRID)
+    size, density = layer.step_size, normal(GRID)
     kernel = torch.distributions.Normal((GRID - size * slope).T, math.sqrt(2 * size)).log_prob(GRID).exp()  # x, z
     return Drawn(layer, kernel @ (kernel @ density * STEP) * STEP)
 
 
+def interpolated(spread=0.2):
+    """Langevin steps by half and then all of the way: to data first the one that is nearer to noise."""
+    layer = random(MarkovChain(TwoWells(), "langevin", steps=2, step_size=0.2, interpolated=True), spread)
+    points, density = GRID.clone().requires_grad_(), normal(GRID)
+    slope = torch.autograd.grad(layer.energy(points, condition(len(GRID))).sum(), points)[0]
+    for weight in (0.25, 0.75):
+        drift = 0.2 * (weight * slope + (1 - weight) * GRID)
+        kernel = torch.distributions.Normal((GRID - drift).T, math.sqrt(0.4)).log_prob(GRID).exp()
+        density = kernel @ density * STEP
+    return Drawn(layer, density)
+
+
 def metropolis(spread=0.2):
     layer = random(MarkovChain(TwoWells(), "metropolis", steps=2, step_size=0.2), spread)
-    u, size, density = layer.energy(GRID, condition(len(GRID))).detach(), layer.log_step.exp().item(), normal(GRID)
+    u, size, density = layer.energy(GRID, condition(len(GRID))).detach(), layer.step_size, normal(GRID)
     moves = torch.distributions.Normal(GRID.T, math.sqrt(2 * size)).log_prob(GRID).exp()
     moves = moves * torch.exp(u[None, :] - u[:, None]).clamp(max=1)  # to x (rows) from z
     stays = 1 - moves.sum(0) * STEP
@@ -268,7 +280,7 @@ def metropolis(spread=0.2):
     return Drawn(layer, density)
 
 
-DRAWN = [augmented, indexed, half, mixture, langevin, metropolis]
+DRAWN = [augmented, indexed, half, mixture, langevin, interpolated, metropolis]
 
 
 @pytest.mark.parametrize("build", DRAWN)
@@ -331,7 +343,7 @@ def test_metropolis_steps_leave_their_law_as_it_is_and_langevin_steps_nearly():
         assert (x < 0).double().mean().item() == pytest.approx(below.item(), abs=tolerance)
 
 
-def test_langevin_terms_carry_gradients_to_energies_and_step_sizes_without_bias():
+def test_langevin_terms_carry_gradients_to_energies_without_bias():
     """Of the expected term, against differences of it with the same noise."""
     layer, x = random(MarkovChain(TwoWells(), "langevin", steps=2, step_size=0.2)), GRID[500:700]
 
@@ -340,7 +352,7 @@ def test_langevin_terms_carry_gradients_to_energies_and_step_sizes_without_bias(
         z, term = layer(x, condition(len(x)))
         return (standard_normal_log_prob(z) + term).mean()
 
-    for parameter in (layer.log_step, layer.energy.tilt.bias):
+    for parameter in (layer.energy.tilt.bias,):
         gradient = torch.autograd.grad(value(), parameter)[0]
         with torch.no_grad():
             parameter += 1e-4

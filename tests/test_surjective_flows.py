@@ -34,7 +34,7 @@ BOUNDS = {
     "anf, learnt": {"variant": "vflow", "extra": 2},
     "cif": {},
     "cif of more couplings": {"law_layers": 3, "index": 1},
-    "stochastic-flow": {"step_size": 0.1},
+    "stochastic-flow": {"step_size": 0.1, "kernel_steps": 2},
     "stochastic-flow, metropolis": {"step_size": 0.1, "kernel": "metropolis", "kernel_steps": 2},
 }
 DRAWS = 1500
@@ -222,17 +222,33 @@ def test_flows_of_a_mixture_start_apart():
     assert torch.pdist(z.flatten(1)).min() > 0.1
 
 
-def test_chains_of_a_stochastic_flow_have_energies_of_their_own_that_learn():
-    system = made("stochastic-flow", SPACES["odd"])
-    chains = [part for part in system.flow.modules() if isinstance(part, MarkovChain)]
-    assert len(chains) == 2
-    system.train().loss(Batch(examples(SPACES["odd"]))).backward()
-    for chain in chains:
-        assert isinstance(chain.energy, SmallEnergy)
-        assert chain.log_step.grad.abs() > 0
-        assert chain.energy.first.layer.weight.grad.abs().sum() > 0
-    sizes = system.monitor(None)
-    assert 0 < sizes["step_size_least"] <= sizes["step_size_largest"]
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["langevin", "metropolis"])
+def test_the_chain_of_a_stochastic_flow_moves_and_makes_the_bound_better(kernel):
+    """From the start that users get, on a law of eight squares: one coupling, with and without the chain behind it."""
+    data = fivefold.load_data("checkerboard")
+    x = data.test.batch(slice(None))
+    options = {"budget": "400steps", "evaluations": 1, "layers": 1}
+    with_chain, without = (
+        fivefold.fit("stochastic-flow", data, kernel=kernel, kernel_steps=steps, **options) for steps in (8, 0)
+    )
+    assert with_chain.score_encoded(x).log_prob.mean() > without.score_encoded(x).log_prob.mean() + 0.1
+    seen = with_chain.monitor(x)
+    assert seen["chain_moves"] > 0.3
+    assert seen["chain_energy_fall"] > 0.1
+
+
+def test_the_energy_of_a_stochastic_flow_learns_from_the_first_step():
+    torch.manual_seed(0)
+    system, x = find("stochastic-flow").load()(SPACES["odd"]), examples(SPACES["odd"])
+    system.train().loss(Batch(x)).backward()
+    (chain,) = (part for part in system.flow.modules() if isinstance(part, MarkovChain))
+    assert isinstance(chain.energy, SmallEnergy)
+    assert chain.energy.last.weight.grad.abs().sum() > 0
+    assert chain.weights == pytest.approx([0.9375 - i / 8 for i in range(8)])
+    seen = system.monitor(Batch(x))
+    assert seen["chain_moves"] > 0.3
+    assert find("stochastic-flow").load()(SPACES["odd"], kernel_steps=0).monitor(Batch(x))["chain_moves"] == 0
 
 
 # --- dequantisation ------------------------------------------------------------------------------

@@ -94,45 +94,71 @@ Kernel = Literal["langevin", "metropolis"]
 class MarkovChain(StochasticLayer):
     """Steps of a Markov chain towards a law exp(-u) of its own: a part of a stochastic flow (Wu et al., 2020).
 
-    The same kernel K goes both ways, and each step's term is the logarithm of the ratio of the path's probabilities,
+    The same kernels go both ways, and each step's term is the logarithm of the ratio of the path's probabilities,
     K(z to x) / K(x to z). Of Langevin steps without correction it is of two Gaussians, and all of it can be
     differentiated; of Metropolis steps, which leave exp(-u) as it is, u(z) - u(x) by detailed balance. The gradient
     of the choices to accept is left out, so that Metropolis steps learn by a biased one.
+
+    A step of size h towards pi, from data of the law rho to a model of the law mu, makes the bound better by
+    -h E_rho[grad ln(rho / pi) . grad ln(mu / pi)], to first order: by h t (1 - t) E_rho |grad ln(rho / mu)|^2 if pi is
+    between, ln pi = t ln rho + (1 - t) ln mu, and by nothing if it is one of the two. So `interpolated` steps go from
+    exp(-u) to standard normal noise by equal parts. Sizes are not learned: while energies know nothing, steps cost
+    a little, and an optimiser's steps, large or small as the gradient may be, would take the sizes to 0.
 
     Args:
         energy: u.
         kernel: langevin or metropolis.
         steps: how many.
-        step_size: at first: of the drift, half of the variance of the noise.
+        step_size: of the drift, half of the variance of the noise.
+        interpolated: whether step i of n has the energy w u(x) + (1 - w) |x|^2 / 2, w = (n - i + 1/2) / n.
     """
 
-    def __init__(self, energy: nn.Module, kernel: Kernel = "langevin", steps: int = 1, step_size: float = 0.1) -> None:
+    def __init__(
+        self,
+        energy: nn.Module,
+        kernel: Kernel = "langevin",
+        steps: int = 1,
+        step_size: float = 0.1,
+        interpolated: bool = False,
+    ) -> None:
         super().__init__()
-        self.energy, self.kernel, self.steps = energy, KERNELS[kernel], steps
-        self.log_step = nn.Parameter(torch.tensor(math.log(step_size)))
+        self.energy, self.kernel, self.step_size = energy, KERNELS[kernel], step_size
+        self.weights = [(steps - i - 0.5) / steps if interpolated else 1.0 for i in range(steps)]
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._walk(x, condition, self.weights)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._walk(y, condition, self.weights[::-1])  # the ratio is upside down, and minus the term turns it
+
+    def _walk(self, x: Tensor, condition: Tensor | None, weights: list[float]) -> tuple[Tensor, Tensor]:
         term = x.new_zeros(len(x))
-        for _ in range(self.steps):
-            x, log_ratio = self.kernel(self.energy, x, condition, self.log_step.exp())
+        for weight in weights:
+            x, log_ratio = self.kernel(_interpolated(self.energy, weight), x, condition, self.step_size)
             term = term + log_ratio
         return x, term
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(y, condition)  # the path back, whose ratio is upside down, and minus the term turns it again
+
+def _interpolated(energy: Energy, weight: float) -> Energy:
+    """Between the energy, at weight 1, and that of standard normal noise."""
+
+    def between(x: Tensor, condition: Tensor | None) -> Tensor:
+        return weight * energy(x, condition) + (1 - weight) * sum_dims(0.5 * x**2)
+
+    return energy if weight == 1 else between
 
 
-def _langevin(energy: Energy, x: Tensor, condition: Tensor | None, step: Tensor) -> tuple[Tensor, Tensor]:
+def _langevin(energy: Energy, x: Tensor, condition: Tensor | None, step: float) -> tuple[Tensor, Tensor]:
     """One step x -> y ~ N(x - step du/dx, 2 step), and ln K(y to x) / K(x to y)."""
     noise = torch.randn_like(x)
-    y = x - step * _gradient(energy, x, condition) + (2 * step).sqrt() * noise
+    y = x - step * _gradient(energy, x, condition) + math.sqrt(2 * step) * noise
     back = x - y + step * _gradient(energy, y, condition)
     return y, sum_dims(0.5 * noise**2 - back**2 / (4 * step))
 
 
-def _metropolis(energy: Energy, x: Tensor, condition: Tensor | None, step: Tensor) -> tuple[Tensor, Tensor]:
+def _metropolis(energy: Energy, x: Tensor, condition: Tensor | None, step: float) -> tuple[Tensor, Tensor]:
     """One proposal y ~ N(x, 2 step), accepted with min(1, exp(u(x) - u(y))), and ln K(y to x) / K(x to y)."""
-    proposal = x + (2 * step).sqrt() * torch.randn_like(x)
+    proposal = x + math.sqrt(2 * step) * torch.randn_like(x)
     change = energy(proposal, condition) - energy(x, condition)
     accept = torch.rand_like(change) < torch.exp(-change)
     return torch.where(accept.view(-1, *[1] * (x.dim() - 1)), proposal, x), torch.where(accept, change, 0.0)
