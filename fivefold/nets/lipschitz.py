@@ -90,6 +90,7 @@ def linearised(net: nn.Module, x: Tensor, condition: Tensor | None, probe: Tenso
         return torch.autograd.grad(value, at, v, retain_graph=True, create_graph=graph)[0]
 
     def pair(v: Tensor) -> Tensor:
+        assert probe is not None
         return (pull(v, True) * probe).flatten(1).sum(1)
 
     return Linearised(value if keep else value.detach(), pull, pair)
