@@ -39,6 +39,8 @@ class FlowMixture(CouplingFlowSystem):
 
     chooses = True
 
+    layers = 3  # of each of several flows
+    hidden = 32
     flows: int = option(4, "how many", least=1, tune=(1, 6))
     softening: float = option(
         0.5, "share of the budget over which the chances that an example is of a flow are softened", least=0, most=1,
