@@ -130,12 +130,11 @@ class SumOfSquares:
         powers = torch.arange(self.degree + 1, device=a.device, dtype=a.dtype)
         a = a * (OUTER**-powers).view(-1, *[1] * (a.dim() - 2))
         products = [
-            torch.stack([a[:, i] * a[:, n - i] for i in range(max(0, n - self.degree), min(n, self.degree) + 1)]).sum(
-                (0, 1)
-            )
+            torch.stack([a[:, i] * a[:, n - i] for i in range(max(0, n - self.degree), min(n, self.degree) + 1)])
             for n in range(2 * self.degree + 1)
         ]
-        return torch.stack([products[0] + 1, *products[1:]])
+        one, *rest = [product.sum((0, 1)) for product in products]
+        return torch.stack([one + 1, *rest])
 
 
 def _integral(x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
