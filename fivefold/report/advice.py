@@ -278,8 +278,8 @@ class Quality:
     def near_training(self) -> Found:
         """Leaders that are no copies of single examples and yet nearer to the training set than unseen data are."""
         readings = {label: r for label, r in _readings(_MEMORISATION, self.good).items() if label in self.first}
-        near = [label for label, r in readings.items() if label not in self.copiers
-                and r.value > _NEAR_TRAINING and Difference(r.excess_error).tells(r.value - (r.floor or 0.5))]  # fmt: skip
+        near = [label for label, r in readings.items() if label not in self.copiers and r.value > _NEAR_TRAINING
+                and Difference(r.excess_error).tells(r.value - (r.floor or 0.5))]  # fmt: skip
         return bool(near) and listed(near)
 
 
