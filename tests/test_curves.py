@@ -92,3 +92,4 @@ def test_names_keep_their_order_and_their_distance():
     assert placed[3] == 100.0
     assert placed[0] - placed[1] >= 13
     assert curves.window([[-200.0, -100.0], [-110.0, -104.0], [-300.0, -299.0]], "density") == (-112.0, -100.0)
+    assert curves.window([[90.0, 70.0]], "distance") == (70.0, 90.0)

@@ -90,8 +90,8 @@ def window(values: Sequence[Sequence[float]], name: str) -> tuple[float, float]:
     """Lowest and highest value worth showing: all ends but those far behind the middle one, and the way to them."""
     loss = [[SIGNS[name] * value for value in one] for one in values]
     ends, best = sorted(one[-1] for one in loss), min(min(one) for one in loss)
-    behind = ends[len(ends) // 2] - best
-    worst = min(max(max(one) for one in loss), max(best + FAR * behind, ends[0]))
+    behind, worst = ends[len(ends) // 2] - best, max(max(one) for one in loss)
+    worst = min(worst, best + FAR * behind) if behind > 0 else worst
     low, high = sorted((SIGNS[name] * best, SIGNS[name] * worst))
     return low, high
 
