@@ -144,7 +144,7 @@ def test_a_comparison_killed_at_its_beginning_takes_its_own_folder(table, tmp_pa
     from fivefold.comparison.plan import locked, settle
 
     shared = {"budget": "1s", "device": "cpu", "features": "fitted", "threads": 1, "preset": None, "options": {}}
-    shared["diagnostics"] = False
+    shared |= {"diagnostics": False, "jobs": 1, "tune": None, "within": None}
 
     def begin(place):
         with locked(place):

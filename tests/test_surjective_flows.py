@@ -8,12 +8,15 @@ import torch
 from scipy import stats
 
 import fivefold
+from fivefold.bijections.base import Chain
 from fivefold.bijections.coupling import Coupling
 from fivefold.bijections.dequantisation import VariationalDequantisation
+from fivefold.bijections.laws import FlowLaw, still
 from fivefold.bijections.stochastic import MarkovChain
 from fivefold.bijections.surjections import Abs, Max, Piecewise, Slice
 from fivefold.catalog import find
 from fivefold.errors import OptionError
+from fivefold.flow.cif import CIF
 from fivefold.flow.stochastic_flow import SmallEnergy
 from fivefold.space import Batch, Space
 from fivefold.system import Density
@@ -251,6 +254,44 @@ def test_the_energy_of_a_stochastic_flow_learns_from_the_first_step():
     assert find("stochastic-flow").load()(SPACES["odd"], kernel_steps=0).monitor(Batch(x))["chain_moves"] == 0
 
 
+def indices_of(system, x):
+    """How far the means of q(u | x) and p(u | z) vary over examples, for every law, and z over u."""
+    with torch.no_grad(), still(system.flow):
+        laws = [law.sample(x)[0].std(0).max().item() for law in system.flow.modules() if isinstance(law, FlowLaw)]
+    with torch.no_grad():
+        z = torch.stack([system.flow(x)[0] for _ in range(20)])
+    return laws, z.std(0).mean().item()
+
+
+def test_the_index_of_a_continuously_indexed_flow_comes_into_use():
+    """From the start that users get: laws of u say the same of all x at first, and differ after a short training."""
+    data = fivefold.load_data("moons")
+    x = data.test.batch(slice(None)).x
+    torch.manual_seed(0)
+    at_first, _ = indices_of(find("cif").load()(data.space), x)
+    assert max(at_first) < 1e-6
+    laws, spread = indices_of(fivefold.fit("cif", data, budget="200steps", evaluations=1), x)
+    assert min(laws) > 0.02
+    assert spread > 0.05
+
+
+class WithoutIndex(CIF):
+    def _indexed(self, shape):
+        return Chain()
+
+
+@pytest.mark.slow
+def test_a_continuous_index_makes_the_bound_better():
+    """Of one coupling, which alone cannot part the moons."""
+    data = fivefold.load_data("moons")
+    x = data.test.batch(slice(None))
+    scores = [
+        fivefold.fit(cls, data, budget="600steps", evaluations=1, layers=1, score_samples=64).score_encoded(x).log_prob
+        for cls in ("cif", WithoutIndex)
+    ]
+    assert scores[0].mean() > scores[1].mean() + 0.02
+
+
 # --- dequantisation ------------------------------------------------------------------------------
 
 
@@ -329,3 +370,15 @@ def test_learnt_noise_depends_on_the_example_and_its_condition(name, space):
         values.append(y - midpoint(example, space))
     assert (values[0] - values[1]).abs().max() > 1e-3
     assert (values[0] - values[2]).abs().max() > 1e-3
+
+
+# --- learning -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cif", "stochastic-flow"])
+def test_learns_digits(name):
+    data = fivefold.load_data("digits")
+    system = fivefold.fit(name, data, budget="200steps")
+    nats = system.score_encoded(data.test.batch(slice(None))).log_prob.mean()
+    assert -nats / data.space.dims / np.log(2) < 2.41  # bits of independent levels

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 
@@ -31,7 +32,8 @@ class CIF(CouplingFlowSystem):
 
     index: int = option(2, "dimensions of u (channels, on images)", least=1, tune=(1, 16))
     law_layers: int = option(1, "couplings of q(u | x) and p(u | z); 1 makes Gaussians", least=1, tune=(1, 4))
-    score_samples = 64
+    layers = 2
+    score_samples = 16
 
     def step(self, layer: int, shape: Shape, alternate: Alternate) -> list[Layer]:
         return [ActNorm(shape[0]), self._indexed(shape), LULinear(shape[0]), self.couple(layer, shape, alternate)]
@@ -39,13 +41,15 @@ class CIF(CouplingFlowSystem):
     def _indexed(self, shape: tuple[int, ...]) -> Layer:
         """z = exp(s(u)) x + t(u). The bijections that follow do not know u, so that p(u | z) may come before them."""
         channels, spatial = shape[0], shape[1:]
+        make_net: partial[Any] = partial(self.make_net, blocks=0)  # three for each coupling: they must cost little
         posterior, prior = (
             FlowLaw(
-                self.index,
-                conditional_flow(channels, self.index, spatial, self.law_layers, self.transform(), self.make_net),
+                self.index, conditional_flow(channels, self.index, spatial, self.law_layers, self.transform(), make_net)
             )
             for _ in range(2)
         )
         by_index = torch.arange(channels + self.index, device="cpu") < channels
-        coupling = Coupling(by_index, self.transform(), self.make_net(self.index, 2 * channels, spatial))
-        return continuously_indexed(channels, posterior, coupling, prior)
+        net = make_net(self.index, 2 * channels, spatial)
+        # Were z at first the same for every u, neither law would have a reason to say anything of u, nor u of z.
+        net.last.reset_parameters()
+        return continuously_indexed(channels, posterior, Coupling(by_index, self.transform(), net), prior)

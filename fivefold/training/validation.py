@@ -94,7 +94,7 @@ class Validation:
             return system.sample_encoded(n, _some(reference, n).condition, seed=0)
 
         n = self._affordable("distance", draw, len(reference.x), FEWEST if needed else 0)
-        if n < FEWEST:
+        if n < FEWEST and not needed:
             return None
         samples = draw(n)
         if not samples.isfinite().all():
