@@ -31,7 +31,7 @@ class DistilledFlow(LatentSystem):
     The divergence alone is least punished where the student draws one kind of example only, so the paper adds terms
     that compare samples with data. Here they are, each with a weight beside the divergence's 1: `power`, `perceptual`
     (its features those of kernels in place of a speech recogniser's) and, given a condition, `contrastive` as in the
-    paper; and `likelihood`, of data by the student, which the paper has no time for (a pass is as long as a wave).
+    paper; and `likelihood`, of data by the student, for which alone a model runs dimension by dimension in training.
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
@@ -51,7 +51,7 @@ class DistilledFlow(LatentSystem):
             sampling="direct", without=("draws", "chooses"),
         ),
     )  # fmt: skip
-    first_stage: float = option(0.5, "share of the budget for the teacher", above=0, below=1, tune=(0.2, 0.8))
+    first_stage: float = option(0.3, "share of the budget for the teacher", above=0, below=1, tune=(0.2, 0.8))
     draws: int = option(1, "samples of the student for each example of a batch", least=1)
     power: float = option(
         100.0, "weight of the distance of mean powers (of an image's frequencies, of a table's columns)", least=0
@@ -63,7 +63,7 @@ class DistilledFlow(LatentSystem):
         0.3, "weight of minus the divergence from the teacher given another example's condition", least=0, below=1
     )
     likelihood: float = option(
-        3.0, "weight of minus the log-likelihood of data by the student, which goes dimension by dimension", least=0,
+        3.0, "weight of minus the log-likelihood of data by the student, dimension by dimension", least=0,
         tune=(0.0, 10.0),
     )  # fmt: skip
     started: Tensor
