@@ -59,7 +59,7 @@ from fivefold.options import Slot, flags, label
 from fivefold.run import Run
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
-from fivefold.tools.metrics import MEASURES, score, spread
+from fivefold.tools.metrics import MEASURES, frechet, score, spread
 from fivefold.tools.resampling import Score, difference_error
 from fivefold.tools.table_metrics import Columns
 
@@ -262,11 +262,12 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
     if not x.isfinite().all():
         return {**row, "note": "samples are not finite"}
     with using(fastest_threads(lambda: features(x[:64]))[0]):
-        training, real = features.of(data.train, TRAINING_EXAMPLES), features(reference.x)
+        training, real, mine = features.of(data.train, TRAINING_EXAMPLES), features(reference.x), features(x)
+    columns, of_floor = (columns_beside(z, reference.x, data.space) for z in (x, data.train.spread(len(x)).x))
     try:
-        values = score(mine := features(x), real, training, columns=columns_beside(x, reference.x, data.space))
-        columns = columns_beside(data.train.spread(len(x)).x, reference.x, data.space)
-        floors = score(spread(training, len(x)), real, training, of_training=True, columns=columns)
+        with using(fastest_threads(lambda: frechet(mine, real))[0]):
+            values = score(mine, real, training, columns=columns)
+            floors = score(spread(training, len(x)), real, training, of_training=True, columns=of_floor)
     except TooFew as error:
         return {**row, "note": str(error)}
     notes = []
