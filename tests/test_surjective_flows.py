@@ -282,14 +282,16 @@ class WithoutIndex(CIF):
 
 @pytest.mark.slow
 def test_a_continuous_index_makes_the_bound_better():
-    """Of one coupling, which alone cannot part the moons."""
+    """Of one coupling, which alone cannot part the moons; the mean of three seeds, which differ by 0.04 each."""
     data = fivefold.load_data("moons")
     x = data.test.batch(slice(None))
-    scores = [
-        fivefold.fit(cls, data, budget="600steps", evaluations=1, layers=1, score_samples=64).score_encoded(x).log_prob
-        for cls in ("cif", WithoutIndex)
-    ]
-    assert scores[0].mean() > scores[1].mean() + 0.02
+
+    def nats(cls, seed):
+        system = fivefold.fit(cls, data, budget="600steps", seed=seed, evaluations=1, layers=1, score_samples=64)
+        return system.score_encoded(x).log_prob.mean().item()
+
+    gains = [nats("cif", seed) - nats(WithoutIndex, seed) for seed in (1, 2, 3)]
+    assert np.mean(gains) > 0.02
 
 
 # --- dequantisation ------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Made(AutoregressiveSystem):
     degrees: Tensor
 
     hidden: int = width_option(512, "units of each layer", tune=(16, 512))
-    layers: int = depth_option(1, "hidden layers after the first", tune=(1, 16))
+    layers: int = depth_option(1, "hidden layers after the first", least=0, tune=(0, 4))
     orders: int = option(1, "orders of the dimensions, the natural one and then random ones", least=1, tune=(1, 8))
     masks: int = option(
         1, "assignments of degrees to hidden units for each order, the even one and then random ones", least=1,

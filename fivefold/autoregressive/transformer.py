@@ -21,6 +21,8 @@ class Transformer(TransformerSystem):
         "small": {"width": 32, "layers": 2, "heads": 2},  # short sequences, as the codes of another system
     }
 
+    width = 128
+
     def make_blocks(self) -> list[CausalBlock]:
         dense = [Attending(self.space.dims, self.space.dims, self.heads)] * self.layers
         refuse_dense("Transformer", dense, "smaller images (--size), shorter examples, or sparse-transformer")
