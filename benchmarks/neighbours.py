@@ -63,7 +63,7 @@ def main() -> None:
     share = crowded["rate"] / quiet["rate"]
     line = (
         f"made on 180 binary columns, samples a second: {quiet['rate']:.0f} quiet on one thread, {free['rate']:.0f} as "
-        f"reported, {crowded['rate']:.0f} as reported with {len(neighbours)} busy neighbours: {share:.2f} ({ASKED} asked)"
+        f"reported, {crowded['rate']:.0f} with {len(neighbours)} busy neighbours: {share:.2f} ({ASKED} asked)"
     )
     write_result(
         "neighbours", line, {"machine": machine(), "quiet": quiet, "free": free, "crowded": crowded, "share": share}
