@@ -22,6 +22,7 @@ from fivefold.training.batches import Batches
 from fivefold.training.budget import Budget
 from fivefold.training.fit import fit, resume
 from fivefold.training.trainer import Trainer
+from fivefold.training.validation import Validation
 from tests.systems import Game, Regression
 
 TABLE = np.random.default_rng(0).normal(size=(200, 3)) @ np.diag([1.0, 5.0, 0.1])
@@ -205,6 +206,15 @@ def test_the_average_is_kept(table):
     kept = fit(Regression, table, budget="5steps", lr=0.1, ema=0.3, evaluations=1).net.weight
     assert torch.allclose(kept, average, atol=1e-6)
     assert not torch.allclose(kept, weight, atol=1e-4)
+
+
+def test_validation_that_takes_long_leaves_out_marks_but_never_the_last(table, monkeypatch):
+    true, events = Validation.__call__, []
+    monkeypatch.setattr(Validation, "__call__", lambda self, system: time.sleep(0.2) or true(self, system))
+    fit(Regression, table, budget="0.8s", batch_size=16, watch=events.append)
+    looked = [event["progress"] for event in events if "validation" in event]
+    assert 2 <= len(looked) <= 4
+    assert looked[-1] == 1
 
 
 def test_the_best_weights_by_validation_are_kept(table, tmp_path):

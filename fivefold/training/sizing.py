@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fivefold import catalog
 from fivefold.data import Data
 from fivefold.errors import FivefoldError
-from fivefold.machine import fastest_threads
+from fivefold.machine import fastest_threads, keep_freed_memory
 from fivefold.options import Option, Slot, class_in, options_of, slot_of
 from fivefold.system import System, part_options
 from fivefold.training import ranks
@@ -40,7 +40,7 @@ SMALLEST, USUAL, LARGEST = 16, USUAL_BATCH, 256  # examples of a batch
 HALF_PAYS, SMALLER_PAYS = 0.75, 0.7  # half a batch, or a size less, where steps take at most this share of the time
 PASSES = 5  # through the data, below which there is nothing that dropout could keep from being learnt by heart
 SCALES = tuple(2 ** (-step / 2) for step in range(11))  # of widths and depths
-MOST = 0.05  # of the budget: no rehearsal begins later
+MOST = 0.07  # of the budget: no rehearsal begins later
 
 Arguments = dict[str, dict[str, Any]]
 
@@ -152,6 +152,8 @@ class _Search:
         self.cls, self.arguments, self.data, self.device = cls, arguments, data, device
         self.given_batch: int | None = arguments["fit"].get("batch_size")
         self.started = time.perf_counter()
+        if device.type == "cpu":
+            keep_freed_memory()  # as training does: steps are quicker
 
     def build(self, scale: float) -> System:
         options = shrunk(self.cls, self.arguments["system"], scale, math.inf)
@@ -184,19 +186,17 @@ class _Search:
         return Sizes(scale, batch, steps, spent, steps * batch / len(self.data.train))
 
     def batch(self, scale: float, budget: float) -> tuple[int, float]:
-        """The batch of that scale, and the seconds of its steps."""
-        batch = self.given_batch or USUAL
+        """The batch of that scale, and the seconds of its steps; small ones first, which are rehearsed sooner."""
+        batch = self.given_batch or SMALLEST
         seconds = self.step_seconds(scale, batch)
-        if self.given_batch:
-            return batch, seconds
         twentieth = 2 ** int(math.log2(max(1, len(self.data.train) // 20)))
-        while 2 * MANY * seconds < budget and 2 * batch <= min(twentieth, LARGEST):
-            batch, seconds = 2 * batch, self.step_seconds(scale, 2 * batch)
-        while MANY * seconds > budget and batch > SMALLEST and not self.late(budget):
-            half = self.step_seconds(scale, batch // 2)
-            if half > HALF_PAYS * seconds:
+        most = batch if self.given_batch else max(USUAL, min(twentieth, LARGEST))
+        while batch < most and not self.late(budget):
+            doubled = self.step_seconds(scale, 2 * batch)
+            free = doubled * HALF_PAYS < seconds and batch < USUAL
+            if MANY * doubled > budget and not free:
                 break
-            batch, seconds = batch // 2, half
+            batch, seconds = 2 * batch, doubled
         return batch, seconds
 
     def late(self, budget: float) -> bool:

@@ -333,7 +333,7 @@ class Trainer:
         before = self.progress
         self.progress, stop = ranks.from_first([self._progress(), float(interrupted)])
         self.log.step(self)
-        if bisect.bisect(self.marks, self.progress) > bisect.bisect(self.marks, before):
+        if bisect.bisect(self.marks, self.progress) > bisect.bisect(self.marks, before) and not self._looked_enough():
             with self._guarded():
                 self._validate()
         if time.monotonic() - self.saved > self.settings.checkpoint_seconds:
@@ -341,11 +341,17 @@ class Trainer:
             self.saved = time.monotonic()
         return self.progress < 1 and not stop
 
+    def _looked_enough(self) -> bool:
+        """Whether validation, of a budget in time, has taken so long that this mark is left out; the last never is."""
+        [spent] = ranks.from_first([self.validation_seconds])
+        return self.budget.unit == "seconds" and self.progress < 1 and spent > VALIDATING * self.seconds
+
     def _progress(self) -> float:
         epochs = self.step * self.batches.size / self.batches.examples
         return self.budget.progress(seconds=self.seconds, steps=self.step, epochs=epochs)
 
 
+VALIDATING = 0.5  # of the seconds trained: marks at which validation has taken more than that are left out
 CHECK_EVERY = 16  # steps between readings that cost: of gradients, and on an accelerator of losses
 USUAL_BATCH = 64  # where neither the user nor the rule of sizes says
 _COUNTERS = (
