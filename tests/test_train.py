@@ -211,7 +211,7 @@ def test_the_average_is_kept(table):
 def test_validation_that_takes_long_leaves_out_marks_but_never_the_last(table, monkeypatch):
     true, events = Validation.__call__, []
     monkeypatch.setattr(Validation, "__call__", lambda self, system: time.sleep(0.2) or true(self, system))
-    fit(Regression, table, budget="0.8s", batch_size=16, watch=events.append)
+    fit(Regression, table, budget="1.2s", batch_size=16, watch=events.append)
     looked = [event["progress"] for event in events if "validation" in event]
     assert 2 <= len(looked) <= 4
     assert looked[-1] == 1

@@ -40,7 +40,7 @@ SMALLEST, USUAL, LARGEST = 16, USUAL_BATCH, 256  # examples of a batch
 HALF_PAYS, SMALLER_PAYS = 0.75, 0.7  # half a batch, or a size less, where steps take at most this share of the time
 PASSES = 5  # through the data, below which there is nothing that dropout could keep from being learnt by heart
 SCALES = tuple(2 ** (-step / 2) for step in range(11))  # of widths and depths
-MOST = 0.07  # of the budget: no rehearsal begins later
+MOST, COUNTED = 0.07, 0.25  # of the budget: no rehearsal begins later, and all together take no more of it
 
 Arguments = dict[str, dict[str, Any]]
 
@@ -181,8 +181,8 @@ class _Search:
             if quicker > seconds * SMALLER_PAYS ** (2 * math.log2(scale / smaller)):
                 break
             scale, seconds = smaller, quicker
-        [spent] = ranks.from_first([time.perf_counter() - self.started])
-        steps = int(max(budget - spent, 0) / seconds)
+        [spent] = ranks.from_first([min(time.perf_counter() - self.started, COUNTED * budget)])
+        steps = int((budget - spent) / seconds)
         return Sizes(scale, batch, steps, spent, steps * batch / len(self.data.train))
 
     def batch(self, scale: float, budget: float) -> tuple[int, float]:
