@@ -1,6 +1,6 @@
 """How large a network and a batch a training gets: one rule for every system, in place of numbers.
 
-What a system declares is its full size. Widths and depths shrink together, by a root of two at a time:
+What a system declares is its full size. Depths shrink by a root of two at a time, widths by a root of that:
 
 1. until there are at most `PER_NUMBER` parameters for each number of the training data (`FREE` are always allowed);
 2. where the budget is a time, until it holds `FEWEST` steps, as long as that pays: where a smaller network is hardly
@@ -39,7 +39,7 @@ FEWEST, MANY = 2000, 4000  # steps
 SMALLEST, USUAL, LARGEST = 16, USUAL_BATCH, 256  # examples of a batch
 HALF_PAYS, SMALLER_PAYS = 0.75, 0.7  # half a batch, or a size less, where steps take at most this share of the time
 PASSES = 5  # through the data, below which there is nothing that dropout could keep from being learnt by heart
-SCALES = tuple(2 ** (-step / 2) for step in range(11))  # of widths and depths
+SCALES = tuple(2 ** (-step / 2) for step in range(21))  # of depths; of widths their roots
 MOST, COUNTED = 0.07, 0.25  # of the budget: no rehearsal begins later, and all together take no more of it
 
 Arguments = dict[str, dict[str, Any]]
@@ -49,7 +49,7 @@ Arguments = dict[str, dict[str, Any]]
 class Sizes:
     """What the rule chose.
 
-    `scale` is the share of the declared widths and depths, `steps` about what the budget holds, `passes` how often it
+    `scale` is the share of the declared depths (of widths its root), `steps` about what the budget holds, `passes` how often it
     sees the training data (None: not known in advance), `seconds` what the rehearsals took.
     """
 
@@ -60,7 +60,11 @@ class Sizes:
     passes: float | None = None
 
     def __str__(self) -> str:
-        size = "full size" if self.scale == 1 else f"{self.scale:.2f} of the full width and depth"
+        size = (
+            "full size"
+            if self.scale == 1
+            else f"{self.scale:.2f} of the full depth and {math.sqrt(self.scale):.2f} of the width"
+        )
         steps = "" if self.steps is None else f", about {self.steps:,} steps ({self.seconds:.1f} s to find out)"
         return f"{size}, batches of {self.batch_size}{steps}"
 
@@ -94,7 +98,7 @@ def shrunk(
     Args:
         cls: of a system or of a slot's part.
         given: stays as it is.
-        scale: of widths and depths.
+        scale: of depths; of widths its root.
         passes: through the training data.
         values: that stand in place of the declared defaults.
     """
@@ -122,8 +126,9 @@ def _shrunk_part(
 
 def _narrower(option: Option, value: int, scale: float, passes: float) -> int:
     """In multiples of 8 from 16 on (of 4 below), as heads and groups need it; no less than it may be tuned to."""
-    step = 8 if value * scale >= 16 else 4
-    return value if scale == 1 else max(min(value, option.tune[0]), step * round(value * scale / step))
+    wanted = value * math.sqrt(scale)
+    step = 8 if wanted >= 16 else 4
+    return value if scale == 1 else max(min(value, option.tune[0]), step * round(wanted / step))
 
 
 def _shallower(option: Option, value: int, scale: float, passes: float) -> int:
