@@ -49,8 +49,8 @@ Arguments = dict[str, dict[str, Any]]
 class Sizes:
     """What the rule chose.
 
-    `scale` is the share of the declared depths (of widths its root), `steps` about what the budget holds, `passes` how often it
-    sees the training data (None: not known in advance), `seconds` what the rehearsals took.
+    `scale` is the share of the declared depths (of widths its root), `steps` about what the budget holds, `passes` how
+    often it sees the training data (None: not known in advance), `seconds` what the rehearsals took.
     """
 
     scale: float
