@@ -84,7 +84,8 @@ class Validation:
             return system.score_encoded(_some(self.batch, n)).log_prob
 
         values = score(self._affordable("density", score, len(self.batch.x), FEWEST))
-        return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)))
+        spread_of = values.std().item() if len(values) > 1 else 0.0
+        return Estimate(values.mean().item(), spread_of / math.sqrt(len(values)))
 
     def _distance(self, system: System, needed: bool) -> Estimate | None:
         """None where fewer than `FEWEST` samples are affordable, unless the choice depends on them."""
