@@ -72,10 +72,10 @@ def test_no_more_parameters_than_the_data_warrant_and_no_clock_without_a_time(mo
     [  # seconds of a step by scale and batch, for a budget of 100
         (lambda s, b: 1e-4 * b, 1.0, 64),  # quick: the usual batch
         (lambda s, b: 8e-4 * b, 1.0, 16),  # 4,000 steps
-        (lambda s, b: 4e-3 * s * s * b, 2**-0.5, 16),  # smaller until there are 2,000
+        (lambda s, b: 4e-3 * s * s * b, 2**-0.25, 16),  # smaller until there are 2,000
         (lambda s, b: 4e-3 * s * b, 1.0, 16),  # to be smaller does not make it that much quicker
         (lambda s, b: 0.1 + 1e-4 * b, 1.0, 64),  # nor do smaller batches make steps
-        (lambda s, b: 1.0 * s * s, 2**-2.5, 64),
+        (lambda s, b: 1.0 * s * s, 2**-2.25, 64),
     ],
 )
 def test_steps_that_the_budget_holds(monkeypatch, each, scale, batch):

@@ -1,6 +1,6 @@
 """How large a network and a batch a training gets: one rule for every system, in place of numbers.
 
-What a system declares is its full size. Depths shrink by a root of two at a time, widths by a root of that:
+What a system declares is its full size. Depths shrink by a fourth root of two at a time, widths by a root of that:
 
 1. until there are at most `PER_NUMBER` parameters for each number of the training data (`FREE` are always allowed);
 2. where the budget is a time, until it holds `FEWEST` steps, as long as that pays: where a smaller network is hardly
@@ -39,7 +39,7 @@ FEWEST, MANY = 2000, 4000  # steps
 SMALLEST, USUAL, LARGEST = 16, USUAL_BATCH, 256  # examples of a batch
 HALF_PAYS, SMALLER_PAYS = 0.75, 0.7  # half a batch, or a size less, where steps take at most this share of the time
 PASSES = 5  # through the data, below which there is nothing that dropout could keep from being learnt by heart
-SCALES = tuple(2 ** (-step / 2) for step in range(21))  # of depths; of widths their roots
+SCALES = tuple(2 ** (-step / 4) for step in range(41))  # of depths; of widths their roots
 MOST, COUNTED = 0.07, 0.25  # of the budget: no rehearsal begins later, and all together take no more of it
 
 Arguments = dict[str, dict[str, Any]]
@@ -167,13 +167,10 @@ class _Search:
     def by_data(self) -> float:
         """The largest scale whose parameters the data warrant."""
         most = max(FREE, PER_NUMBER * len(self.data.train) * self.data.space.dims)
-        parameters = math.inf
-        for scale in SCALES:
-            before, parameters = parameters, _parameters(self.build(scale))
-            if parameters <= most:
-                return scale
-            if parameters == before:  # nothing shrinks any more
-                break
+        scale, parameters = SCALES[0], _parameters(self.build(SCALES[0]))
+        while parameters > most and scale > SCALES[-1]:
+            scale = _below(scale, scale * math.sqrt(most / parameters))
+            parameters = _parameters(self.build(scale))
         return scale
 
     def by_clock(self, budget: float) -> Sizes:
@@ -181,7 +178,7 @@ class _Search:
         batch, seconds = self.batch(scale, budget)
         while budget < FEWEST * seconds and scale > SCALES[-1] and not self.late(budget):
             wanted = scale * math.sqrt(budget / (FEWEST * seconds))  # the work of a size falls by its square
-            smaller = next((s for s in SCALES if s < scale and s <= 1.1 * wanted), SCALES[-1])
+            smaller = _below(scale, wanted)
             quicker = self.step_seconds(smaller, batch)
             if quicker > seconds * SMALLER_PAYS ** (2 * math.log2(scale / smaller)):
                 break
@@ -222,6 +219,11 @@ class _Search:
                 raise
             seconds = math.inf
         return ranks.from_first([seconds])[0]
+
+
+def _below(scale: float, wanted: float) -> float:
+    """The next smaller scale, or the largest that is about as small as is wanted."""
+    return next((s for s in SCALES if s < scale and s <= 1.1 * wanted), SCALES[-1])
 
 
 def _parameters(system: System) -> int:
