@@ -12,7 +12,7 @@ from fivefold.autoregressive.gated_pixelcnn import GatedPixelcnn
 from fivefold.energy.flow_contrastive import FlowContrastive
 from fivefold.options import slot_of
 from fivefold.training import sizing
-from fivefold.training.fit import fit, resume
+from fivefold.training.fit import _begun_sizes, fit, resume
 from fivefold.training.options import arguments
 from fivefold.training.sizing import PER_NUMBER, SCALES, Sizes, shrunk
 
@@ -65,6 +65,24 @@ def test_no_more_parameters_than_the_data_warrant_and_no_clock_without_a_time(mo
     system = catalog.build(cls, few.space, **sizing.apply(cls, asked, sizes)["system"])
     assert sum(p.numel() for p in system.parameters()) <= PER_NUMBER * len(few.train) * 432
     assert sizing.choose(GatedPixelcnn, given(budget="3epochs"), DIGITS, torch.device("cpu")).passes == 3
+
+
+def test_what_is_all_given_is_neither_built_nor_rehearsed(monkeypatch):
+    monkeypatch.setattr(sizing._Search, "build", lambda *_: pytest.fail("built"))
+    asked = given(budget="100s", batch_size=20, channels=500, layers=40)
+    assert sizing.choose(GatedPixelcnn, asked, DIGITS, torch.device("cpu")) == Sizes(1.0, 20)
+
+
+def test_several_processes_use_the_rule_without_the_clock(monkeypatch):
+    monkeypatch.setattr(sizing.ranks, "world", lambda: 2)
+    monkeypatch.setattr(sizing, "_Rehearsal", None)
+    found = sizing.choose(GatedPixelcnn, given(budget="100s"), DIGITS, torch.device("cpu"))
+    assert found == Sizes(1.0, 64)
+
+
+def test_a_run_of_another_version_is_no_choice(tmp_path):
+    (tmp_path / "run.json").write_text('{"system": "made"}')
+    assert _begun_sizes(tmp_path) is None
 
 
 @pytest.mark.parametrize(

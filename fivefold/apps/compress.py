@@ -32,6 +32,7 @@ from fivefold.data import load_examples
 from fivefold.data.writers import check_suffix, save_examples
 from fivefold.errors import DataError, RunError, Unfit
 from fivefold.files import replacing
+from fivefold.machine import using
 from fivefold.run import Run
 from fivefold.space import Batch
 from fivefold.system import System
@@ -126,7 +127,7 @@ def decompress_encoded(system: System, data: bytes) -> Batch:
         raise CompressionError("this was compressed by another model: give the run that compressed it")
     condition = _unpack(header["condition"], system) if "condition" in header else None
     decoder, parts = _Decoder(words), []
-    with system.evaluating(), _threads(header["threads"]), contextlib.suppress(_Lost):
+    with system.evaluating(), using(header["threads"]), contextlib.suppress(_Lost):
         for first in range(0, header["count"], header["batch"]):
             n = min(header["batch"], header["count"] - first)
             given = None if condition is None else condition[first : first + n].to(system.device)
@@ -360,13 +361,3 @@ def _unpack(text: str, system: System) -> Tensor:
     assert system.space.condition is not None
     values = np.frombuffer(zlib.decompress(base64.b85decode(text)), "<f4").copy()
     return torch.from_numpy(values).view(-1, *system.space.condition.shape)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -14,7 +14,7 @@ import torch
 from fivefold import catalog
 from fivefold.data import Data, load_data
 from fivefold.errors import RunError
-from fivefold.files import is_temporary
+from fivefold.files import is_temporary, read_json
 from fivefold.machine import choose_device
 from fivefold.options import plain
 from fivefold.run import Run
@@ -79,8 +79,8 @@ def _begun_sizes(out: str | Path | None) -> Sizes | None:
     """What the rule chose when this training was begun, where it was: its clock would say something else today."""
     if out is None or not (Path(out) / "run.json").exists():
         return None
-    with contextlib.suppress(RunError, TypeError):
-        return Sizes(**json.loads((Path(out) / "run.json").read_text())["sizes"])
+    with contextlib.suppress(RunError, KeyError, TypeError):  # damaged, or of another version: `begin` says so
+        return Sizes(**read_json(Path(out) / "run.json")["sizes"])
     return None
 
 

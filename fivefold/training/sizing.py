@@ -9,7 +9,8 @@ What a system declares is its full size. Depths shrink by a fourth root of two a
 The batch is the largest power of two of which the budget holds `MANY` steps, from `SMALLEST` to `USUAL` (or to a
 twentieth of the training examples, at most `LARGEST`), and halved only where that pays too. Nothing is dropped out
 where the budget sees the data fewer than `PASSES` times. How long steps take is measured in a rehearsal, whose time
-counts; a budget in steps or epochs uses the rule without the clock. What is given, by an option or a preset, stays.
+counts; a budget in steps or epochs, and several processes, use the rule without the clock. What is given, by an option
+or a preset, stays.
 """
 
 from __future__ import annotations
@@ -74,11 +75,11 @@ def choose(cls: type[System], arguments: Arguments, data: Data, device: torch.de
     settings = Settings(**arguments["fit"])
     budget = Budget.parse(settings.sized_for or settings.budget)
     search = _Search(cls, arguments, data, device)
-    if budget.unit != "seconds":
-        batch = search.given_batch or USUAL
-        numbers = budget.amount * batch / len(data.train) if budget.unit == "steps" else budget.amount
-        return Sizes(search.by_data(), batch, passes=numbers)
-    return search.by_clock(budget.amount)
+    if budget.unit == "seconds" and ranks.world() == 1 and not (search.given_batch and search.fixed):
+        return search.by_clock(budget.amount)
+    batch = search.given_batch or USUAL
+    passes = {"steps": budget.amount * batch / len(data.train), "epochs": budget.amount}.get(budget.unit)
+    return Sizes(search.by_data(), batch, passes=passes)
 
 
 def apply(cls: type[System], arguments: Arguments, sizes: Sizes) -> Arguments:
@@ -156,6 +157,8 @@ class _Search:
     def __init__(self, cls: type[System], arguments: Arguments, data: Data, device: torch.device) -> None:
         self.cls, self.arguments, self.data, self.device = cls, arguments, data, device
         self.given_batch: int | None = arguments["fit"].get("batch_size")
+        full, least = (shrunk(cls, arguments["system"], scale, math.inf) for scale in (SCALES[0], SCALES[-1]))
+        self.fixed = full == least  # whether all that could shrink is given, as by a preset
         self.started = time.perf_counter()
         if device.type == "cpu":
             keep_freed_memory()  # as training does: steps are quicker
@@ -166,6 +169,8 @@ class _Search:
 
     def by_data(self) -> float:
         """The largest scale whose parameters the data warrant."""
+        if self.fixed:
+            return SCALES[0]
         most = max(FREE, PER_NUMBER * len(self.data.train) * self.data.space.dims)
         scale, parameters = SCALES[0], _parameters(self.build(SCALES[0]))
         while parameters > most and scale > SCALES[-1]:
@@ -183,7 +188,7 @@ class _Search:
             if quicker > seconds * SMALLER_PAYS ** (2 * math.log2(scale / smaller)):
                 break
             scale, seconds = smaller, quicker
-        [spent] = ranks.from_first([min(time.perf_counter() - self.started, COUNTED * budget)])
+        spent = min(time.perf_counter() - self.started, COUNTED * budget)
         steps = int((budget - spent) / seconds)
         return Sizes(scale, batch, steps, spent, steps * batch / len(self.data.train))
 
@@ -202,8 +207,7 @@ class _Search:
         return batch, seconds
 
     def late(self, budget: float) -> bool:
-        [spent] = ranks.from_first([time.perf_counter() - self.started])
-        return spent > MOST * budget
+        return time.perf_counter() - self.started > MOST * budget
 
     def step_seconds(self, scale: float, batch: int) -> float:
         """Of a step at the end of training."""
@@ -213,12 +217,11 @@ class _Search:
             trainer = _Rehearsal(system, self.data, system.optimizers(), None, lambda event: None, **settings)
             system.train()
             trainer.progress = 1.0  # what grows is largest at the end
-            seconds = fastest_threads(trainer._iterate)[1]
+            return fastest_threads(trainer._iterate)[1]
         except FivefoldError:
             if scale == SCALES[0]:
                 raise
-            seconds = math.inf
-        return ranks.from_first([seconds])[0]
+            return math.inf
 
 
 def _below(scale: float, wanted: float) -> float:
