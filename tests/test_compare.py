@@ -17,29 +17,8 @@ from fivefold import compare, fit, load_data, slot
 from fivefold.errors import DataError, RunError
 from fivefold.report import write_report
 from fivefold.training.failures import reason, status
+from tests.toys import package, source
 
-SYSTEM = '''
-import os, signal, time, torch
-from torch import nn
-from fivefold import Density, System, option
-
-class Toy(System):
-    """Toy (survey 0; nobody, 2020)."""
-    densities = {{"{kind}": Density.EXACT}}
-    presets = {presets}
-    trouble: str = option("{trouble}", "what its loss does")
-    def build(self):
-        self.mean, self.log_scale = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    def law(self):
-        return torch.distributions.Normal(self.mean, self.log_scale.exp())
-    def loss(self, batch):
-        exec(self.trouble)
-        return -self._log_prob(batch.x, None).mean()
-    def _log_prob(self, x, condition):
-        return self.law().log_prob(x).sum(1)
-    def _sample(self, n, condition):
-        return self.law().sample((n,))
-'''
 TROUBLES = {  # name of the system: what its loss does, the row's status, words of its reason
     "raising": ("raise KeyError('no <such> key')", "failed", "KeyError: 'no <such> key'"),
     "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "killed", "signal 9"),
@@ -57,19 +36,13 @@ ONCE = {  # trouble at the first step alone, and the row's status
 def place(tmp_path_factory):
     """A folder on the Python path with one good system and every sort of bad one."""
     place = tmp_path_factory.mktemp("modules")
-    package = place / "toys"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    for name, (trouble, *_) in {**TROUBLES, "good": ("0",), "slow": ("time.sleep(0.03)",)}.items():
-        presets = {"quick": {"batch_size": 16}} if name == "good" else {}
-        (package / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=trouble, presets=presets))
+    modules = {name: source(trouble) for name, (trouble, *_) in TROUBLES.items()}
+    modules |= {"good": source(presets={"quick": {"batch_size": 16}}), "slow": source("time.sleep(0.03)")}
     for name in ONCE:
         once = f"new = not os.path.exists('{name}.flag'); open('{name}.flag', 'a').close()\\nif new: {ONCE[name][0]}"
-        (package / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=once, presets={}))
-    (package / "unfit.py").write_text(SYSTEM.format(kind="text", trouble="0", presets={}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(place))
-        patch.chdir(place)
+        modules[name] = source(once)
+    modules["unfit"] = source(kind="text")
+    with package(place, "toys", modules):
         yield place
 
 

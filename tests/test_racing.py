@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 from fivefold import catalog, compare, load_data
-from fivefold.comparison import racing
-from fivefold.comparison.racer import _warm_up, take
-from fivefold.comparison.racing import Racer, plan
+from fivefold.comparison import halving, racing
+from fivefold.comparison.halving import plan
+from fivefold.comparison.racer import Racer, _warm_up, take
 from fivefold.errors import OptionError, RunError
 from fivefold.options import Slot
 from fivefold.run import Run
-from tests.test_compare import SYSTEM
+from tests.toys import package, source
 
 # --- the plan ---------------------------------------------------------------------------------------
 
@@ -35,10 +35,10 @@ def test_a_plan_fits_its_time(systems, within, jobs):
         assert within == 200.0
         return
     turns = sum(-(-count // jobs) * seconds for count, seconds in zip(found.counts, found.seconds, strict=True))
-    assert racing.STARTING + turns + found.measuring == pytest.approx(within)
+    assert halving.STARTING + turns + found.measuring == pytest.approx(within)
     assert found.counts[0] == systems * found.each
-    assert found.counts[-1] <= racing.FINALISTS
-    assert found.seconds[0] >= racing.FEWEST_SECONDS
+    assert found.counts[-1] <= halving.FINALISTS
+    assert found.seconds[0] >= halving.FEWEST_SECONDS
     assert list(found.seconds) == sorted(found.seconds)
 
 
@@ -171,14 +171,9 @@ def test_an_interrupted_race_goes_on(race):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("modules")
-    (place / "racingtoys").mkdir()
-    (place / "racingtoys" / "__init__.py").touch()
-    for name, trouble in {"good": "0", "slow": "time.sleep(0.03)", "raising": "raise KeyError('no such key')"}.items():
-        (place / "racingtoys" / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=trouble, presets={}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(place))
-        patch.chdir(place)
-        patch.setattr("fivefold.comparison.racing.FEWEST_SECONDS", 2.0)
+    troubles = {"good": "0", "slow": "time.sleep(0.03)", "raising": "raise KeyError('no such key')"}
+    with package(place, "racingtoys", {name: source(trouble) for name, trouble in troubles.items()}) as patch:
+        patch.setattr("fivefold.comparison.halving.FEWEST_SECONDS", 2.0)
         yield place
 
 
@@ -262,7 +257,7 @@ def test_a_whole_race(place):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_goes_on(place, tmp_path, number):
     out = tmp_path / "out"
-    program = "from fivefold import compare; from fivefold.comparison import racing; racing.FEWEST_SECONDS = 2.0\n"
+    program = "from fivefold import compare; from fivefold.comparison import halving; halving.FEWEST_SECONDS = 2.0\n"
     program += f"compare(['racingtoys.good'], 'moons', within='60s', out={str(out)!r})"
     path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path})

@@ -10,7 +10,7 @@ import torch
 from fivefold import catalog, load_data, slot
 from fivefold.autoregressive.gated_pixelcnn import GatedPixelcnn
 from fivefold.energy.flow_contrastive import FlowContrastive
-from fivefold.options import slot_of
+from fivefold.options import options_of, slot_of
 from fivefold.training import sizing
 from fivefold.training.fit import _begun_sizes, fit, resume
 from fivefold.training.options import arguments
@@ -31,7 +31,10 @@ def test_widths_and_depths_shrink_and_what_was_given_stays():
 
 
 def test_dropout_is_left_out_where_the_data_are_hardly_seen_twice():
+    whole = options_of(GatedPixelcnn)["dropout"].default
     assert shrunk(GatedPixelcnn, {}, 1.0, 2.0) == {"dropout": 0.0}
+    assert shrunk(GatedPixelcnn, {}, 1.0, 10.0) == {"dropout": pytest.approx(whole / 2, abs=0.01)}
+    assert shrunk(GatedPixelcnn, {}, 1.0, 15.0) == {}
     assert shrunk(GatedPixelcnn, {"dropout": 0.3}, 1.0, 2.0) == {"dropout": 0.3}
 
 

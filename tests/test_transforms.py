@@ -169,11 +169,13 @@ def test_the_mixture_is_the_logit_of_its_distribution_function():
     torch.testing.assert_close(transform.forward(x, p.expand(-1, 7))[0], wanted)
 
 
-def test_the_polynomial_is_the_integral_of_one_and_the_squares():
+@pytest.mark.parametrize("end", [1.7, -2.9, 5.0, -20.0])
+def test_the_polynomial_is_the_integral_of_one_and_the_squares(end):
+    """Up to 3 deviations from 0, and of what they are there beyond."""
     torch.manual_seed(0)
     transform, p = SumOfSquares(2, 3), torch.randn(10, 1, dtype=torch.float64)
-    u = torch.linspace(0, 1.7, 20001, dtype=torch.float64)
-    powers = torch.stack([(u / 3) ** power for power in range(4)])
+    u = torch.linspace(0, end, 20001, dtype=torch.float64)
+    powers = torch.stack([(u.clamp(-3, 3) / 3) ** power for power in range(4)])
     starts = torch.tensor([[0.5, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.float64)
     slope = 1 + sum((a @ powers).square() for a in p[2:, 0].view(2, 4) + starts)
     scale = squashed(p[0, 0], 5).exp() / (1 + starts.square().sum())  # so that it is the identity at p = 0

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fivefold import compare
 from fivefold.errors import RunError
-from tests.test_compare import SYSTEM
+from tests.toys import package, source
 
 HOW = {"data": "moons", "budget": "20steps", "tune": 3, "tune_budget": "20steps", "diagnostics": False, "out": "out"}
 
@@ -16,13 +16,7 @@ HOW = {"data": "moons", "budget": "20steps", "tune": 3, "tune_budget": "20steps"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("modules")
-    (place / "tunedtoys").mkdir()
-    (place / "tunedtoys" / "__init__.py").touch()
-    for name, trouble in {"good": "0", "raising": "raise KeyError('no such key')"}.items():
-        (place / "tunedtoys" / f"{name}.py").write_text(SYSTEM.format(kind="table", trouble=trouble, presets={}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(place))
-        patch.chdir(place)
+    with package(place, "tunedtoys", {"good": source(), "raising": source("raise KeyError('no such key')")}):
         yield place
 
 

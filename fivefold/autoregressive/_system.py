@@ -35,6 +35,7 @@ class AutoregressiveSystem(System):
     sampling: ClassVar[str] = "autoregressive"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"clip": 100.0}}
 
+    lr = 2e-3
     weight_decay: float = option(
         0.01, "of matrices and kernels; biases and gains are not decayed", least=0, tune=(1e-4, 1.0), log=True,
         section="optimizers",

@@ -41,11 +41,12 @@ class Pixeliqn(PixelCNNSystem):
     }  # fmt: skip
 
     likelihood = fixed("quantiles")
+    lr = 4e-3
     channels = 32
     layers = 8
     kernel = 3
     dropout = 0.1
-    features: int = option(64, "of each dimension, that are multiplied by those of tau", least=1)
+    features: int = option(32, "of each dimension, that are multiplied by those of tau", least=1)
     cosine_features: int = option(64, "cosines that tau is embedded by", least=1)
     quantiles: int = option(8, "values of tau for each dimension and training step", least=1)
     kappa: float = option(0.004, "where the loss turns from quadratic to linear, the levels spanning [-1, 1]", above=0)
@@ -56,6 +57,7 @@ class Pixeliqn(PixelCNNSystem):
     def loss(self, batch: Batch) -> Tensor:
         target = dequantise(batch.x, self.space).flatten(1).unsqueeze(-1)
         tau = torch.rand(*target.shape[:2], self.quantiles, device=target.device)
+        tau = (tau + torch.arange(self.quantiles, device=target.device)) / self.quantiles  # one in each part of (0, 1)
         quantile = self.head(self.conditionals(batch.x, batch.condition), tau).float()
         return quantile_huber(target - quantile, tau, self.kappa).mean(2).sum(1).mean()
 

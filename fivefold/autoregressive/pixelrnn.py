@@ -69,11 +69,12 @@ class Pixelrnn(AutoregressiveSystem):
         },
     }  # fmt: skip
 
+    lr = 3e-3
     kind: Literal["row", "diagonal"] = option("diagonal", "row | diagonal")
     channels: int = width_option(
         32, "features of each state; those between the layers are twice as many", tune=(8, 128)
     )
-    layers: int = depth_option(4, "of long short-term memory", tune=(1, 16))
+    layers: int = depth_option(3, "of long short-term memory", tune=(1, 16))
     kernel: int = option(3, "width of what enters a row's gates, odd; it reaches half of it to the left", least=1)
     first_kernel: int = option(
         7, "width of the first convolution, odd; it reaches half of it up and to the left", least=0

@@ -17,7 +17,7 @@ class Transformer(TransformerSystem):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"ema": 0.995},
+        "default": {"precision": "auto", "ema": 0.995},
         "small": {"width": 32, "layers": 2, "heads": 2},  # short sequences, as the codes of another system
     }
 

@@ -80,9 +80,11 @@ def _mixture_logit(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Te
 class SumOfSquares:
     """y = t + exp(s) int_0^x 1 + sum_k (sum_l a_kl (u/3)^l)^2 du (Jaini et al., 2019, Eq. 8): they increase.
 
-    Powers are of u/3, or those of standardised numbers far out would drown the others. The 1 keeps them increasing
-    everywhere. At parameters 0 the squares are constants a_k0 that differ, and s undoes them, so that it is the
-    identity: were they 0, so would be the gradient of every coefficient, and none would learn. The inverse is Newton's.
+    Powers are of u/3, or those of standardised numbers far out would drown the others; beyond |u| = 3 the slope stays
+    what it is there: so far out nothing learns the coefficients, and a power of 5 in each of several layers takes one
+    example to nowhere. The 1 keeps them increasing everywhere. At parameters 0 the squares are constants a_k0 that
+    differ, and s undoes them, so that it is the identity: were they 0, so would be the gradient of every coefficient,
+    and none would learn. The inverse is Newton's.
 
     Args:
         squares: how many are summed.
@@ -138,12 +140,17 @@ class SumOfSquares:
 
 
 def _integral(x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """int_0^x of a polynomial with coefficients `(P, *x.shape)`, and its logarithm at x; by Horner's rule."""
+    """int_0^x of a slope and its logarithm at x, by Horner's rule.
+
+    The slope is a polynomial with coefficients `(P, *x.shape)`, and beyond |x| = OUTER what it is there.
+    """
+    near = x.clamp(-OUTER, OUTER)
     y, value = torch.zeros_like(x), torch.zeros_like(x)
     for power in reversed(range(len(slope))):
-        y = y * x + slope[power] / (power + 1)
-        value = value * x + slope[power]
-    return y * x, value.clamp(min=1.0).log()  # at least 1, but for rounding
+        y = y * near + slope[power] / (power + 1)
+        value = value * near + slope[power]
+    value = value.clamp(min=1.0)  # as it is, but for rounding
+    return y * near + value * (x - near), value.log()
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
-"""A process that trains one configuration after another for so many seconds: `python -m fivefold.comparison.racer`.
+"""Processes that train one configuration after another for so many seconds: both ends of each.
 
-The first line on standard input says where the comparison is; every further one is a turn: a configuration, begun or
-gone on with, and the seconds of the clock that it has, building, validating and saving included. Each is answered by a
-line of JSON. Where standard input closes, the parent is gone, and so is this process.
+`Racer` is the parent's end; `main` is the process, `python -m fivefold.comparison.racer`. The first line on standard
+input says where the comparison is; every further one is a turn: a configuration, begun or gone on with, and the seconds
+of the clock that it has, building, validating and saving included. Each is answered by a line of JSON. Where standard
+input closes, the parent is gone, and so is this process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +24,7 @@ from typing import Any
 import torch
 
 from fivefold import catalog
+from fivefold.comparison.crew import start
 from fivefold.comparison.worker import read_data
 from fivefold.data import Data
 from fivefold.errors import Stopped
@@ -37,6 +41,72 @@ GRACE = 0.25  # of a turn's seconds that it may last longer for a first validati
 EVALUATIONS = 4  # parts of the budget after which to validate: turns are short
 
 Turn = dict[str, Any]
+
+
+class Racer:
+    """A process that takes turns; where one dies, the next turn has a new one."""
+
+    def __init__(self, directory: Path, threads: int, lock: int, number: int) -> None:
+        self.directory, self.threads, self.lock, self.number = directory, threads, lock, number
+        self.process: subprocess.Popen[str] | None = None
+        self.ended = False
+
+    def wait_ready(self) -> None:
+        """Until it has the data and the features."""
+        if self.process is None and not self.ended:
+            with (self.directory / "logs" / f"racer-{self.number}.txt").open("a", encoding="utf-8") as log:
+                self.process = start("fivefold.comparison.racer", self.threads, self.lock, log)
+            self._send({"directory": str(self.directory), "threads": self.threads})
+            self._answer()
+
+    def take(self, turn: dict[str, Any], latest: float) -> dict[str, Any]:
+        """The answer to a turn; what to say of a process that dies or has none after `latest` seconds."""
+        self.wait_ready()
+        process, late = self.process, threading.Event()
+        if process is None:
+            return {"state": "killed", "error": "no process"}
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(latest, give_up)
+        timer.start()
+        self._send(turn)
+        answer = self._answer()
+        timer.cancel()
+        if answer is not None:
+            return answer
+        self.process = None
+        if late.is_set():
+            return {"state": "too slow", "error": f"no answer within {latest:.0f} s"}
+        return {"state": "killed", "error": "its process ended, as happens when memory runs out"}
+
+    def _send(self, what: dict[str, Any]) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(what) + "\n")
+            self.process.stdin.flush()
+
+    def _answer(self) -> dict[str, Any] | None:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def end(self) -> None:
+        """Let it save what it trains, then see that it is gone."""
+        self.ended = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+
+# --- the process ------------------------------------------------------------------------------------
 
 
 def main() -> None:

@@ -9,10 +9,7 @@ schedule is over, as a run of that budget would be.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import subprocess
 import threading
 import time
 from collections import deque
@@ -26,8 +23,9 @@ from rich.console import Console
 
 from fivefold import catalog
 from fivefold.comparison import plan as planning
-from fivefold.comparison.crew import Crew, start
-from fivefold.comparison.racer import TRAINING
+from fivefold.comparison.crew import Crew
+from fivefold.comparison.halving import STARTING, plan
+from fivefold.comparison.racer import TRAINING, Racer
 from fivefold.data import Data
 from fivefold.errors import OptionError, RunError, Stopped
 from fivefold.files import read_json, write_json
@@ -42,53 +40,10 @@ from fivefold.training.tuning import settle
 if TYPE_CHECKING:
     from optuna.trial import Trial as Asked
 
-KEPT = 3  # one of so many goes on
-FINALISTS, MEASURED = 3, 0.2  # at most that many are measured on the test split, in such a share of the time
-MOST = 16  # configurations of a system
-FEWEST_SECONDS, SHARE = 8.0, 0.01  # the first turn takes at least so many seconds, and such a share of the time
-STARTING = 15.0  # seconds until a process has the data and the features
 LATEST = 1.05  # of the time, after which no row is begun
 PATIENCE = 1.5, 5.0  # a turn that is late by this factor and so many seconds is given up
 
 clock = time.monotonic
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many configurations of each system are tried, how many take each turn, and the seconds of it."""
-
-    each: int
-    counts: tuple[int, ...]
-    seconds: tuple[float, ...]
-    measuring: float
-
-
-def plan(systems: int, within: float, jobs: int) -> Plan:
-    """As many configurations as leave the first turn long enough; all turns together take the same time.
-
-    OptionError where not even one of each system can be tried within so many seconds.
-    """
-    first = max(FEWEST_SECONDS, SHARE * within)
-    for each in range(MOST, 0, -1):
-        finalists = int(MEASURED * within * jobs / planning.MEASURING_SECONDS)
-        counts = _counts(systems * each, min(max(finalists, 1), FINALISTS))
-        measuring = planning.MEASURING_SECONDS * math.ceil(counts[-1] / jobs)
-        turn = (within - STARTING - measuring) / len(counts)
-        seconds = tuple(turn / math.ceil(count / jobs) for count in counts)
-        if seconds[0] >= first:
-            return Plan(each, counts, seconds, measuring)
-    needed = STARTING + measuring + FEWEST_SECONDS * math.ceil(systems / jobs) * len(counts)
-    raise OptionError(
-        f"{systems} systems within {within:.0f} s: trying and measuring them takes {math.ceil(needed)} s at least; "
-        f"name fewer systems, or more time"
-    )
-
-
-def _counts(first: int, last: int) -> tuple[int, ...]:
-    counts = [first]
-    while counts[-1] > last:
-        counts.append(max(math.ceil(counts[-1] / KEPT), 1))
-    return tuple(counts)
 
 
 @dataclass
@@ -397,66 +352,3 @@ def race(
         batch = [{**job, "sample_seconds": left / 4} for job in batch]
         Crew(directory, batch, jobs, lock, console).work()
         took = run.elapsed() - began
-
-
-class Racer:
-    """A process that takes turns; where one dies, the next turn has a new one."""
-
-    def __init__(self, directory: Path, threads: int, lock: int, number: int) -> None:
-        self.directory, self.threads, self.lock, self.number = directory, threads, lock, number
-        self.process: subprocess.Popen[str] | None = None
-        self.ended = False
-
-    def wait_ready(self) -> None:
-        """Until it has the data and the features."""
-        if self.process is None and not self.ended:
-            with (self.directory / "logs" / f"racer-{self.number}.txt").open("a", encoding="utf-8") as log:
-                self.process = start("fivefold.comparison.racer", self.threads, self.lock, log)
-            self._send({"directory": str(self.directory), "threads": self.threads})
-            self._answer()
-
-    def take(self, turn: dict[str, Any], latest: float) -> dict[str, Any]:
-        """The answer to a turn; what to say of a process that dies or has none after `latest` seconds."""
-        self.wait_ready()
-        process, late = self.process, threading.Event()
-        if process is None:
-            return {"state": "killed", "error": "no process"}
-
-        def give_up() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(latest, give_up)
-        timer.start()
-        self._send(turn)
-        answer = self._answer()
-        timer.cancel()
-        if answer is not None:
-            return answer
-        self.process = None
-        if late.is_set():
-            return {"state": "too slow", "error": f"no answer within {latest:.0f} s"}
-        return {"state": "killed", "error": "its process ended, as happens when memory runs out"}
-
-    def _send(self, what: dict[str, Any]) -> None:
-        assert self.process is not None
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(what) + "\n")
-            self.process.stdin.flush()
-
-    def _answer(self) -> dict[str, Any] | None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
-
-    def end(self) -> None:
-        """Let it save what it trains, then see that it is gone."""
-        self.ended = True
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()

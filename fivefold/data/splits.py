@@ -14,7 +14,7 @@ from fivefold.space import Batch, Space
 SHOWN = 30  # columns that a description lists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal is what is the same
 class Split:
     """Examples of one split.
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,8 @@ def fit_features(data: Data, path: str | Path | None = None) -> Features:
     path = None if path is None else Path(path)
     if path is not None and path.exists():
         name, state = _load(path, data.fingerprint)
-    elif _last and _last[0] is data.train:  # trials of one tuning ask again and again
-        name, state = _last[1:]
+    elif data.train in _FITTED:
+        name, state = _FITTED[data.train]
     else:
         with seeded(0):
             name, state = kind.fit(data)
@@ -85,11 +86,12 @@ def fit_features(data: Data, path: str | Path | None = None) -> Features:
         state |= {"all.centre": raw.mean(0), "all.scale": raw.var(0).mean().sqrt().clamp(min=1e-12)}
     if path is not None and not path.exists():
         _save(path, state, {"name": name, "fingerprint": data.fingerprint})
-    _last[:] = data.train, name, state
+    _FITTED[data.train] = name, state
     return _standardised(name, kind, data.space, state)
 
 
-_last: list[Any] = []  # the split that features were fitted on last, their name and state
+# By the training split, as long as it is held: trials of one tuning ask again and again.
+_FITTED: WeakKeyDictionary[Split, tuple[str, State]] = WeakKeyDictionary()
 
 
 def _standardised(name: str, kind: _Kind, space: Space, state: State) -> Features:

@@ -16,7 +16,7 @@ from fivefold.bijections.surjections import Abs, Max, Slice
 from fivefold.bijections.transforms import Affine
 from fivefold.flow._coupling import CouplingFlowSystem
 from fivefold.nets.masked import MaskedNet
-from fivefold.options import option
+from fivefold.options import depth_option, option
 
 BINS, BOUND = 8, 4.0  # of the splines of tables
 
@@ -40,7 +40,7 @@ class SurjectiveFlow(CouplingFlowSystem):
         2, "the most surjections of an image; fewer where a side becomes odd, and none where one is", least=0
     )
     symmetric: bool = option(False, "whether signs of columns have even chances")
-    law_layers: int = option(4, "couplings of the law of what images lose", least=1, tune=(1, 4))
+    law_layers: int = depth_option(2, "couplings of the law of what images lose", tune=(1, 4))
     hidden = 64
 
     def body(self) -> Layer:

@@ -31,17 +31,19 @@ class StyleGAN2ADA(GANSystem):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"decay": 0.5, "lr": 1.2e-2, "ema": 0.995},  # large steps need the decay
+        "default": {"ema": 0.995},
         "cifar10": {
-            "latent": 512, "layers": 2, "width": 512, "residual": False, "group": 32, "mixing": 0.0, "r1_weight": 0.01,
-            "path_weight": 0.0, "ada_examples": 500_000, "batch_size": 64, "lr": 0.0025, "ema": 0.9999,
+            "latent": 512, "layers": 2, "width": 512, "group": 32, "mixing": 0.0, "r1_weight": 0.01, "r1_every": 16,
+            "path_weight": 0.0, "ada_examples": 500_000, "batch_size": 64, "lr": 0.0025, "decay": 0.0, "ema": 0.9999,
         },
         "ffhq256": {
-            "latent": 512, "layers": 8, "width": 64, "mixing": 0.9, "r1_weight": 1.0, "path_every": 4,
+            "latent": 512, "layers": 8, "width": 64, "residual": True, "mixing": 0.9, "r1_weight": 1.0, "r1_every": 16,
+            "path_every": 4, "decay": 0.0,
             "ada_examples": 500_000, "batch_size": 64, "lr": 0.0025, "ema": 0.998,
         },
         "ffhq1024": {
-            "latent": 512, "layers": 8, "width": 32, "mixing": 0.9, "r1_weight": 10.0, "path_every": 4,
+            "latent": 512, "layers": 8, "width": 32, "residual": True, "mixing": 0.9, "r1_weight": 10.0, "r1_every": 16,
+            "path_every": 4, "decay": 0.0,
             "ada_examples": 0, "batch_size": 32, "lr": 0.002, "ema": 0.998,
         },
     }  # fmt: skip
@@ -60,11 +62,11 @@ class StyleGAN2ADA(GANSystem):
     layers: int = option(2, "of the mapping network", least=1, tune=(1, 16))
     width: int = width_option(16, "channels at full resolution, doubled at each halving", tune=(8, 256))
     widest: int = option(512, "the most channels that a layer has", least=0)
-    residual: bool = option(True, "whether the critic's blocks are")
+    residual: bool = option(False, "whether the critic's blocks are")
     group: int = option(4, "examples that the critic's deviation within the batch is taken over; 1 for none", least=0)
     mixing: float = option(0.5, "probability that the layers from a random one on take another code's style", least=0)
-    r1_weight: float = option(1.0, "of the critic's squared gradient on the data", least=0)
-    r1_every: int = option(16, "how many steps there are for one with that penalty", least=0)
+    r1_weight: float = option(2.0, "of the critic's squared gradient on the data", least=0)
+    r1_every: int = option(4, "how many steps there are for one with that penalty", least=0)
     path_weight: float = option(2.0, "of the squared deviation of path lengths from their mean", least=0)
     path_every: int = option(8, "how many steps there are for one with that penalty", least=0)
     target: float = option(0.6, "E sign D(x) on the data that the augmentation's probability is moved towards", least=0)
@@ -74,7 +76,8 @@ class StyleGAN2ADA(GANSystem):
         0.5, "share of the budget over which the learning rates fall at the end; 0 as in the paper", least=0, below=1
     )
     truncation: float = option(1.0, "psi: samples have styles mean + psi (w - mean); 1 for all of them", least=0)
-    lr = 1.2e-2
+    latent = 16
+    lr = 2e-2  # large, which needs the decay
     beta2 = 0.99
 
     def players(self) -> tuple[nn.Module, nn.Module]:

@@ -8,9 +8,9 @@ What a system declares is its full size. Depths shrink by a fourth root of two a
 
 The batch is the largest power of two of which the budget holds `MANY` steps, from `SMALLEST` to `USUAL` (or to a
 twentieth of the training examples, at most `LARGEST`), and halved only where that pays too. Nothing is dropped out
-where the budget sees the data fewer than `PASSES` times. How long steps take is measured in a rehearsal, whose time
-counts; a budget in steps or epochs, and several processes, use the rule without the clock. What is given, by an option
-or a preset, stays.
+where the budget sees the data fewer than `NEW` times, and the whole share from `KNOWN` times on. How long steps take is
+measured in a rehearsal, whose time counts; a budget in steps or epochs, and several processes, use the rule without the
+clock. What is given, by an option or a preset, stays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fivefold import catalog
 from fivefold.data import Data
 from fivefold.errors import FivefoldError
-from fivefold.machine import fastest_threads, keep_freed_memory
+from fivefold.machine import PIECE, fastest_threads, keep_freed_memory
 from fivefold.options import Option, Slot, class_in, options_of, slot_of
 from fivefold.system import System, part_options
 from fivefold.training import ranks
@@ -38,10 +38,11 @@ from fivefold.training.trainer import USUAL_BATCH, Trainer
 PER_NUMBER, FREE = 32, 2**17  # parameters for each number of the training data, and in any case
 FEWEST, MANY = 2000, 4000  # steps
 SMALLEST, USUAL, LARGEST = 16, USUAL_BATCH, 256  # examples of a batch
-HALF_PAYS, SMALLER_PAYS = 0.75, 0.7  # half a batch, or a size less, where steps take at most this share of the time
-PASSES = 5  # through the data, below which there is nothing that dropout could keep from being learnt by heart
+HALF_PAYS, SMALLER_PAYS = 0.85, 0.7  # half a batch, or a size less, where steps take at most this share of the time
+NEW, KNOWN = 5, 15  # passes through the data: until and from which they are learnt by heart, unless there is dropout
 SCALES = tuple(2 ** (-step / 4) for step in range(41))  # of depths; of widths their roots
 MOST, COUNTED = 0.07, 0.25  # of the budget: no rehearsal begins later, and all together take no more of it
+REHEARSED = 0.005  # of the budget: how long steps of one size are repeated, a second at most
 
 Arguments = dict[str, dict[str, Any]]
 
@@ -136,11 +137,15 @@ def _shallower(option: Option, value: int, scale: float, passes: float) -> int:
     return max(min(value, option.tune[0]), round(value * scale))
 
 
+def _dropped(value: float, passes: float) -> float:
+    return round(value * max(passes - NEW, 0) / (KNOWN - NEW), 2)
+
+
 _SCALED: dict[str, Any] = {
     "width": _narrower,
     "depth": _shallower,
     "extra": lambda option, value, scale, passes: value and scale > 0.5,
-    "passes": lambda option, value, scale, passes: 0.0 if passes < PASSES else value,
+    "passes": lambda option, value, scale, passes: value if passes >= KNOWN else _dropped(value, passes),
 }
 
 
@@ -159,7 +164,7 @@ class _Search:
         self.given_batch: int | None = arguments["fit"].get("batch_size")
         full, least = (shrunk(cls, arguments["system"], scale, math.inf) for scale in (SCALES[0], SCALES[-1]))
         self.fixed = full == least  # whether all that could shrink is given, as by a preset
-        self.started = time.perf_counter()
+        self.started, self.spend = time.perf_counter(), PIECE
         if device.type == "cpu":
             keep_freed_memory()  # as training does: steps are quicker
 
@@ -179,7 +184,7 @@ class _Search:
         return scale
 
     def by_clock(self, budget: float) -> Sizes:
-        scale = self.by_data()
+        scale, self.spend = self.by_data(), min(max(PIECE, REHEARSED * budget), 1.0)
         batch, seconds = self.batch(scale, budget)
         while budget < FEWEST * seconds and scale > SCALES[-1] and not self.late(budget):
             wanted = scale * math.sqrt(budget / (FEWEST * seconds))  # the work of a size falls by its square
@@ -217,7 +222,7 @@ class _Search:
             trainer = _Rehearsal(system, self.data, system.optimizers(), None, lambda event: None, **settings)
             system.train()
             trainer.progress = 1.0  # what grows is largest at the end
-            return fastest_threads(trainer._iterate)[1]
+            return fastest_threads(trainer._iterate, self.spend)[1]
         except FivefoldError:
             if scale == SCALES[0]:
                 raise
