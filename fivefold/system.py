@@ -72,6 +72,7 @@ class System(Configured, nn.Module, ABC):
     - `free_form`: Table 1's "free-form Jacobian" column.
     - `conditional`: False where the system cannot be conditioned: such a space is refused.
     - `sampling`: "autoregressive", "mcmc", "iterative" or "direct", for Table 2's star rule.
+    - `least_batch`: the smallest batch that the rule of sizes chooses.
     - `presets`: name -> options of the system or of `fit`, over those that its bases give under the same name;
       "default" always applies (for options of `fit`; the system's own defaults stand where they are declared).
     - `published`: preset -> how many parameters its paper states, and the source; a third element names the
@@ -84,6 +85,7 @@ class System(Configured, nn.Module, ABC):
     free_form: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
     sampling: ClassVar[str] = "direct"
+    least_batch: ClassVar[int] = 16
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {}

@@ -31,20 +31,19 @@ class Pixeliqn(PixelCNNSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"precision": "auto", "ema": 0.995},
         "cifar10": {
-            "channels": 128, "layers": 15, "first_kernel": 7, "embedding": 1, "dropout": 0.0, "features": 128,
-            "quantiles": 1, "batch_size": 16, "lr": 1e-4, "weight_decay": 0.0, "precision": "32", "ema": 0.9999,
+            "channels": 128, "layers": 15, "kernel": 3, "first_kernel": 7, "embedding": 1, "dropout": 0.0,
+            "features": 128, "quantiles": 1, "batch_size": 16, "lr": 1e-4, "weight_decay": 0.0, "precision": "32",
+            "ema": 0.9999,
         },
         "imagenet32": {
-            "channels": 128, "layers": 15, "first_kernel": 7, "embedding": 1, "dropout": 0.0, "features": 128,
-            "quantiles": 1, "batch_size": 16, "lr": 1e-4, "weight_decay": 0.0, "precision": "32", "ema": 0.9999,
+            "channels": 128, "layers": 15, "kernel": 3, "first_kernel": 7, "embedding": 1, "dropout": 0.0,
+            "features": 128, "quantiles": 1, "batch_size": 16, "lr": 1e-4, "weight_decay": 0.0, "precision": "32",
+            "ema": 0.9999,
         },
     }  # fmt: skip
 
     likelihood = fixed("quantiles")
     lr = 4e-3
-    channels = 32
-    layers = 8
-    kernel = 3
     dropout = 0.1
     features: int = option(32, "of each dimension, that are multiplied by those of tau", least=1)
     cosine_features: int = option(64, "cosines that tau is embedded by", least=1)

@@ -132,6 +132,7 @@ class ProGAN(GANSystem):
     mean, as StyleGAN does with its styles: `truncation` is the share of the way that is left.
     """
 
+    least_batch: ClassVar[int] = 16  # each of its stages needs steps
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.99},
         "cifar10": {"latent": 512, "width": 128, "batch_size": 16, "lr": 1e-3, "ema": 0.999},

@@ -6,11 +6,11 @@ What a system declares is its full size. Depths shrink by a fourth root of two a
 2. where the budget is a time, until it holds `FEWEST` steps, as long as that pays: where a smaller network is hardly
    quicker (many small operations, each of which takes its time), fewer steps of the larger one learn more.
 
-The batch is the largest power of two of which the budget holds `MANY` steps, from `SMALLEST` to `USUAL` (or to a
-twentieth of the training examples, at most `LARGEST`), and halved only where that pays too. Nothing is dropped out
-where the budget sees the data fewer than `NEW` times, and the whole share from `KNOWN` times on. How long steps take is
-measured in a rehearsal, whose time counts; a budget in steps or epochs, and several processes, use the rule without the
-clock. What is given, by an option or a preset, stays.
+The batch is the largest power of two of which the budget holds `MANY` steps, from the least that the system says to
+`USUAL` (or to a twentieth of the training examples, at most `LARGEST`), and halved only where that pays too. Nothing is
+dropped out where the budget sees the data fewer than `NEW` times, and the whole share from `KNOWN` times on. How long
+steps take is measured in a rehearsal, whose time counts; a budget in steps or epochs, and several processes, use the
+rule without the clock. What is given, by an option or a preset, stays.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fivefold.training.trainer import USUAL_BATCH, Trainer
 
 PER_NUMBER, FREE = 32, 2**17  # parameters for each number of the training data, and in any case
 FEWEST, MANY = 2000, 4000  # steps
-SMALLEST, USUAL, LARGEST = 16, USUAL_BATCH, 256  # examples of a batch
+USUAL, LARGEST = USUAL_BATCH, 256  # examples of a batch; the least are the system's
 HALF_PAYS, SMALLER_PAYS = 0.85, 0.7  # half a batch, or a size less, where steps take at most this share of the time
 NEW, KNOWN = 5, 15  # passes through the data: until and from which they are learnt by heart, unless there is dropout
 SCALES = tuple(2 ** (-step / 4) for step in range(41))  # of depths; of widths their roots
@@ -199,7 +199,7 @@ class _Search:
 
     def batch(self, scale: float, budget: float) -> tuple[int, float]:
         """The batch of that scale, and the seconds of its steps; small ones first, which are rehearsed sooner."""
-        batch = self.given_batch or SMALLEST
+        batch = self.given_batch or self.cls.least_batch
         seconds = self.step_seconds(scale, batch)
         twentieth = 2 ** int(math.log2(max(1, len(self.data.train) // 20)))
         most = batch if self.given_batch else max(USUAL, min(twentieth, LARGEST))
