@@ -10,7 +10,7 @@ from fivefold.data import Split
 from fivefold.evaluation.evaluate import evaluate_samples
 from fivefold.evaluation.features import fit_features
 from fivefold.report import pairs
-from fivefold.report.advice import recommendation
+from fivefold.report.advice import listed, recommendation
 from fivefold.tools.metrics import frechet
 from fivefold.tools.resampling import difference_error
 
@@ -117,3 +117,10 @@ def test_the_floor_s_own_error_counts():
     for errors, words in ((0.9, "at the floor"), (1.1, "Real data against real data has")):
         changed = {**cell, "value": cell["floor"] + errors * cell["excess_error"]}
         assert words in recommendation([{**row, "quality": {**row["quality"], "frechet": changed}}])[2].text
+
+
+def test_of_very_many_names_some_are_counted():
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"], "or") == "a, b or c"
+    assert listed(list("abcdef")) == "a, b, c, d, e and f"
+    assert listed(list("abcdefg")) == "a, b, c, d, e and 2 others"

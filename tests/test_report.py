@@ -288,6 +288,13 @@ def test_plot_leaves_out_what_it_cannot_place():
     assert plots.curve([(0, np.nan)], "vae", "x", "y") == ""
 
 
+def test_names_that_would_cover_others_are_left_to_pointing():
+    points = [plots.Point(f"system-{i}", "flow", 1 + 0.01 * i, 2 + i % 3) for i in range(60)]
+    text = plots.scatter(points, plots.Axis("x"), plots.Axis("y"))
+    assert text.count("<title>") == 60
+    assert 3 <= text.count('class="name"') < 20
+
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 

@@ -95,9 +95,13 @@ def said(case: Any, sentences: Sequence[Sentence]) -> str:
     return " ".join(parts)
 
 
+NAMED = 5  # of many names; the others are counted
+
+
 def listed(names: Sequence[str], word: str = "and") -> str:
-    """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
+    """`a, b and c`; of very many `a, b, c, d, e and 40 others`."""
+    *first, last = names if len(names) <= NAMED + 1 else [*names[:NAMED], f"{len(names) - NAMED} others"]
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def _readings(column: Column, good: Iterable[Line]) -> Readings:

@@ -14,7 +14,8 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 440, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 44
-_CHARACTER = 6.8  # width of a character of a label
+_CHARACTER, _TALL = 6.8, 13  # width of a label's character, and height
+_HIDDEN = 0.2  # share of a name that may lie over others
 
 
 class Point(NamedTuple):
@@ -136,7 +137,10 @@ def family_colour(family: str) -> str:
 
 
 def scatter(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> Markup:
-    """Named points, error bars in y, names placed where they cover nothing."""
+    """Points with error bars in y; names where they cover next to nothing, those of the lowest points first.
+
+    The others have theirs as a title, as all have.
+    """
     points = [p for p in points if all(map(math.isfinite, p[2:])) and not (x_axis.log and p.x <= 0)]
     log_y = y_axis.log and all(p.y > 0 for p in points)
     y_axis = Axis(y_axis.title, log_y)
@@ -156,8 +160,8 @@ def scatter(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> Markup:
                 f'<line class="error" x1="{px:.1f}" x2="{px:.1f}" y1="{low:.1f}" y2="{y(point.y + point.error):.1f}"/>'
             )
         parts.append(f"<g>{marker(point.family, px, py)}<title>{escape(point.name)}</title></g>")
-    for point, (lx, ly, anchor) in zip(points, _labels([p.name for p in points], spots), strict=True):
-        parts.append(f'<text class="name" text-anchor="{anchor}" x="{lx:.1f}" y="{ly:.1f}">{escape(point.name)}</text>')
+    for name, (lx, ly, anchor) in _labels([p.name for p in points], spots).items():
+        parts.append(f'<text class="name" text-anchor="{anchor}" x="{lx:.1f}" y="{ly:.1f}">{escape(name)}</text>')
     return _svg(parts, f"{y_axis.title} against {x_axis.title}")
 
 
@@ -168,22 +172,23 @@ _ANCHORS = {"start": 0.0, "middle": 0.5, "end": 1.0}  # share of a name's width 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def _labels(names: list[str], spots: list[tuple[float, float]]) -> list[tuple[float, float, str]]:
-    """Anchors of the names' baselines: the first place around each point with the least overlap."""
+def _labels(names: list[str], spots: list[tuple[float, float]]) -> dict[str, tuple[float, float, str]]:
+    """Anchors of the names' baselines: the place around each point with the least overlap, where that is small."""
     taken: list[Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
-    placed = []
-    for name, (x, y) in zip(names, spots, strict=True):
+    placed = {}
+    for name, (x, y) in sorted(zip(names, spots, strict=True), key=lambda named: -named[1][1]):
         boxes = {(x + dx, y + dy, anchor): _box(name, x + dx, y + dy, anchor) for dx, dy, anchor in _PLACES}
         best = min(boxes, key=lambda place: _covered(boxes[place], taken))
-        taken.append(boxes[best])
-        placed.append(best)
+        if _covered(boxes[best], taken) <= _HIDDEN * len(name) * _CHARACTER * _TALL:
+            taken.append(boxes[best])
+            placed[name] = best
     return placed
 
 
 def _box(name: str, x: float, y: float, anchor: str) -> Box:
     wide = len(name) * _CHARACTER
     left = x - _ANCHORS[anchor] * wide
-    return left, y - 10, left + wide, y + 3
+    return left, y + 3 - _TALL, left + wide, y + 3
 
 
 def _covered(box: Box, taken: list[Box]) -> float:
@@ -209,7 +214,6 @@ def curve(points: Sequence[tuple[float, float]], family: str, x_title: str, y_ti
 
 
 _LABELS = 118  # width for the names at the right of many curves
-_LINE = 13  # height of a name
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4")  # tell curves of one family apart
 
 
@@ -218,7 +222,7 @@ def curves(series: Sequence[Series], x_axis: Axis, y_axis: Axis, window: tuple[f
     series = [one for one in series if len(one.points) > 1]
     if not series:
         return Markup("")
-    height = max(HEIGHT, _LINE * len(series) + _TOP + _BOTTOM)
+    height = max(HEIGHT, _TALL * len(series) + _TOP + _BOTTOM)
     right, bottom = WIDTH - _LABELS, height - _BOTTOM
     x = _Scale([a for one in series for a, _ in one.points], x_axis, _LEFT, right, 0.03)
     y = _Scale(window, y_axis, bottom, _TOP, 0.04)
@@ -244,7 +248,7 @@ def _spaced(wanted: Sequence[float], low: float, high: float) -> list[float]:
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     placed = list(wanted)
     for before, i in zip([None, *order], order, strict=False):
-        placed[i] = max(wanted[i], low if before is None else placed[before] + _LINE)
+        placed[i] = max(wanted[i], low if before is None else placed[before] + _TALL)
     for after, i in zip([None, *order[::-1]], order[::-1], strict=False):
-        placed[i] = min(placed[i], high if after is None else placed[after] - _LINE)
+        placed[i] = min(placed[i], high if after is None else placed[after] - _TALL)
     return placed
