@@ -28,6 +28,7 @@ class EnergySystem(System):
     """
 
     densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
+    least_batch: ClassVar[int] = 32  # a contrast of means of fewer is noisy
 
     width: int = width_option(16, "channels at full resolution (units of a layer on tables)", tune=(8, 256))
     blocks: int = option(3, "widths on images, each twice the one before at half the sides", least=1, tune=(1, 4))

@@ -38,7 +38,7 @@ from fivefold.training.trainer import USUAL_BATCH, Trainer
 PER_NUMBER, FREE = 32, 2**17  # parameters for each number of the training data, and in any case
 FEWEST, MANY = 2000, 4000  # steps
 USUAL, LARGEST = USUAL_BATCH, 256  # examples of a batch; the least are the system's
-HALF_PAYS, SMALLER_PAYS = 0.85, 0.7  # half a batch, or a size less, where steps take at most this share of the time
+HALF_PAYS, SMALLER_PAYS = 0.75, 0.7  # half a batch, or a size less, where steps take at most this share of the time
 NEW, KNOWN = 5, 15  # passes through the data: until and from which they are learnt by heart, unless there is dropout
 SCALES = tuple(2 ** (-step / 4) for step in range(41))  # of depths; of widths their roots
 MOST, COUNTED = 0.07, 0.25  # of the budget: no rehearsal begins later, and all together take no more of it
