@@ -144,7 +144,7 @@ def waiting(directory: Path, planned: list[dict[str, Any]]) -> list[dict[str, An
 def _tuned(job: dict[str, Any], tune: dict[str, Any]) -> dict[str, Any]:
     """The job of the row beside another: tuned first. Seeds share the trials."""
     row = job["row"]
-    called = {"label": f"{row['label']}, tuned over {tune['trials']}", "position": row["position"] + 1e-4}
+    called = {"label": f"{row['label']} (tuned over {tune['trials']})", "position": row["position"] + 1e-4}
     name = folder.file_name(called["label"], row["seed"])
     return {**job, "kind": "tuned", "name": name, "tuning": folder.file_name(row["label"], None), "row": row | called}
 

@@ -239,7 +239,7 @@ class Race:
         except Exception as error:
             self._leave_out(i, status(error), reason(error))
             return None
-        called = label(system) + (f", trial {asked.number}" if options else "")
+        called = label(system) + (f" (trial {asked.number})" if options else "")
         entry = Entry(called, i, asked.number, plain(options))
         self.asked[entry.name] = asked
         return entry

@@ -36,7 +36,7 @@ RACE = "race.json"
 
 def file_name(label: str, seed: int | None) -> str:
     """A row's name as part of a path: letters, digits, dots and dashes of its label, and its seed."""
-    safe = re.sub(r"[^A-Za-z0-9.-]", "_", label).lstrip(".")
+    safe = re.sub(r"[^A-Za-z0-9.-]+", "_", label).lstrip(".").rstrip("_")
     return safe if seed is None else f"{safe}-seed{seed}"
 
 
