@@ -236,7 +236,7 @@ def test_the_page_shows_every_trial(tmp_path, lacking):
 
 def test_ranges_lie_around_the_usual_value():
     found = ranges(catalog.class_of("transformer"), None, {"layers": 3})
-    assert (found["lr"].low, found["lr"].high) == (1e-4, 1e-2)
+    assert (found["lr"].low, found["lr"].high) == (2e-4, 2e-2)
     assert (found["width"].low, found["width"].high, found["width"].short(61)) == (32, 256, 64)
     assert found["heads"].choices == (4, 1, 2, 8)
     assert "layers" not in found
