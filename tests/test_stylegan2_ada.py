@@ -189,7 +189,7 @@ def test_r1_and_path_lengths_of_linear_maps():
 
 def test_penalties_are_lazy_and_weighted():
     """Present every so many steps with that many times the weight, else absent; gone where the weight is 0."""
-    s = system(r1_every=3, path_every=2, r1_weight=1e6, path_weight=1e4, ada_examples=0)
+    s = system(residual=True, r1_every=3, path_every=2, r1_weight=1e4, path_weight=1e4, ada_examples=0)
     losses = [[u["loss"] for u in step(s, BATCH)] for _ in range(6)]
     assert [critic > 100 for critic, _ in losses] == [True, False, False] * 2
     assert [generator > 100 for _, generator in losses] == [True, False] * 3
