@@ -2,6 +2,7 @@
 
 Trains each system for the same time, from scratch or from where a run stopped, and scores the whole
 test set. The data are an NPZ with x_train, x_valid, x_test in {0, 1}; without the file nothing is run.
+Systems that are not named keep their rows of the results.
 
     python -m benchmarks.binarized_mnist [SYSTEM ...] --data FILE --budget 10m
 """
@@ -29,7 +30,7 @@ PUBLISHED = {
     "gated-pixelcnn": ("79.2 (PixelRNN)", "exact; van den Oord et al. 2016"),
     "rbm": ("86.3", "500 units, CD-25, AIS; Salakhutdinov & Murray 2008"),
 }
-TARGETS = {"made": 92.0, "vae": 96.0, "gated-pixelcnn": 88.0, "rbm": 101.0}
+TARGETS = {"made": 88.5, "vae": 96.0, "gated-pixelcnn": 88.0, "rbm": 101.0}
 SIGNS = {"exact": "", "lower bound": "≤ ", "estimate": "≈ "}
 
 
@@ -52,14 +53,16 @@ def measure(name: str, directory: Path, seconds: float) -> dict[str, Any]:
         "note": system.density_note,
         "parameters": sum(p.numel() for p in system.parameters()),
         "seconds": seconds,
+        "machine": machine(),
     }
 
 
 def table(rows: list[dict[str, Any]], budget: str) -> str:
     """The figures as Markdown."""
+    machines = " and ".join(dict.fromkeys(row["machine"] for row in rows))
     lines = [
         f"Statically binarised MNIST: negative log-likelihood of the 10,000 test images after {budget} of training",
-        f"each, on {machine()}.",
+        f"each, on {machines}.",
         "",
         "| system | nats | kind | asked | published | how published |",
         "|---|---|---|---|---|---|",
@@ -82,7 +85,8 @@ def table(rows: list[dict[str, Any]], budget: str) -> str:
 def main(systems: tuple[str, ...], data: str, budget: str, out: str) -> None:
     if not Path(data).exists():
         sys.exit(f"skipped: {data} is not there; name the file with --data")
-    rows = []
+    kept_rows = RESULTS / "binarized_mnist.json"
+    found = {row["system"]: row for row in json.loads(kept_rows.read_text())["rows"]} if kept_rows.exists() else {}
     for name in systems or PUBLISHED:
         directory, kept = Path(out) / name, Path(out) / f"{name}.json"
         if not kept.exists():
@@ -91,11 +95,11 @@ def main(systems: tuple[str, ...], data: str, budget: str, out: str) -> None:
             else:
                 fit(name, load_data(data), out=directory, preset=_preset(name), budget=budget, watch=_watch)
             write_json(kept, measure(name, directory, Run.open(directory).record["seconds"]))
-        rows.append(json.loads(kept.read_text()))
+        found[name] = json.loads(kept.read_text())
+        rows = [found[each] for each in PUBLISHED if each in found]
         click.echo(table(rows, budget))
-    RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / "binarized_mnist.md", table(rows, budget))
-    write_json(RESULTS / "binarized_mnist.json", {"machine": machine(), "budget": budget, "rows": rows})
+        write_text(RESULTS / "binarized_mnist.md", table(rows, budget))
+        write_json(kept_rows, {"budget": budget, "rows": rows})
 
 
 def _preset(name: str) -> str | None:

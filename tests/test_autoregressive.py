@@ -12,6 +12,7 @@ from fivefold.data.splits import Data, Split
 from fivefold.errors import Unfit
 from fivefold.nets import pixelcnn
 from fivefold.nets.embedding import DimEmbedding, DimFeatures
+from fivefold.nets.norm import Standardised
 from fivefold.space import Batch, Column, Space, label_space
 from tests.systems import follow
 
@@ -47,6 +48,9 @@ def build(name, space, **options):
     with torch.no_grad():
         for parameter in system.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+        for module in system.modules():
+            if isinstance(module, Standardised):
+                module.set_by(torch.randn_like(module.mean), 1 + torch.rand_like(module.mean))
     return system
 
 
@@ -251,6 +255,22 @@ def test_learns_a_dependency_and_the_condition(name, space):
     assert system.score_encoded(swapped).log_prob.mean() < -3
     drawn = system.sample_encoded(60, condition_for(data.space, 60), seed=0).flatten(1)[:, -1]
     assert (drawn == condition_for(data.space, 60)[:, 0]).float().mean() > 0.9
+
+
+def test_numbers_are_standardised_by_the_first_batch_in_training():
+    """Each has its middle there and all have one scale; levels stay as they are, and so does all in evaluation."""
+    torch.manual_seed(0)
+    features = DimFeatures(TABLE, standardised=True)
+    x = torch.stack([5 + 2 * torch.randn(300), torch.randint(3, (300,)), torch.randint(4, (300,))], 1)
+    as_it_is = DimFeatures(TABLE)(x)
+    assert torch.equal(features.eval()(x), as_it_is)
+    y = features.train()(x)
+    torch.testing.assert_close(y[:, 0].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y[:, 0].std(), torch.tensor(1.0), atol=1e-2, rtol=0)
+    assert torch.equal(y[:, 1:], as_it_is[:, 1:])
+    later = features(x[:7] + torch.tensor([2, 0, 0]))[:, 0] - y[:7, 0]
+    torch.testing.assert_close(later, 2 / x[:, 0].std().expand(7), atol=1e-2, rtol=0)
+    torch.testing.assert_close(torch.cat([features.of(dim, x[:, dim]) for dim in range(3)], 1), y)
 
 
 def test_order_agnostic_ensemble_beats_no_member_alone_on_average():

@@ -35,7 +35,7 @@ class Made(AutoregressiveSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.995},
         "mnist": {
-            "hidden": 1000, "layers": 1, "dropout": 0.1, "batch_size": 100, "lr": 3e-3, "ema": 0.999,
+            "hidden": 1000, "layers": 1, "dropout": 0.1, "batch_size": 100, "lr": 2e-3, "ema": 0.999,
         },
     }  # fmt: skip
 
@@ -58,7 +58,7 @@ class Made(AutoregressiveSystem):
     def build(self) -> None:
         super().build()
         dims = self.space.dims
-        self.features = DimFeatures(self.space)
+        self.features = DimFeatures(self.space, standardised=True)
         self.register_buffer("position", _orders(self.orders, dims))
         self.register_buffer("degrees", _degrees(self.masks, self.hidden, dims))
         self.members = [(order, mask) for order in range(self.orders) for mask in range(self.masks)]

@@ -1,4 +1,4 @@
-"""Normalisation: batch norm over all ranks, actnorm, spectral norm and its pause, bounded norms of operators."""
+"""Normalisation of features, by every batch or the first, and of weights: spectral norm, bounded norms."""
 
 from __future__ import annotations
 
@@ -68,27 +68,60 @@ class BatchNorm(nn.Module):
         return centred * scale.view(view) + self.bias.view(view)
 
 
-class ActNorm(nn.Module):
+class FirstBatch(nn.Module):
+    """What the first batch in training sets; from then on examples do not touch one another."""
+
+    started: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self._known_started = False
+
+    def set_by(self, mean: Tensor, variance: Tensor) -> None:
+        """Take over what was found, per channel."""
+        raise NotImplementedError
+
+    def look_at(self, x: Tensor) -> None:
+        """Set by `x` `(B, C, ...)` of all ranks where it is the first batch in training."""
+        if not self._waits():
+            return
+        x, axes = x.detach().float(), [0, *range(2, x.dim())]
+        moments = torch.stack([x.mean(axes), x.square().mean(axes)])
+        if distributed.is_initialized():  # all ranks start alike
+            distributed.all_reduce(moments)
+            moments /= distributed.get_world_size()
+        with torch.no_grad():
+            self.set_by(moments[0], (moments[1] - moments[0] ** 2).clamp(min=1e-6))
+        self.started.fill_(True)
+        self._known_started = True
+
+    def _waits(self) -> bool:
+        """Whether the first batch is to come. Once it has, the buffer, on which no compiler can branch, isn't asked."""
+        self._known_started = self._known_started or bool(self.started)
+        return self.training and not self._known_started
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._known_started = False
+
+
+class ActNorm(FirstBatch):
     """exp(log_scale) (x + bias) for every channel of `(B, C, ...)` (Kingma and Dhariwal, 2018, 3.1).
 
     The first batch in training sets both, so that it comes out with mean 0 and variance 1; from then on they are
-    parameters like others and examples do not touch one another.
+    parameters like others.
 
     Args:
         channels: C.
     """
 
-    started: Tensor
-
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.log_scale, self.bias = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self._known_started = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._waits():
-            self._start(x.detach())
+        self.look_at(x)
         return (x + _per_channel(self.bias, x)) * _per_channel(self.log_scale, x).exp()
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -103,27 +136,41 @@ class ActNorm(nn.Module):
         weight, bias = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)), (layer.bias + self.bias) * scale
         return layer._conv_forward(x, weight, bias) if isinstance(layer, nn.Conv2d) else F.linear(x, weight, bias)
 
-    def _waits(self) -> bool:
-        """Whether the first batch is to come. Once it has, the buffer, on which no compiler can branch, isn't asked."""
-        self._known_started = self._known_started or bool(self.started)
-        return self.training and not self._known_started
-
-    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        super()._load_from_state_dict(*args, **options)
-        self._known_started = False
-
-    @torch.no_grad()
-    def _start(self, x: Tensor) -> None:
-        axes = [0, *range(2, x.dim())]
-        moments = torch.stack([x.float().mean(axes), x.float().square().mean(axes)])
-        if distributed.is_initialized():  # all ranks start alike
-            distributed.all_reduce(moments)
-            moments /= distributed.get_world_size()
-        mean, square = moments
+    def set_by(self, mean: Tensor, variance: Tensor) -> None:
         self.bias.copy_(-mean)
-        self.log_scale.copy_(-0.5 * (square - mean**2).clamp(min=1e-6).log())
-        self.started.fill_(True)
-        self._known_started = True
+        self.log_scale.copy_(-0.5 * variance.log())
+
+
+class Standardised(FirstBatch):
+    """Numbers `(B, D)`, each with mean 0 and all together with variance 1 in the first batch in training.
+
+    One scale for all: a number that hardly varies is not blown up by the noise of its deviation.
+
+    Args:
+        which: those of D, `(D,)` of bool, that the scale is of; what others become means nothing.
+    """
+
+    which: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, which: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("which", which, persistent=False)
+        self.register_buffer("mean", torch.zeros(len(which)))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.look_at(x)
+        return self.of(slice(None), x)
+
+    def of(self, dims: slice | int, x: Tensor) -> Tensor:
+        """Of some of them alone."""
+        return (x - self.mean[dims]) * self.scale
+
+    def set_by(self, mean: Tensor, variance: Tensor) -> None:
+        self.mean.copy_(mean)
+        self.scale.copy_(variance[self.which].mean().rsqrt())
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
