@@ -273,6 +273,12 @@ def test_numbers_are_standardised_by_the_first_batch_in_training():
     torch.testing.assert_close(torch.cat([features.of(dim, x[:, dim]) for dim in range(3)], 1), y)
 
 
+def test_a_first_batch_that_is_constant_magnifies_nothing_without_bound():
+    norm = Standardised(torch.tensor([True, True]))
+    assert torch.equal(norm(torch.tensor([[-1.0, 3.0]] * 16)), torch.zeros(16, 2))
+    torch.testing.assert_close(norm(torch.tensor([[1.0, 3.5]])), torch.tensor([[20.0, 5.0]]))
+
+
 def test_order_agnostic_ensemble_beats_no_member_alone_on_average():
     """The mixture's log-density is at least the mean of its members' (Jensen), and its members differ."""
     system, x = build("made", IMAGE, orders=3, masks=2), every(IMAGE)

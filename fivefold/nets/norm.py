@@ -144,7 +144,8 @@ class ActNorm(FirstBatch):
 class Standardised(FirstBatch):
     """Numbers `(B, D)`, each with mean 0 and all together with variance 1 in the first batch in training.
 
-    One scale for all: a number that hardly varies is not blown up by the noise of its deviation.
+    One scale for all, of `MOST` at the highest: a number that hardly varies is not blown up by the noise of its
+    deviation, and neither are all where the first batch is nearly constant.
 
     Args:
         which: those of D, `(D,)` of bool, that the scale is of; what others become means nothing.
@@ -153,6 +154,7 @@ class Standardised(FirstBatch):
     which: Tensor
     mean: Tensor
     scale: Tensor
+    MOST = 10.0
 
     def __init__(self, which: Tensor) -> None:
         super().__init__()
@@ -170,7 +172,7 @@ class Standardised(FirstBatch):
 
     def set_by(self, mean: Tensor, variance: Tensor) -> None:
         self.mean.copy_(mean)
-        self.scale.copy_(variance[self.which].mean().rsqrt())
+        self.scale.copy_(variance[self.which].mean().rsqrt().clamp(max=self.MOST))
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
