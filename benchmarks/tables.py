@@ -128,7 +128,7 @@ def peer(flow: nn.Module, data: Data, seconds: float, lr: float = 1e-3) -> Tenso
             if value > best:
                 best, weights = value, copy.deepcopy(flow.state_dict())
     flow.load_state_dict(weights)
-    return _scored(flow, test) + data.space.log_det
+    return _scored(flow, test) + data.space.log_det(test)
 
 
 @torch.no_grad()

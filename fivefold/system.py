@@ -268,7 +268,7 @@ class System(Configured, nn.Module, ABC):
                 value, error = result if isinstance(result, tuple) else (result, torch.zeros_like(result))
                 values.append(value.double().cpu())
                 errors.append(error.double().cpu())
-        return Score(torch.cat(values) + self.space.log_det, torch.cat(errors))
+        return Score(torch.cat(values) + self.space.log_det(batch.x).cpu(), torch.cat(errors))
 
     @final
     @contextlib.contextmanager

@@ -77,7 +77,7 @@ class Trained:
         found = [IndependentDims(space, x).log_prob(self.x)]
         if not any(space.dim_levels):
             gaussian = MultivariateNormal(x.double().mean(0), x.double().T.cov())
-            found.append(gaussian.log_prob(self.x.double()) + space.log_det)
+            found.append(gaussian.log_prob(self.x.double()) + space.log_det(self.x))
         return min(-value.mean().item() for value in found)
 
     def figures(self, key: str) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from fivefold.cli.app import app, main
 from fivefold.errors import RunError, Unfit
 from fivefold.flow.discrete_flow import DiscreteFlow
 from fivefold.flow.idf import Idf
-from fivefold.space import Column, label_space
+from fivefold.space import Column, LeftOut, label_space
 from fivefold.tools.laws import IntegerLogistics, Levels
 
 IMAGES = Space("image", (1, 8, 8), levels=17, layout="HW")
@@ -118,6 +119,13 @@ def test_a_condition_is_kept(name):
     assert -made.nats == pytest.approx(-system.log_prob(data, labels).sum().item(), rel=1e-4)
     with pytest.raises(Unfit, match="condition"):
         compress(system, data)
+
+
+def test_what_the_model_leaves_out_is_not_lost_in_silence():
+    system = build("idf, a table")
+    system.space = replace(MIXED, made=(LeftOut("row", 0, start=9),))
+    with pytest.raises(Unfit, match="row would not come back"):
+        compress(system, MIXED.decode(torch.zeros(3, 3)))
 
 
 def test_damaged_and_foreign_files_are_refused():

@@ -50,7 +50,7 @@ class Marginals(System):
         return self.marginals.sample(n)
 
     def _log_prob(self, x, condition):
-        value = self.marginals.log_prob(x) - self.space.log_det
+        value = self.marginals.log_prob(x) - self.space.log_det(x)
         return value, torch.full_like(value, self.error)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import fivefold
+from fivefold.data.splits import Split
 from fivefold.errors import Diverged, OptionError, RunError, Stopped
 from fivefold.run import Run
 from fivefold.training.batches import Batches
@@ -411,3 +412,21 @@ def test_two_processes_equal_one(tmp_path, system, options):
         other = torch.load(tmp_path / f"2-{rank}.pt")
         for name, value in one.items():
             assert torch.allclose(value.double(), other[name].double(), rtol=0, atol=1e-5), name
+
+
+def test_balanced_batches_hold_every_class_equally_often():
+    """Of 90 and 10 per cent; the examples of each in turn, none left out; the same at every call."""
+    label = (torch.arange(200) % 10 == 0).float()[:, None]
+    split = Split(200, torch.arange(200.0)[:, None], label)
+    batches = Batches(split, 20, 1, 0, balanced=True)
+    drawn = [batches.at(step)[0] for step in range(100)]
+    assert abs(torch.cat([batch.condition for batch in drawn]).mean() - 0.5) < 0.05
+    counts = torch.bincount(torch.cat([batch.x for batch in drawn])[:, 0].long(), minlength=200)
+    rare, common = counts[label[:, 0] > 0], counts[label[:, 0] == 0]
+    assert rare.max() - rare.min() <= 10  # an epoch's last round is not whole
+    assert common.min() >= 1
+    assert torch.equal(batches.at(3)[0].x, drawn[3].x)
+    with pytest.raises(RunError, match="balance needs a condition"):
+        Batches(Split(200, split.x), 20, 1, 0, balanced=True)
+    with pytest.raises(RunError, match="200 values in 200 examples"):
+        Batches(Split(200, split.x, split.x), 20, 1, 0, balanced=True)

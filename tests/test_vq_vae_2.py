@@ -120,7 +120,7 @@ def test_samples_reconstructions_and_levels(prior, space):
     for progress in (0.0, 0.9):
         step(system, [Batch(x, condition)], progress)
     upper, lower = system.rate_distortion(x, condition)
-    total = system.score_encoded(Batch(x, condition)).log_prob - space.log_det
+    total = system.score_encoded(Batch(x, condition)).log_prob - space.log_det(x)
     codes = [v.float() for v in system._vectors(*system._codes(x))]
     assert torch.allclose(system.autoencoder.log_likelihood(x, *codes) - upper[0] - lower[0], total.float(), atol=1e-3)
     data = space.decode(x)

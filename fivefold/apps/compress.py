@@ -326,6 +326,9 @@ def _coder(system: System) -> Coder:
             f"{type(system).__name__} cannot compress: it does not say its examples as whole numbers with their laws. "
             "idf and discrete-flow do"
         )
+    if made := system.space.made:
+        names = ", ".join(one.name for one in made)
+        raise Unfit(f"{names} would not come back: the model leaves out what tells rows apart; drop it (--columns)")
     return system
 
 

@@ -8,7 +8,20 @@ from typing import Any
 import click
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-DATA_ARGUMENTS = ("condition", "test", "size", "length", "missing")
+DATA_ARGUMENTS = (
+    "condition",
+    "test",
+    "size",
+    "length",
+    "missing",
+    "read",
+    "crop",
+    "skip_bad",
+    "columns",
+    "field",
+    "rate",
+    "trim",
+)
 
 
 @click.group(context_settings=HELP)
@@ -17,17 +30,24 @@ def app() -> None:
     """Every family of deep generative model: train, sample, score and compare them on your data.
 
     DATA is an embedded name (digits, photos, cancer, wine, pydocs, moons, rings, checkerboard, gaussians,
-    pinwheel), a path (folder of images or WAV, NPZ, NPY, CSV, Parquet, text) or hf:NAME.
+    pinwheel), a path (folder of images, sound or text, NPZ, NPY, CSV, Parquet, text) or hf:NAME.
     """
 
 
 def data_options() -> list[click.Option]:
     """How data are read."""
     return [
-        click.Option(["--condition"], help="Column (or 'label') to condition on."),
+        click.Option(["--condition"], help="Column, several ('sex,age') or 'label' to condition on."),
         click.Option(["--test"], type=click.Path(exists=True), help="Your own test split."),
         click.Option(["--size"], type=int, help="Resize images to this height and width."),
+        click.Option(["--crop"], type=int, help="Of images take a square of so many pixels round the centre."),
+        click.Option(["--skip-bad"], is_flag=True, default=None, help="Leave out files that cannot be read."),
         click.Option(["--length"], type=int, help="Characters or audio samples of one example."),
+        click.Option(["--read"], help="How a text file of rows is written: 'sep=;,decimal=,'."),
+        click.Option(["--columns"], help="What columns are: 'zip=category,income=real,id=drop'."),
+        click.Option(["--field"], help="Field of JSON lines or Parquet that holds the text."),
+        click.Option(["--rate"], type=int, help="Samples a second that sound is resampled to."),
+        click.Option(["--trim"], is_flag=True, default=None, help="Cut off silence at both ends of sound."),
         click.Option(["--missing"], type=click.Choice(["refuse", "drop"]), help="Rows with missing numbers."),
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from fivefold.data import arrays, folders, hub, tables, text
+from fivefold.data import arrays, dialect, folders, hub, tables, text
 from fivefold.data.build import assemble, encode_all
 from fivefold.data.embedded import EMBEDDED
 from fivefold.data.raw import Options, Raw, with_test
@@ -30,6 +30,13 @@ def load_data(
     length: int | None = None,
     missing: str = "refuse",
     split_seed: int = 0,
+    read: str = "",
+    crop: int | None = None,
+    skip_bad: bool = False,
+    columns: str = "",
+    field: str | None = None,
+    rate: int | None = None,
+    trim: bool = False,
 ) -> Data:
     """A data set in three splits, its Space fitted on the training split; everything inferred is in its notes.
 
@@ -39,31 +46,42 @@ def load_data(
     Args:
         source: name of an embedded set, path of a folder, NPZ, NPY, CSV, Parquet or text file, hf:NAME, or an array or
             DataFrame.
-        condition: column, or "label", that models are conditioned on.
+        condition: column, several ("sex,age"), or "label", that models are conditioned on.
         test: a source of the same kind whose examples are the test split.
         size: images are scaled and cropped to this height and width (one number: a square).
         length: characters of a text window (64), samples of a sound window (1024).
         missing: rows with missing numbers: "refuse" them, or "drop" them.
         split_seed: seed of the random split.
+        read: how a text file of rows is written, where that is told wrongly: "sep=;,decimal=,", also thousands,
+            encoding, comment, header (lines of names).
+        crop: of images only a square of so many pixels round the centre is taken, before they are scaled.
+        columns: what columns of a table are, where that is told wrongly: "zip=category,income=real"; real, integer,
+            category, ordered, identifier (made anew in samples) or drop.
+        field: of JSON lines and Parquet, which holds the text; Parquet is a table otherwise.
+        rate: samples a second that sound is resampled to; the commonest of the files' own unless given.
+        trim: of sound, what is 60 dB below the loudest at both ends is cut off.
+        skip_bad: files of images or sound that cannot be read are left out, and named in the notes.
 
     Raises:
         DataError: the data cannot be modelled as they are; says why and how to mend it.
     """
     if missing not in ("refuse", "drop"):
         raise DataError(f"missing is 'refuse' or 'drop', got {missing!r}")
-    for name, value in (("length", length), ("size", size)):
+    for name, value in (("length", length), ("size", size), ("crop", crop), ("rate", rate)):
         if isinstance(value, int) and value < 1:
             raise DataError(f"{name} is at least 1, got {value}")
     size = tuple(size) if isinstance(size, list) else size  # as it comes back from JSON
-    options = Options(condition, size, length, missing, split_seed)
+    options = Options(condition, size, length, missing, split_seed, read, crop, skip_bad, columns, field, rate, trim)
     try:
         raw = read_raw(source, options)
         if test is not None:
-            raw = with_test(raw, read_raw(test, options))
+            raw = with_test(raw, read_raw(test, replace(options, rate=raw.facts.get("rate", rate))))
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     named = isinstance(source, str | Path)
-    given = {"condition": condition, "test": test, "size": size, "length": length, "missing": missing}
+    given = {"condition": condition, "test": test, "size": size, "length": length, "missing": missing, "read": read}
+    given |= {"crop": crop, "skip_bad": skip_bad, "columns": columns, "field": field}
+    given |= {"rate": rate, "trim": trim}
     arguments = {**given, "split_seed": split_seed} if named and isinstance(test, str | Path | None) else {}
     data = assemble(raw, options, Path(source).stem if named else "data", str(source) if named else "")
     return replace(data, arguments={k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()})
@@ -78,7 +96,7 @@ def load_examples(source: Any, space: Space, **arguments: Any) -> Split:
         arguments: those `load_data` was called with for the training data.
     """
     known = {f.name for f in fields(Options)}
-    options = Options(**{key: value for key, value in arguments.items() if key in known})
+    options = Options(**{key: value for key, value in arguments.items() if key in known} | {"rate": space.rate})
     return encode_all(read_raw(source, options), options, space)
 
 
@@ -105,35 +123,33 @@ def read_raw(source: Any, options: Options) -> Raw:
 
 
 def _read_csv(path: Path, options: Options) -> Raw:
-    """A CSV file; one whose first line is numbers has no header, and its samples come back as arrays."""
-    try:
-        frame = pd.read_csv(path)
-        if len(frame.columns) and all(map(_is_number, frame.columns)):
-            frame = pd.read_csv(path, header=None, names=[f"x{i}" for i in range(len(frame.columns))])
-            raw = tables.from_frame(frame, named=False)
-            raw.notes.append("the first line is numbers: read without a header")
-            return raw
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
-    return tables.from_frame(frame)
-
-
-def _is_number(text: str) -> bool:
-    return pd.notna(pd.to_numeric(text, errors="coerce"))
+    """A file of rows; one without a line of names comes back as arrays."""
+    frame, found, forms = dialect.read(path, dialect.given(options.read) if options.read else {})
+    raw = tables.from_frame(frame, named=found.header > 0)
+    raw.dialect, raw.written = found, forms
+    if not found.header:
+        raw.notes.append("the first line is numbers: read without a header")
+    if words := found.describe():
+        raw.notes.append(f"read with {words} (--read says otherwise)")
+    return raw
 
 
 def _read_parquet(path: Path, options: Options) -> Raw:
     try:
-        return tables.from_frame(pd.read_parquet(path))
+        frame = pd.read_parquet(path)
     except ImportError as error:
         raise DataError("Parquet files need the library 'pyarrow': pip install 'fivefold[parquet]'") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+    return text.from_field(frame, options, str(path)) if options.field else tables.from_frame(frame)
 
 
-_PATHS = "a folder of images or of WAV files, or a file .npz, .npy, .csv, .parquet, .txt"
+_PATHS = "a folder of images, of sound or of text, or a file .npz, .npy, .csv, .tsv, .parquet, .txt, .jsonl"
 _READERS: dict[str, Callable[[Path, Options], Raw]] = {
     ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".tab": _read_csv,
+    ".psv": _read_csv,
     ".parquet": _read_parquet,
     ".pq": _read_parquet,
     ".npz": arrays.read_npz,
@@ -141,4 +157,6 @@ _READERS: dict[str, Callable[[Path, Options], Raw]] = {
     ".txt": text.read,
     ".text": text.read,
     ".md": text.read,
+    ".jsonl": text.read_lines,
+    ".ndjson": text.read_lines,
 }

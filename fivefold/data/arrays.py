@@ -115,7 +115,9 @@ def from_parts(x: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray], options
     layout = images.infer_layout(shape, notes)
 
     def rows(array: np.ndarray) -> Rows:
-        return array if options.size is None else images.Resized(array, layout, options.size)
+        if options.size is None and options.crop is None:
+            return array
+        return images.Resized(array, layout, options.size, options.crop)
 
     parts = {part: Part(rows(x[part]), y.get(part)) for part in x}
     return Raw("image", parts, notes=notes, facts={"layout": layout})

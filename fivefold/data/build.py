@@ -26,7 +26,12 @@ _FIT: dict[str, Callable[[Raw, Options], Space]] = {
     "text": text.fit,
     "audio": audio.fit,
 }
-_FOR = {"size": ("image",), "length": ("text", "audio")}  # options that only some kinds have
+_FOR = {
+    "size": ("image",),
+    "crop": ("image",),
+    "length": ("text", "audio"),
+    "rate": ("audio",),
+}  # options that only some kinds have
 
 
 def assemble(raw: Raw, options: Options, name: str, source: str) -> Data:
@@ -74,10 +79,13 @@ def encode_all(raw: Raw, options: Options, space: Space) -> Split:
 
 
 def _given(part: Part, name: str | None) -> pd.DataFrame:
-    """The condition column of a part: a table's own, or its labels."""
-    rows = part.rows
-    if isinstance(rows, tables.TableRows) and name in tables.flat(rows).columns:
-        return tables.flat(rows).column(name).to_frame()
+    """The condition's columns of a part: a table's own, or its labels."""
+    rows, names = part.rows, name.split(",") if name else []
+    if isinstance(rows, tables.TableRows):
+        rows = tables.flat(rows)
+        names = [name] if name in rows.columns else names
+        if set(names) <= set(rows.columns):
+            return pd.DataFrame({one: rows.column(one) for one in names if one})
     if part.labels is None:
         raise DataError(f"the model was trained given {name!r}, which these data lack")
     return pd.DataFrame({"label": part.labels})
@@ -101,12 +109,13 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
         if has_labels:
             raw.notes.append("labels found: condition='label' (--condition label) uses them")
         return {}, None
-    if name in columns:
-        if len(columns) == 1:
+    names = [name] if name in columns else [one.strip() for one in name.split(",")]
+    if set(names) <= set(columns):
+        if len(names) == len(columns):
             raise DataError(f"the condition {name!r} is the only column: nothing is left to model")
         rows = {part: tables.flat(raw.parts[part].rows) for part in PARTS}
-        raw.parts = {part: Part(replace(rows[part], hidden=(name,)), labels[part]) for part in PARTS}
-        given = {part: rows[part].column(name).to_frame() for part in PARTS}
+        raw.parts = {part: Part(replace(rows[part], hidden=tuple(names)), labels[part]) for part in PARTS}
+        given = {part: pd.DataFrame({one: rows[part].column(one) for one in names}) for part in PARTS}
     elif name == "label" and has_labels:
         given = {part: pd.DataFrame({"label": values}) for part, values in labels.items()}
     else:
@@ -114,20 +123,29 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
         raise DataError(
             f"no condition {name!r} in these data; " + (f"choose of: {choices}" if choices else "no labels")
         )
-    space = _condition_space(given, name, raw.notes)
+    space = _condition_space(given, names, raw.notes)
     raw.notes.append(f"condition: {space.describe()}")
+    for column in space.columns:
+        if column.categories:
+            counts = given["train"][column.name].value_counts(dropna=False)
+            if rare := [str(value) for value, count in counts.items() if count == 1]:
+                raw.notes.append(
+                    f"condition {column.name!r}: one training example only of {', '.join(rare[:8])}"
+                    f"{', ...' if len(rare) > 8 else ''}: little can be learnt of what is given them"
+                )
     return {part: space.encode(frame) for part, frame in given.items()}, space
 
 
-def _condition_space(given: dict[str, pd.DataFrame], name: str, notes: list[str]) -> Space:
+def _condition_space(given: dict[str, pd.DataFrame], names: list[str], notes: list[str]) -> Space:
     everything = pd.concat(given.values(), ignore_index=True)
-    if everything[name].nunique(dropna=False) < 2:
-        raise DataError(f"the condition {name!r} has one class only ({everything[name].iloc[0]}): leave it out")
-    if name == "label" and not pd.api.types.is_float_dtype(everything[name]):
-        values = sorted(everything[name].unique().tolist(), key=lambda v: (str(type(v)), v))
-        return label_space(tuple(values), dtype=str(everything[name].dtype))
+    for name in names:
+        if everything[name].nunique(dropna=False) < 2:
+            raise DataError(f"the condition {name!r} has one class only ({everything[name].iloc[0]}): leave it out")
+    if names == ["label"] and not pd.api.types.is_float_dtype(everything["label"]):
+        values = sorted(everything["label"].unique().tolist(), key=lambda v: (str(type(v)), v))
+        return label_space(tuple(values), dtype=str(everything["label"].dtype))
     parts = {part: tables.TableRows(frame) for part, frame in given.items()}
-    return tables.table_space([tables.fit_column(parts, name, notes)], named=True)
+    return tables.table_space([tables.fit_column(parts, name, notes) for name in names], named=True)
 
 
 def _bytes(rows: Rows, space: Space) -> int:

@@ -22,7 +22,7 @@ def read_examples(source: str | Path, space: Space, limit: int = 5000) -> Any:
     side = space.shape[1:] if space.kind == "image" else None
     length = space.shape[0] if space.kind in ("text", "audio") else None
     size = None if side is None or not Path(source).is_dir() else (side[0], side[1])
-    raw = read_raw(source, Options(None, size, length, "refuse", 0))
+    raw = read_raw(source, Options(size=size, length=length, rate=space.rate))
     if raw.kind != space.kind:
         raise DataError(f"{source} holds {raw.kind} data; expected {space.describe()}")
     rows = raw.parts["train"].rows

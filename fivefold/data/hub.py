@@ -16,6 +16,8 @@ from fivefold.errors import DataError
 
 def read(name: str, options: Options) -> Raw:
     """`NAME` of the hub, or a folder that the hub's library saved; raises DataError where it cannot be read."""
+    if not name:
+        raise DataError("hf: alone names no data set: expected hf:NAME, such as hf:mnist, or hf:FOLDER")
     try:
         import datasets
     except ImportError as error:
@@ -59,7 +61,7 @@ def _named(one: Any) -> pd.DataFrame:
 
 def _images(parts: dict[str, Any], key: str, options: Options) -> Raw:
     labels = _labels(parts["train"].features)
-    rows = {part: HubImages(one, key, options.size) for part, one in parts.items()}
+    rows = {part: HubImages(one, key, options.size, options.crop) for part, one in parts.items()}
     layout = "HW" if rows["train"][np.array([0])].ndim == 3 else "HWC"
 
     def labels_of(one: Any) -> np.ndarray | None:
@@ -81,6 +83,7 @@ class HubImages:
     data: Any
     key: str
     size: int | tuple[int, int] | None
+    crop: int | None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -88,8 +91,7 @@ class HubImages:
     def __getitem__(self, index: Any) -> np.ndarray:
         mode = "L" if self.data[0][self.key].mode in ("1", "L") else "RGB"
         pictures = [image.convert(mode) for image in self.data[np.asarray(index)][self.key]]
-        if self.size is not None:
-            pictures = [images.resize(picture, self.size) for picture in pictures]
+        pictures = [images.framed(picture, self.crop, self.size) for picture in pictures]
         if len({picture.size for picture in pictures}) > 1:
             raise DataError("the images differ in size: pass size (--size 32) to scale and crop them to one")
         return np.stack([np.asarray(picture) for picture in pictures])

@@ -114,23 +114,44 @@ def resize(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     scaled = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
     if scaled != image.size:
         image = image.resize(scaled, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
+    return cut(image, height, width)
+
+
+def cut(image: Image.Image, height: int, width: int) -> Image.Image:
+    """What of it lies round the centre, at most so high and wide."""
+    height, width = min(height, image.height), min(width, image.width)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
+def framed(image: Image.Image, crop: int | None, size: int | tuple[int, int] | None) -> Image.Image:
+    """A square of `crop` pixels round the centre, then scaled to `size`; each where it is given."""
+    image = image if crop is None else cut(image, crop, crop)
+    return image if size is None else resize(image, size)
+
+
 @dataclass(frozen=True)
 class Resized:
-    """8-bit images at another size."""
+    """Images of an array, a square round the centre of each and at another size where those are given."""
 
     rows: Rows
     layout: str
-    size: int | tuple[int, int]
+    size: int | tuple[int, int] | None
+    crop: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> np.ndarray:
         x = np.asarray(self.rows[index])
+        if self.crop is not None:
+            first = 2 if self.layout == "CHW" else 1
+            for axis in (first, first + 1):
+                kept = min(self.crop, x.shape[axis])
+                start = (x.shape[axis] - kept) // 2
+                x = x.take(range(start, start + kept), axis)
+        if self.size is None:
+            return x
         if x.dtype != np.uint8:
             raise DataError(f"size (--size) resizes 8-bit images, not {x.dtype}; resize the arrays first")
         x = np.moveaxis(x, 1, -1) if self.layout == "CHW" else x

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from fivefold.errors import DataError
+from fivefold.space.written import Dialect, Numbers
 
 PARTS = ("train", "valid", "test")
 PART_NAMES = {  # the names people give to the three parts
@@ -75,6 +78,9 @@ class Raw:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     entropy: float | None = None  # of the density that generated the examples, in nats
+    dialect: Dialect | None = None  # of the text file that a table was read from, and how its columns' numbers stand
+    written: dict[str, Numbers] = field(default_factory=dict)
+    sound: str = ""  # what libsndfile calls the samples of most files
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,37 @@ class Options:
     length: int | None = None
     missing: str = "refuse"
     split_seed: int = 0
+    read: str = ""
+    crop: int | None = None
+    skip_bad: bool = False
+    columns: str = ""
+    field: str | None = None
+    rate: int | None = None
+    trim: bool = False
+
+
+@dataclass
+class Skipped:
+    """Files that cannot be read: refused by name, or left out, counted and named."""
+
+    allowed: bool
+    errors: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def unless_good(self) -> Iterator[None]:
+        """A DataError within is kept where files may be left out; else it says how to leave them out."""
+        try:
+            yield
+        except DataError as error:
+            if not self.allowed:
+                raise DataError(f"{error}; skip_bad (--skip-bad) leaves such files out") from error
+            self.errors.append(str(error))
+
+    def notes(self, files: Sequence[Any]) -> list[str]:
+        """A line of what was left out, if anything was."""
+        more = f" and {len(self.errors) - 5} more" if len(self.errors) > 5 else ""
+        shown = "; ".join(self.errors[:5])
+        return [f"{len(self.errors)} of {len(files)} files left out: {shown}{more}"] if self.errors else []
 
 
 def with_test(raw: Raw, test: Raw) -> Raw:

@@ -1,21 +1,17 @@
-"""Tables: the kind of every column, what is refused and why, and the Space fitted on the training split."""
+"""Tables: their rows and parts, and the Space fitted on the training split."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fivefold.data.columns import constant, identifier, infer_column, is_date, is_numeric, kinds_told
 from fivefold.data.raw import Options, Part, Raw, Subset, part_of
 from fivefold.errors import DataError
-from fivefold.space import Column, Space
-
-WIDE = 2**24  # whole numbers beyond this are not exact in float32, in which tables are encoded
-DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}")
+from fivefold.space import Column, LeftOut, Space
 
 
 @dataclass(frozen=True)
@@ -80,10 +76,19 @@ def _parts(frame: pd.DataFrame, labels: np.ndarray | None, notes: list[str]) -> 
 
 
 def prepare(raw: Raw, options: Options) -> None:
-    """Before splitting: rows with missing values are dropped where the user asks for it, and refused where not."""
+    """Before splitting: columns to drop; rows with missing values, dropped where the user says so, else refused."""
+    told = kinds_told(options.columns)
     for name, part in raw.parts.items():
         frame = flat(part.rows).frame
-        lacking = {c: frame[c].isna().to_numpy() for c in frame if _is_numeric(frame[c]) and frame[c].isna().any()}
+        if unknown := [column for column in told if column not in frame]:
+            raise DataError(f"columns (--columns): no {', '.join(unknown)} among {', '.join(frame.columns)}")
+        if dropped := [column for column, kind in told.items() if kind == "drop"]:
+            frame = frame.drop(columns=dropped)
+            raw.parts[name] = part = Part(TableRows(frame), part.labels)
+        lacking = {
+            name: column.isna().to_numpy() for name, column in frame.items()
+            if column.isna().any() and (is_numeric(column) or is_date(column))
+        }  # fmt: skip
         if not lacking:
             continue
         counts = ", ".join(f"{column} ({rows.sum()})" for column, rows in lacking.items())
@@ -108,13 +113,33 @@ def fit(raw: Raw, options: Options) -> Space:
             raise DataError(
                 f"the {name} part has columns {', '.join(rows.columns)}; training has {', '.join(expected)}"
             )
-    return table_space([fit_column(parts, name, raw.notes) for name in expected], raw.facts["named"])
+    told, notes = kinds_told(options.columns), raw.notes
+    made = [found for place, name in enumerate(expected) if (found := _left_out(parts, name, place, told, raw))]
+    for one in made:
+        notes.append(f"column {one.name!r} is left out and made anew in samples: {one.describe()}")
+    kept = [name for name in expected if name not in {one.name for one in made}]
+    if not kept:
+        raise DataError(f"nothing is left to model: {'; '.join(f'{one.name} is {one.describe()}' for one in made)}")
+    columns = [replace(fit_column(parts, name, notes, told), written=raw.written.get(name)) for name in kept]
+    return replace(table_space(columns, raw.facts["named"]), dialect=raw.dialect, made=tuple(made))
 
 
-def fit_column(parts: dict[str, TableRows], name: str, notes: list[str]) -> Column:
-    """One column, from all parts but scaled by the training part."""
+def _left_out(parts: dict[str, TableRows], name: str, place: int, told: dict[str, str], raw: Raw) -> LeftOut | None:
+    """How a column that is not modelled is made anew: a constant, or in named columns what tells rows apart."""
+    values = pd.concat([rows.column(name) for rows in parts.values()], ignore_index=True)
+    kind = told.get(name)
+    if kind is None and (found := constant(values, place)):
+        return found
+    found = identifier(values, place) if kind == "identifier" or (kind is None and raw.facts["named"]) else None
+    if found is None and kind == "identifier":
+        raise DataError(f"column {name!r} tells rows apart in no way that could be made anew; drop it instead")
+    return found
+
+
+def fit_column(parts: dict[str, TableRows], name: str, notes: list[str], told: dict[str, str] | None = None) -> Column:
+    """One column, from all parts but scaled by the training part; of the kind that is `told` of it."""
     everything = pd.concat([rows.column(name) for rows in parts.values()], ignore_index=True)
-    return infer_column(everything, parts["train"].column(name), notes)
+    return infer_column(everything, parts["train"].column(name), notes, (told or {}).get(name))
 
 
 def table_space(columns: list[Column], named: bool) -> Space:
@@ -127,118 +152,3 @@ def table_space(columns: list[Column], named: bool) -> Space:
         dtype=np.result_type(*[c.dtype for c in columns]).name if not named else "",
         frame=named,
     )
-
-
-def infer_column(values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
-    """The Column of `values` (all rows), scaled by `train`'s; raises DataError for what cannot be modelled."""
-    name = str(values.name)
-    for test, make in _KINDS:
-        if test(values):
-            column = make(name, values, train, notes)
-            if values.nunique(dropna=False) == 1:
-                notes.append(f"column {name!r} is constant")
-            return column
-    raise DataError(f"column {name!r} holds {values.dtype}: expected numbers, categories, text or booleans")
-
-
-def _is_date(values: pd.Series) -> bool:
-    return pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(values)
-
-
-def _is_numeric(values: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-
-
-def _is_category(values: pd.Series) -> bool:
-    kinds = pd.api.types
-    return isinstance(values.dtype, pd.CategoricalDtype) or kinds.is_bool_dtype(values)
-
-
-def _is_text(values: pd.Series) -> bool:
-    return pd.api.types.is_object_dtype(values) or pd.api.types.is_string_dtype(values)
-
-
-def _date(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
-    raise DataError(
-        f"column {name!r} holds dates (such as {values.iloc[0]}): "
-        "turn them into numbers (days since the first, say) or leave the column out"
-    )
-
-
-def _real(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
-    x = values.to_numpy(np.float64)
-    infinite = int(np.isinf(x).sum())
-    if infinite:
-        raise DataError(f"column {name!r} has {infinite} infinite values; remove or fill them first")
-    distinct = values.nunique()
-    if 1 < distinct <= 20 and distinct < len(values) / 10:
-        notes.append(
-            f"column {name!r} is real by its type but has {distinct} values only: its density has no upper limit; "
-            "give whole numbers as integers, names as text"
-        )
-    known = train.to_numpy(np.float64)
-    location = float(known.mean())
-    scale = float(known.std()) if known.max() > known.min() else 1.0
-    return Column(name, "real", str(values.dtype), location=location, scale=scale)
-
-
-def _integer(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
-    low, high = int(values.min()), int(values.max())
-    if high - low >= WIDE:
-        notes.append(f"column {name!r} spans {high - low + 1:,} whole numbers: modelled as real values")
-        return _real(name, values, train, notes)
-    return Column(name, "integer", str(values.dtype), location=float(low), levels=high - low + 1)
-
-
-def _category(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
-    dtype = values.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        known, kind = list(dtype.categories), "ordered category" if dtype.ordered else "category"
-    else:
-        known, kind = sorted(values.dropna().unique().tolist(), key=lambda v: (str(type(v)), v)), str(dtype)
-    if values.isna().any():
-        notes.append(f"column {name!r}: {int(values.isna().sum())} missing values are a category of their own")
-        known.append(None)
-    odd = [value for value in map(_plain, known) if not isinstance(value, str | int | float | None)]
-    if odd:
-        raise DataError(f"column {name!r} has categories of type {type(odd[0]).__name__}: turn them into text")
-    return Column(name, "categorical", kind, levels=len(known), categories=tuple(map(_plain, known)))
-
-
-def _text(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
-    given = values.dropna()
-    if not len(given):
-        raise DataError(f"column {name!r} is empty: leave it out")
-    strings = given[given.map(lambda v: isinstance(v, str))]
-    if len(strings) and strings.map(lambda v: bool(DATE.match(v))).mean() > 0.9:
-        _date(name, strings, train, notes)
-    unlike = given.map(lambda v: not isinstance(v, str | bool | int))
-    if unlike.any():
-        raise DataError(
-            f"column {name!r} holds {type(given[unlike].iloc[0]).__name__} among others: expected text or categories"
-        )
-    distinct = given.nunique()
-    numbers = pd.to_numeric(strings, errors="coerce").notna()
-    if distinct > 20 and numbers.mean() > 0.5:
-        odd = ", ".join(map(repr, strings[~numbers].unique()[:3])) or "none that is no number"
-        raise DataError(f"column {name!r} holds numbers as text, among them {odd}: leave such cells empty or mend them")
-    if distinct > max(20, len(given) / 2):
-        raise DataError(
-            f"column {name!r} holds free text ({distinct} different values in {len(given)} rows): "
-            "leave it out, or turn it into categories"
-        )
-    return _category(name, values, train, notes)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-_Make = Callable[[str, pd.Series, pd.Series, list[str]], Column]
-_KINDS: tuple[tuple[Callable[[pd.Series], bool], _Make], ...] = (
-    (_is_date, _date),
-    (_is_category, _category),
-    (pd.api.types.is_integer_dtype, _integer),
-    (pd.api.types.is_float_dtype, _real),
-    (_is_text, _text),
-)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from fivefold.data.raw import Options, Part, Raw, Subset
+from fivefold.data.encodings import encoding_of
+from fivefold.data.raw import Options, Part, Raw, Skipped, Subset
 from fivefold.errors import DataError
 from fivefold.space import Space
 
@@ -19,69 +23,156 @@ CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `length` characters, one every `stride`, of a long text held as code points `(N,)`.
+    """Windows of `length` characters, one every `stride` within each document, of texts held as code points `(N,)`.
 
     Rows are indices into `symbols`, the sorted code points; strings until those are known.
+
+    Args:
+        points: all texts, one after another.
+        bounds: where each begins and ends, `(K, 2)`; none shorter than a window.
     """
 
     points: np.ndarray
+    bounds: np.ndarray
     length: int
     stride: int
     symbols: np.ndarray | None = None
 
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """How many windows there are up to the end of each document, `(K,)`."""
+        return np.cumsum((self.bounds[:, 1] - self.bounds[:, 0] - self.length) // self.stride + 1)
+
     def __len__(self) -> int:
-        return max(0, (len(self.points) - self.length) // self.stride + 1)
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def starts(self, index: Any) -> np.ndarray:
+        """Where windows begin."""
+        index = np.asarray(index)
+        document = np.searchsorted(self.ends, index, side="right")
+        before = np.concatenate([[0], self.ends])[document]
+        return self.bounds[document, 0] + (index - before) * self.stride
 
     def __getitem__(self, index: Any) -> Any:
-        starts = np.asarray(index)[:, None] * self.stride
-        points = self.points[starts + np.arange(self.length)]
+        points = self.points[self.starts(index)[:, None] + np.arange(self.length)]
         if self.symbols is None:
             return ["".join(map(chr, row)) for row in points.tolist()]
         return np.searchsorted(self.symbols, points)
 
+    def within(self, first: int, last: int) -> Windows:
+        """The text that consecutive windows cover, from the `first` to the `last`."""
+        begin, end = self.starts([first])[0], self.starts([last])[0] + self.length
+        bounds = self.bounds.clip(begin, end)
+        return replace(self, bounds=bounds[bounds[:, 1] - bounds[:, 0] >= self.length])
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All characters of all documents, some millions at a time."""
+        for begin, end in self.bounds.tolist():
+            yield from _chunks(self.points[begin:end])
+
 
 def read(path: Path, options: Options) -> Raw:
-    """A text file; raises DataError for one that is not UTF-8 text."""
+    """A text file in any encoding; raises DataError for what is no text."""
+    return _joined([_points_of(path)], options)
+
+
+def read_folder(files: list[Path], options: Options) -> Raw:
+    """Text files, a document each, in an order drawn at random, so that blocks of them are alike."""
+    skipped, found = Skipped(options.skip_bad), []
+    for i in np.random.default_rng(options.split_seed).permutation(len(files)):
+        with skipped.unless_good():
+            found.append(_points_of(files[i]))
+    raw = _joined(found, options)
+    raw.notes += skipped.notes(files)
+    return raw
+
+
+def _points_of(path: Path) -> np.ndarray:
+    """The characters of a file as code points; memory-mapped where it is ASCII."""
     if not path.stat().st_size:
         raise DataError(f"{path} is empty")
     points = np.memmap(path, np.uint8, "r")
-    if any((chunk == 0).any() for chunk in _chunks(points)):
-        raise DataError(f"{path} holds bytes that no text has: expected a UTF-8 text file")
-    if all((chunk < 128).all() for chunk in _chunks(points)):
-        return from_points(points, options)
+    if all(((chunk < 128) & (chunk > 0)).all() for chunk in _chunks(points)):
+        return points
+    raw = path.read_bytes()
+    encoding = encoding_of(raw)
     try:
-        return from_string(path.read_text(encoding="utf-8"), options)
+        text = raw.decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+        raise DataError(f"{path} is no {encoding} text ({error.reason} at byte {error.start})") from error
+    if re.search(r"[\x00-\x08\x0e-\x1f]", text[:CHUNK]):
+        raise DataError(f"{path} holds bytes that no text has: expected a text file")
+    return _points(text)
 
 
 def from_strings(texts: Iterable[str], options: Options) -> Raw:
-    """Many texts as one, a line break between them."""
-    return from_string("\n".join(texts), options)
+    """Many texts, a document each: no window is of two."""
+    return _joined([_points(text) for text in texts], options)
 
 
 def from_string(text: str, options: Options) -> Raw:
     """A text in memory."""
-    return from_points(np.frombuffer(text.encode("utf-32-le"), np.uint32), options)
+    return from_strings([text], options)
 
 
-def from_points(points: np.ndarray, options: Options) -> Raw:
-    """A text as code points `(N,)`; raises DataError where it is too short for the windows."""
-    length = options.length or LENGTH
-    windows = Windows(points, length, length)
+def read_lines(path: Path, options: Options) -> Raw:
+    """JSON lines: the texts of one field; raises DataError naming the fields where it is not clear which."""
+    try:
+        frame = pd.read_json(path, lines=True, dtype=False)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as JSON lines: {error}") from error
+    return from_field(frame, options, str(path))
+
+
+def from_field(frame: pd.DataFrame, options: Options, where: str) -> Raw:
+    """The texts of a DataFrame's one field of text, or of that which the user names."""
+    fields = [str(name) for name in frame if frame[name].map(lambda value: isinstance(value, str)).all()]
+    name = options.field or (fields[0] if len(fields) == 1 else None)
+    if name is None or name not in fields:
+        asked = f"no field {name!r} of text" if name else "it is not clear which field is the text"
+        raise DataError(f"{where}: {asked}; name one with field (--field): {', '.join(fields) or 'there is none'}")
+    return from_strings(frame[name], options)
+
+
+def _points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def _usual_length(lengths: list[int]) -> int:
+    """64; where all of many documents are shorter, what nine in ten of them have."""
+    if len(lengths) < 3 or max(lengths) >= LENGTH:
+        return LENGTH
+    return max(int(np.quantile(lengths, 0.1)), 1)
+
+
+def _joined(documents: list[np.ndarray], options: Options) -> Raw:
+    """Documents as code points; raises DataError where all are too short for the windows."""
+    length = options.length or _usual_length([len(document) for document in documents])
+    kept = [document for document in documents if len(document) >= length]
+    ends = np.cumsum([len(document) for document in kept], dtype=np.int64)
+    bounds = np.stack([ends - [len(document) for document in kept], ends], 1) if kept else np.zeros((0, 2), np.int64)
+    points = kept[0] if len(kept) == 1 else np.concatenate(kept) if kept else np.zeros(0, np.uint8)
+    windows = Windows(points, bounds, length, length)
     if len(windows) < 3:
+        longest = max(map(len, documents), default=0)
+        what = f"a text of {longest} characters is" if len(documents) == 1 else f"texts of at most {longest} are"
         raise DataError(
-            f"a text of {len(points)} characters is too short for windows of {length} in three parts; "
-            f"pass a smaller length (--length), at most {len(points) // 4}"
+            f"{what} too short for windows of {length} in three parts; "
+            f"pass a smaller length (--length), at most {max(longest // (4 if len(documents) < 3 else 1), 1)}"
         )
-    return Raw("text", {"train": Part(windows)}, ordered=True, facts={"length": length})
+    raw = Raw("text", {"train": Part(windows)}, ordered=True, facts={"length": length})
+    if len(documents) > 1:
+        raw.notes.append(f"{len(documents):,} documents; no window is of two")
+    if len(kept) < len(documents):
+        raw.notes.append(f"{len(documents) - len(kept):,} documents are shorter than a window: left out")
+    return raw
 
 
 def fit(raw: Raw, options: Options) -> Space:
     """The Space of text: the alphabet of all parts. The training part becomes overlapping windows."""
     length = raw.facts["length"]
     parts = {name: _block(part.rows) for name, part in raw.parts.items()}
-    found = [np.unique(chunk) for part in parts.values() for chunk in _chunks(part.points)]
+    found = [np.unique(chunk) for part in parts.values() for chunk in part.chunks()]
     symbols = np.unique(np.concatenate(found))
     stride = {"train": max(1, length // 4)}
     for name, windows in parts.items():
@@ -95,9 +186,7 @@ def _block(rows: Any) -> Windows:
     """The text that consecutive windows cover, as one."""
     if not isinstance(rows, Subset):
         return rows
-    windows = _block(rows.rows)
-    first, last = int(rows.index[0]), int(rows.index[-1])
-    return replace(windows, points=windows.points[first * windows.stride : last * windows.stride + windows.length])
+    return _block(rows.rows).within(int(rows.index[0]), int(rows.index[-1]))
 
 
 def _chunks(points: np.ndarray) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw
 from fivefold.errors import DataError
 from fivefold.files import replacing
 from fivefold.space import Space
+from fivefold.space.written import Dialect
 
 Labels = Sequence[Any] | None
 CELL = 64  # pixels: smaller images are magnified by a whole number to about this in a grid
@@ -24,7 +26,7 @@ def save_examples(path: Path | str, space: Space, data: Any, labels: Labels = No
     """Writes examples, in the form `Space.decode` gives, in the format of the suffix.
 
     Images: .png (a labelled grid), .npz. Tables: .csv, .parquet, .npz (numbers only). Text: .txt, .npz.
-    Sound: .wav (several examples: numbered files), .npz.
+    Sound: .wav, .flac, .ogg (several examples: numbered files), .npz.
 
     Args:
         path: file to write, replaced where it exists.
@@ -116,13 +118,28 @@ def _frame(space: Space, data: Any, labels: Labels) -> pd.DataFrame:
     frame = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data, columns=[c.name for c in space.columns])
     if labels is None:
         return frame
-    name = space.condition.columns[0].name if space.condition and space.condition.columns else "label"
-    return frame.assign(**{name: labels})
+    names = [column.name for column in space.condition.columns] if space.condition else []
+    if len(names) < 2:
+        return frame.assign(**{names[0] if names else "label": labels})
+    words = [str(label).split(",") if isinstance(label, str) else list(label) for label in labels]
+    return frame.assign(**{name: [row[i] for row in words] for i, name in enumerate(names)})
 
 
 def _write_csv(path: Path, space: Space, data: Any, labels: Labels) -> list[Path]:
-    with replacing(path) as temporary:
-        _frame(space, data, labels).to_csv(temporary, index=False)
+    """As the file of the data is written: separators, lines of names, the numbers of every column, encoding."""
+    frame, dialect = _frame(space, data, labels), space.dialect or Dialect()
+    columns = [*space.columns, *(space.condition.columns if space.condition else ())]
+    forms = {column.name: column.written for column in columns if column.written}
+    written = frame.assign(**{n: forms[n].write(frame[n], dialect) for n in frame.columns if n in forms})
+    names: Any = list(frame.columns) if dialect.header else False
+    with replacing(path) as temporary, temporary.open("w", encoding=dialect.encoding, newline="") as file:
+        if len(dialect.lines) > 1 and len(dialect.lines[0]) == len(frame.columns):
+            csv.writer(file, delimiter=dialect.sep, lineterminator=dialect.newline).writerows(dialect.lines)
+            names = False
+        written.to_csv(
+            file, index=False, sep=dialect.sep, decimal=dialect.decimal, header=names, na_rep=dialect.missing,
+            lineterminator=dialect.newline, quoting=csv.QUOTE_ALL if dialect.quoted else csv.QUOTE_MINIMAL,
+        )  # fmt: skip
     return [path]
 
 
@@ -140,19 +157,20 @@ def _write_txt(path: Path, space: Space, data: Any, labels: Labels) -> list[Path
     return [path]
 
 
-def _write_wav(path: Path, space: Space, data: Any, labels: Labels) -> list[Path]:
-    """One example to `path`, several to numbered files beside it."""
-    from scipy.io import wavfile
+def _write_sound(path: Path, space: Space, data: Any, labels: Labels) -> list[Path]:
+    """One example to `path`, several to numbered files beside it; samples as wide as those of the data."""
+    import soundfile
 
-    digits = len(str(len(data)))
+    digits, kind = len(str(len(data))), path.suffix[1:].upper()
     paths = (
         [path]
         if len(data) == 1
         else [path.with_name(f"{path.stem}-{i:0{digits}d}{path.suffix}") for i in range(1, len(data) + 1)]
     )
+    plain = space.sound.startswith(("PCM", "FLOAT", "DOUBLE")) and soundfile.check_format(kind, space.sound)
     for one, samples in zip(paths, data, strict=True):
         sound = io.BytesIO()
-        wavfile.write(sound, space.rate or 1, samples)
+        soundfile.write(sound, samples, space.rate or 1, subtype=space.sound if plain else None, format=kind)
         with replacing(one) as temporary:
             temporary.write_bytes(sound.getvalue())
     return paths
@@ -161,7 +179,7 @@ def _write_wav(path: Path, space: Space, data: Any, labels: Labels) -> list[Path
 _Write = Callable[[Path, Space, Any, Labels], list[Path]]
 _FORMATS: dict[str, dict[str, _Write]] = {
     "image": {".png": _write_png, ".npz": _write_npz},
-    "table": {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz},
+    "table": {".csv": _write_csv, ".tsv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz},
     "text": {".txt": _write_txt, ".npz": _write_npz},
-    "audio": {".wav": _write_wav, ".npz": _write_npz},
+    "audio": {".wav": _write_sound, ".flac": _write_sound, ".ogg": _write_sound, ".npz": _write_npz},
 }

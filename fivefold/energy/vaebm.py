@@ -141,5 +141,6 @@ class VAEBM(ChainSystem):
             **super().monitor(batch),
             "energy_data": self.energies(self.data(batch.x), batch.condition).mean().item(),
             "energy_vae": self.energies(made, batch.condition).mean().item(),
-            "elbo": self.vae.terms(batch.x, batch.condition).elbo.mean().item() + self.space.log_det,
+            "elbo": self.vae.terms(batch.x, batch.condition).elbo.mean().item()
+            + self.space.log_det(batch.x).mean().item(),
         }

@@ -41,7 +41,7 @@ class IndependentDims:
         codes = torch.where(self.discrete, flat, 0.0).long()
         log_mass = self.probabilities.gather(1, codes.T).T.log()
         log_density = gaussian_log_prob(flat, self.mean, self.log_scale)
-        return torch.where(self.discrete, log_mass, log_density).sum(1) + self.space.log_det
+        return torch.where(self.discrete, log_mass, log_density).sum(1) + self.space.log_det(x).cpu()
 
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """`n` encoded examples `(n, *shape)`, in the dtype of the space's encoding."""

@@ -21,15 +21,17 @@ class Batches:
         size: examples of a batch, over all ranks and parts.
         parts: micro-batches of a rank.
         seed: of the order.
+        balanced: whether every class of the condition is drawn equally often, the examples of each in turn.
     """
 
-    def __init__(self, split: Split, size: int, parts: int, seed: int) -> None:
+    def __init__(self, split: Split, size: int, parts: int, seed: int, balanced: bool = False) -> None:
         self.split, self.parts, self.seed, self.examples = split, parts, seed, len(split)
         self.size = min(size, self.examples)
         share = ranks.world() * parts
         if self.size % share:
             raise RunError(f"batch size {self.size} does not divide into {ranks.world()} ranks x {parts} micro-batches")
         self.epoch, self.order = -1, torch.empty(0)
+        self.members = _by_class(split) if balanced else []
         self.pool = ThreadPoolExecutor(1) if split.x is None else None
         self.ahead: tuple[int, Future[list[Batch]]] | None = None
 
@@ -61,8 +63,30 @@ class Batches:
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
             device = "cpu" if self.split.x is None else self.split.x.device
-            self.order = torch.randperm(self.examples, generator=generator).to(device)
+            order = _balanced(self.members, self.examples, generator) if self.members else None
+            self.order = (torch.randperm(self.examples, generator=generator) if order is None else order).to(device)
             self.epoch = epoch
+
+
+def _by_class(split: Split) -> list[Tensor]:
+    """The examples of every class of the condition, by position."""
+    if split.condition is None:
+        raise RunError("balance needs a condition, whose classes are drawn equally often: name one (--condition)")
+    classes, index = split.condition.flatten(1).unique(dim=0, return_inverse=True)
+    if len(classes) > len(split) / 2:
+        raise RunError(f"balance needs classes: the condition has {len(classes):,} values in {len(split):,} examples")
+    return [(index == i).nonzero()[:, 0].cpu() for i in range(len(classes))]
+
+
+def _balanced(members: list[Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """`count` positions: classes drawn alike, and of each its examples in random order again and again."""
+    chosen = torch.randint(len(members), (count,), generator=generator)
+    order = torch.empty(count, dtype=torch.long)
+    for i, own in enumerate(members):
+        places = (chosen == i).nonzero()[:, 0]
+        rounds = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-len(places) // len(own)))]
+        order[places] = torch.cat([*rounds, own[:0]])[: len(places)]
+    return order
 
 
 def mix(*numbers: int) -> int:

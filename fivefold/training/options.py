@@ -25,6 +25,9 @@ class Settings(Configured):
         least=1, tune=(16, 256), log=True, section="fit",
     )  # fmt: skip
     accumulate: int = option(1, "micro-batches an iteration is split into, to save memory", least=1, section="fit")
+    balance: bool = option(
+        False, "draw every class of the condition equally often in training, however rare it is", section="fit"
+    )
     precision: Precision = option(
         "32", "32, bf16, fp16 with loss scaling, or auto: bf16 on devices made for it, else 32", section="fit"
     )

@@ -60,7 +60,7 @@ class Trainer:
         self.budget, self.skipped = Budget.parse(settings.budget), 0
         self.ema = copy.deepcopy(system) if settings.ema else None
         size = settings.batch_size or USUAL_BATCH
-        self.batches = Batches(data.train.to(self.device), size, settings.accumulate, settings.seed)
+        self.batches = Batches(data.train.to(self.device), size, settings.accumulate, settings.seed, settings.balance)
         best = "bf16" if computes_in_bf16(self.device) else "32"
         self.precision = best if settings.precision == "auto" else settings.precision
         self.autocast = _AUTOCAST.get(self.precision)

@@ -247,4 +247,5 @@ class CodeSystem(LatentSystem):
             found[f"{prefix}codes_used"] = (use > 0).float().mean().item()
             found[f"{prefix}code_perplexity"] = torch.special.entr(use).sum().exp().item()
         log_likelihood = self.autoencoder.log_likelihood(batch.x, *self._vectors(*codes))
-        return {**found, "nats_of_example_given_codes": -log_likelihood.mean().item() - self.space.log_det}
+        nats = -log_likelihood.mean() - self.space.log_det(batch.x).mean()
+        return {**found, "nats_of_example_given_codes": nats.item()}

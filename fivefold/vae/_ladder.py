@@ -235,7 +235,7 @@ class LadderSystem(VariationalSystem):
         assert terms.divergence is not None
         by_grid = self._nats_of_grids(terms).mean(1)
         return {
-            "elbo": terms.elbo.mean().item() + self.space.log_det,
+            "elbo": terms.elbo.mean().item() + self.space.log_det(batch.x).mean().item(),
             "kl": by_grid.sum().item(),
             "least_block": terms.divergence.mean((1, 2)).min().item(),
             **{f"kl_{h}x{w}": nats.item() for (h, w), nats in zip(self.grids, by_grid, strict=True)},

@@ -203,7 +203,7 @@ class VAESystem(VariationalSystem):
         """Against posterior collapse: what z costs, by unit where it is known, and units in use."""
         terms = self.terms(*batch)
         found = {
-            "elbo": terms.elbo.mean().item() + self.space.log_det,
+            "elbo": terms.elbo.mean().item() + self.space.log_det(batch.x).mean().item(),
             "kl": terms.rate.mean().item(),
             "active_units": float((self._encode(*batch).var(0, correction=0) > ACTIVE).sum()),
             "units": float(self.latent),

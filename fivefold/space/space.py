@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -27,6 +28,8 @@ import torch
 from torch import Tensor
 
 from fivefold.errors import DataError
+from fivefold.space.column import Column, LeftOut
+from fivefold.space.written import Dialect
 
 AUDIO_OFFSET = 32768  # 16-bit samples -32768..32767 are encoded as 0..65535
 
@@ -36,100 +39,6 @@ class Batch(NamedTuple):
 
     x: Tensor
     condition: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table.
-
-    `kind` is "real", "integer" or "categorical". Real: encoded as (value - location) / scale.
-    Integer: encoded as value - location, in {0..levels-1}. Categorical: index into `categories`.
-    `dtype` is the NumPy or pandas dtype in which samples come back.
-    """
-
-    name: str
-    kind: str = "real"
-    dtype: str = "float64"
-    location: float = 0.0
-    scale: float = 1.0
-    levels: int | None = None
-    categories: tuple[Any, ...] = ()
-
-    @property
-    def log_det(self) -> float:
-        """ln |d encoded / d value| in nats; 0 for discrete columns (unit steps stay unit steps)."""
-        return -math.log(self.scale) if self.kind == "real" else 0.0
-
-    def describe(self) -> str:
-        """One line for people: name, kind, and the scaling, range or categories."""
-        if self.kind == "real":
-            return f"{self.name}: real, mean {self.location:.6g}, standard deviation {self.scale:.6g}"
-        if self.kind == "integer":
-            return f"{self.name}: integer, {self.location:.0f} to {self.location + (self.levels or 1) - 1:.0f}"
-        shown = ", ".join("(missing)" if value is None else str(value) for value in self.categories[:8])
-        return f"{self.name}: categorical, {self.levels}: {shown}{', ...' if len(self.categories) > 8 else ''}"
-
-    def parse(self, word: str) -> Any:
-        """The value of this column that `word` names."""
-        named = {str(category): category for category in self.categories}
-        if named and word not in named:
-            raise DataError(f"{self.name}: no {word!r} among {', '.join(list(named)[:12])}")
-        try:
-            return named[word] if named else float(word)
-        except ValueError:
-            raise DataError(f"{self.name}: expected a number, got {word!r}") from None
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Codes `(N,)`, float32, of values; raises DataError for what the column does not know."""
-        if self.kind == "categorical":
-            table = {str(value): code for code, value in enumerate(self.categories)}  # "3" from a command line is 3
-            table |= {value: code for code, value in enumerate(self.categories)}
-            given = [_category(value) for value in values]
-            unknown = sorted({str(value) for value in given if value not in table})
-            if unknown:
-                more = ", ..." if len(self.categories) > 8 else ""
-                raise DataError(
-                    f"column {self.name!r}: {', '.join(unknown[:5])} not among the {len(self.categories)} known "
-                    f"categories ({', '.join(map(str, self.categories[:8]))}{more})"
-                )
-            return np.array([table[value] for value in given], dtype=np.float32)
-        try:
-            values = np.asarray(values, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"column {self.name!r}: expected numbers ({error})") from error
-        if not np.isfinite(values).all():
-            raise DataError(f"column {self.name!r} has {(~np.isfinite(values)).sum()} missing or infinite values")
-        if self.kind == "integer":
-            code = values - self.location
-            assert self.levels is not None
-            if (code < 0).any() or (code >= self.levels).any() or (code != np.round(code)).any():
-                top = self.location + self.levels - 1
-                raise DataError(
-                    f"column {self.name!r}: expected whole numbers from {self.location:g} to {top:g}, "
-                    f"got values from {values.min():g} to {values.max():g}"
-                )
-            return code.astype(np.float32)
-        return ((values - self.location) / self.scale).astype(np.float32)
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Values of codes, as float64, int64 or objects; the table gives them their dtype."""
-        codes = codes.astype(np.float64)
-        if self.kind == "real":
-            values = codes * self.scale + self.location
-            return values if "float" in self.dtype.lower() else np.rint(values).astype(np.int64)
-        assert self.levels is not None
-        codes = np.clip(np.round(codes), 0, self.levels - 1)
-        if self.kind == "integer":
-            return (codes + self.location).astype(np.int64)
-        values = np.empty(len(self.categories), dtype=object)
-        values[:] = self.categories
-        return values[codes.astype(int)]
-
-
-def _category(value: Any) -> Any:
-    """A category as it is stored: NumPy scalars as Python's own, missing as None."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if value is None or value != value else value
 
 
 @dataclass(frozen=True)
@@ -150,8 +59,11 @@ class Space:
     dtype: str = "uint8"  # of the user's arrays
     symbols: str = ""  # of text: the alphabet, in code order
     rate: int | None = None  # of audio: samples per second
+    sound: str = field(default="", compare=False)  # of audio: what libsndfile calls the samples of the user's files
     frame: bool = False  # tables: come back as a DataFrame
     condition: Space | None = None
+    made: tuple[LeftOut, ...] = field(default=(), compare=False)  # columns of a table that are not modelled
+    dialect: Dialect | None = field(default=None, compare=False)  # of the file that a table was read from
     name: str = field(default="", compare=False)  # of the data, for messages
 
     @property
@@ -171,12 +83,15 @@ class Space:
         """True when every dimension is discrete, so that densities are probabilities."""
         return all(levels is not None for levels in self.dim_levels)
 
-    @property
-    def log_det(self) -> float:
-        """ln |det d encoded / d value| in nats, a constant of the space: `log p(value) = log p(encoded) + log_det`."""
-        if self.columns:
-            return sum(column.log_det for column in self.columns)
-        return 0.0 if self.discrete else -self.dims * math.log(self.scale)
+    def log_det(self, x: Tensor) -> Tensor:
+        """ln |det d encoded / d value| in nats at encoded examples, `(B,)` float64, of the encoding alone.
+
+        `log p(value) = log p(encoded) + log_det`.
+        """
+        if not self.columns:
+            constant = 0.0 if self.discrete else -self.dims * math.log(self.scale)
+            return torch.full((len(x),), constant, dtype=torch.float64, device=x.device)
+        return torch.stack([column.log_det(x[:, i].double()) for i, column in enumerate(self.columns)]).sum(0)
 
     def encode(self, data: Any) -> Tensor:
         """The user's examples as the encoded tensor `(B, *shape)`; raises DataError where they do not fit."""
@@ -211,8 +126,13 @@ class Space:
         return f"{self.kind}: {words}{levels if self.kind == 'image' else ''}{condition}"
 
     def describe_columns(self) -> list[str]:
-        """A line for every column of a table; none for other spaces."""
-        return [column.describe() for column in self.columns]
+        """A line for every column of a table, one for those that are alike and follow one another."""
+        described = [(column.name, column.describe().removeprefix(f"{column.name}: ")) for column in self.columns]
+        lines = []
+        for what, group in groupby(described, key=lambda one: one[1]):
+            names = [name for name, _ in group]
+            lines.append(f"{names[0]}{f' … {names[-1]}' if len(names) > 1 else ''}: {what}")
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -221,17 +141,22 @@ class Space:
     def from_json(cls, record: dict[str, Any]) -> Self:
         known = {f.name for f in fields(cls)}
         record = {key: value for key, value in record.items() if key in known}
-        columns = tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in record.pop("columns", ()))
-        condition = record.pop("condition", None)
+        columns = tuple(map(Column.from_json, record.pop("columns", ())))
+        made = record.pop("made", ())
+        condition, dialect = record.pop("condition", None), record.pop("dialect", None)
         return cls(
             **{**record, "shape": tuple(record["shape"])},
             columns=columns,
+            made=tuple(LeftOut(**{**one, "alphabets": tuple(one["alphabets"])}) for one in made),
+            dialect=Dialect(**{**dialect, "lines": tuple(map(tuple, dialect["lines"]))}) if dialect else None,
             condition=cls.from_json(condition) if condition else None,
         )
 
 
 def _describe_columns(columns: tuple[Column, ...]) -> str:
-    shown = ", ".join(f"{c.name} {c.kind}" + (f" ({c.levels})" if c.levels else "") for c in columns[:6])
+    shown = ", ".join(
+        f"{c.name} {'dates' if c.dates else c.kind}" + (f" ({c.levels})" if c.levels else "") for c in columns[:6]
+    )
     return f"{len(columns)} columns: {shown}{', ...' if len(columns) > 6 else ''}" if len(columns) > 1 else shown
 
 
@@ -285,11 +210,16 @@ def _encode_table(space: Space, data: Any) -> Tensor:
         if missing:
             raise DataError(f"columns missing: {', '.join(missing)}; given: {', '.join(given)}")
         columns = [_values(column, given[column.name]) for column in space.columns]
+        left_out = [(one, given[one.name].to_numpy()) for one in space.made if one.name in given]
     else:
         x = np.asarray(data)
-        if x.ndim != 2 or x.shape[1] != len(space.columns):
-            raise DataError(f"expected a table of shape (N, {len(space.columns)}), got {x.shape}")
-        columns = list(x.T)
+        places = {one.place for one in space.made}
+        if x.ndim != 2 or x.shape[1] != len(space.columns) + len(places):
+            raise DataError(f"expected a table of shape (N, {len(space.columns) + len(places)}), got {x.shape}")
+        columns = [values for place, values in enumerate(x.T) if place not in places]
+        left_out = [(one, x[:, one.place]) for one in space.made]
+    for one, values in left_out:
+        one.check(values)
     encoded = [column.encode(values) for column, values in zip(space.columns, columns, strict=True)]
     return torch.from_numpy(np.stack(encoded, axis=1))
 
@@ -342,16 +272,25 @@ def _decode_table(space: Space, x: Tensor) -> Any:
     if not space.frame:
         pairs = zip(space.columns, columns, strict=True)
         plain = [v.astype(c.dtype) if c.dtype in np.sctypeDict and None not in c.categories else v for c, v in pairs]
+        for one in space.made:  # in the order of their places
+            plain.insert(one.place, one.make(len(x)).astype(one.dtype))
+        if any(values.dtype.kind not in "biuf" for values in plain):  # numbers stay numbers beside text
+            plain = [values.astype(object) for values in plain]
         return np.stack(plain, axis=1)
     import pandas as pd
 
     def series(column: Column, values: np.ndarray) -> Any:
+        if column.dates is not None:
+            return column.dates.values(values, column.dtype)
         if not column.dtype.endswith("category"):
             return pd.Series(values, dtype=column.dtype)
         known = [category for category in column.categories if category is not None]
         return pd.Series(pd.Categorical(values, known, ordered=column.dtype.startswith("ordered")))
 
-    return pd.DataFrame({c.name: series(c, v) for c, v in zip(space.columns, columns, strict=True)})
+    frame = pd.DataFrame({c.name: series(c, v) for c, v in zip(space.columns, columns, strict=True)})
+    for one in space.made:  # in the order of their places
+        frame.insert(min(one.place, len(frame.columns)), one.name, pd.Series(one.make(len(frame))).astype(one.dtype))
+    return frame
 
 
 _ENCODE = {"image": _encode_image, "text": _encode_text, "audio": _encode_audio, "table": _encode_table}

@@ -1,0 +1,6 @@
+"""Space: what one example is, and all that was fitted on the training split to encode it."""
+
+from fivefold.space.column import Column, LeftOut
+from fivefold.space.space import AUDIO_OFFSET, Batch, Space, label_space
+
+__all__ = ["AUDIO_OFFSET", "Batch", "Column", "LeftOut", "Space", "label_space"]
