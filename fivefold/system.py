@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -23,8 +24,15 @@ from fivefold import options
 from fivefold.errors import OptionError, Unfit
 from fivefold.options import Configured, Need, Slot, class_in, option, options_of, preset_of, reach_into_slots
 from fivefold.space import Batch, Space
+from fivefold.space.lift import lift_of
 
-__all__ = ["Batch", "Density", "LatentSystem", "Score", "Space", "System", "Update", "seeded", "temperature_of"]
+__all__ = [
+    "Batch", "Density", "LatentSystem", "Score", "Space", "System", "Update", "log_mean_exp", "seeded",
+    "temperature_of",
+]  # fmt: skip
+
+
+LIFTS = 16  # draws of what lifted columns are, for each example scored
 
 
 class Density(Enum):
@@ -71,6 +79,8 @@ class System(Configured, nn.Module, ABC):
       instance has may differ (`density_on`, or `build` where options decide).
     - `free_form`: Table 1's "free-form Jacobian" column.
     - `conditional`: False where the system cannot be conditioned: such a space is refused.
+    - `points`: whether it takes examples as points of R^D, so that categories without order become such (`Lift`).
+    - `noisy_log`: whether ln p is an unbiased or low estimate itself, so that exponentials of it must not be averaged.
     - `sampling`: "autoregressive", "mcmc", "iterative" or "direct", for Table 2's star rule.
     - `least_batch`: the smallest batch that the rule of sizes chooses.
     - `presets`: name -> options of the system or of `fit`, over those that its bases give under the same name;
@@ -84,6 +94,8 @@ class System(Configured, nn.Module, ABC):
     densities: ClassVar[dict[str, Density]]
     free_form: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
+    points: ClassVar[bool] = False
+    noisy_log: ClassVar[bool] = False
     sampling: ClassVar[str] = "direct"
     least_batch: ClassVar[int] = 16
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -93,7 +105,10 @@ class System(Configured, nn.Module, ABC):
     lr: float = option(1e-3, "learning rate at its highest", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers")
 
     def __init__(self, space: Space, **options: Any) -> None:
+        """Of the user's `space`, which stays `data_space`; `space` is what networks model, some columns lifted."""
         super().__init__()
+        self.data_space, self.lift = space, lift_of(space, self.points)
+        space = self.lift.inner if self.lift else space
         name, kind = type(self).__name__, self.density_on(space)
         if kind is None:
             if space.kind in self.densities:
@@ -105,11 +120,13 @@ class System(Configured, nn.Module, ABC):
         self.density: Density = kind
         self.configure(options)
         self.build()
+        if self.lift and self.density is Density.EXACT:
+            self.density = Density.LOWER_BOUND
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as a run keeps it: class, space, options, dials and state. Networks may hold what does not pickle."""
         dials = {name: getattr(self, name) for name in self.dials}
-        return _rebuilt, (type(self), self.space, self.arguments, dials, self.state_dict(), self.training)
+        return _rebuilt, (type(self), self.data_space, self.arguments, dials, self.state_dict(), self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> System:
         """As of any module: not by what `__reduce__` says, which would build it anew."""
@@ -227,7 +244,7 @@ class System(Configured, nn.Module, ABC):
         """
         encoded = self._encode_condition(condition, n)
         with self.turned(**dials):
-            return self.space.decode(self.sample_encoded(n, encoded, seed=seed, batch_size=batch_size))
+            return self.data_space.decode(self.sample_encoded(n, encoded, seed=seed, batch_size=batch_size))
 
     @final
     def sample_encoded(
@@ -238,7 +255,8 @@ class System(Configured, nn.Module, ABC):
             raise ValueError(f"sample needs n of at least 1, got {n}")
         parts = condition.split(batch_size) if condition is not None else [None] * -(-n // batch_size)
         with seeded(seed, self.device), self.evaluating():
-            return torch.cat([self._sample(min(batch_size, n - i * batch_size), part) for i, part in enumerate(parts)])
+            sizes = (min(batch_size, n - i * batch_size) for i in range(len(parts)))
+            return torch.cat([self._lowered(self._sample(*each)) for each in zip(sizes, parts, strict=True)])
 
     @final
     def log_prob(self, data: Any, condition: Any = None, *, seed: int | None = 0) -> Tensor:
@@ -251,7 +269,7 @@ class System(Configured, nn.Module, ABC):
     @final
     def score(self, data: Any, condition: Any = None, *, seed: int | None = 0, batch_size: int = 250) -> Score:
         """`log_prob` with its standard errors."""
-        x = self.space.encode(data)
+        x = self.data_space.encode(data)
         return self.score_encoded(Batch(x, self._encode_condition(condition, len(x))), seed=seed, batch_size=batch_size)
 
     @final
@@ -264,11 +282,42 @@ class System(Configured, nn.Module, ABC):
             for first in range(0, len(batch.x), batch_size):
                 part = slice(first, first + batch_size)
                 condition = None if batch.condition is None else batch.condition[part].to(self.device)
-                result = self._log_prob(batch.x[part].to(self.device), condition)
-                value, error = result if isinstance(result, tuple) else (result, torch.zeros_like(result))
+                value, error = self._lifted_log_prob(batch.x[part].to(self.device), condition)
                 values.append(value.double().cpu())
                 errors.append(error.double().cpu())
-        return Score(torch.cat(values) + self.space.log_det(batch.x).cpu(), torch.cat(errors))
+        return Score(torch.cat(values) + self.data_space.log_det(batch.x).cpu(), torch.cat(errors))
+
+    def _lifted_log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the user's encoded examples, nats `(B,)` and their standard errors: see `Lift`."""
+
+        def once(y: Tensor) -> tuple[Tensor, Tensor]:
+            result = self._log_prob(y, condition)
+            return result if isinstance(result, tuple) else (result, torch.zeros_like(result))
+
+        if self.lift is None:
+            return once(x)
+        draws, own = [], []
+        for _ in range(LIFTS):
+            y, weight = self.lift.up(x)
+            value, error = once(y)
+            draws.append(value.double() + weight)
+            own.append(error.double())
+        values = torch.stack(draws)
+        if self.noisy_log:
+            return values.mean(0), values.std(0) / math.sqrt(LIFTS)
+        value, error = log_mean_exp(values)
+        # what a draw's own error is of is common to all draws where it is of a normaliser
+        return value, torch.maximum(error, torch.stack(own).mean(0)) if self.density is Density.ESTIMATE else error
+
+    @final
+    def lifted(self, batch: Batch) -> Batch:
+        """The user's encoded examples as `loss`, `updates` and `monitor` take them."""
+        return batch if self.lift is None else batch._replace(x=self.lift.up(batch.x)[0])
+
+    @final
+    def _lowered(self, y: Tensor) -> Tensor:
+        """Encoded examples of the networks as the user's."""
+        return y if self.lift is None else self.lift.down(y)
 
     @final
     @contextlib.contextmanager
@@ -342,7 +391,8 @@ class LatentSystem(System):
     def rate_distortion(self, x: Tensor, condition: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         """`_rate_distortion` in eval mode, without gradients, the same at every call."""
         with seeded(0, self.device), self.evaluating():
-            return self._rate_distortion(x, condition)
+            x = self.lifted(Batch(x)).x
+            return [(rate, self._lowered(made)) for rate, made in self._rate_distortion(x, condition)]
 
     @final
     def encode(self, data: Any, condition: Any = None) -> Tensor:
@@ -352,7 +402,8 @@ class LatentSystem(System):
     @final
     def reconstruct(self, data: Any, condition: Any = None) -> Any:
         """The user's examples through the latent code and back."""
-        return self.space.decode(self._apply_encoded(lambda x, c: self._decode(self._encode(x, c), c), data, condition))
+        made = self._apply_encoded(lambda x, c: self._lowered(self._decode(self._encode(x, c), c)), data, condition)
+        return self.data_space.decode(made)
 
     @final
     def interpolate(self, start: Any, end: Any, steps: int = 8, condition: Any = None) -> Any:
@@ -360,12 +411,13 @@ class LatentSystem(System):
         a, b = self.encode(start, condition), self.encode(end, condition)
         weights = torch.linspace(0, 1, steps, device=a.device).view(-1, *[1] * (a.dim() - 1))
         with self.evaluating():
-            return self.space.decode(self._decode(torch.lerp(a, b, weights), self._encode_condition(condition, steps)))
+            made = self._decode(torch.lerp(a, b, weights), self._encode_condition(condition, steps))
+            return self.data_space.decode(self._lowered(made))
 
     def _apply_encoded(self, f: Callable[[Tensor, Tensor | None], Tensor], data: Any, condition: Any) -> Tensor:
-        x = self.space.encode(data).to(self.device)
+        x = self.data_space.encode(data).to(self.device)
         with seeded(0, self.device), self.evaluating():
-            return f(x, self._encode_condition(condition, len(x)))
+            return f(self.lifted(Batch(x)).x, self._encode_condition(condition, len(x)))
 
 
 def temperature_of(*paths: str) -> Any:
@@ -415,6 +467,16 @@ def _rebuilt(cls: type[System], space: Space, arguments: Any, dials: Any, state:
     for name, value in dials.items():
         setattr(system, name, value)
     return system.to(next(iter(state.values())).device).train(training)
+
+
+def log_mean_exp(values: Tensor) -> tuple[Tensor, Tensor]:
+    """ln of the mean of exp(values) over dim 0, `(K, B)` to `(B,)`, and its standard error (delta method)."""
+    samples = len(values)
+    mean = values.logsumexp(0) - math.log(samples)
+    if samples == 1:
+        return mean, torch.zeros_like(mean)
+    weights = (values - mean).exp()  # of mean 1
+    return mean, weights.std(0) / math.sqrt(samples)
 
 
 @contextlib.contextmanager

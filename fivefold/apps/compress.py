@@ -79,7 +79,7 @@ def compress(system: System, data: Any, condition: Any = None, *, batch_size: in
         Unfit: the system cannot code.
         DataError: the examples do not fit.
     """
-    x = system.space.encode(data)
+    x = system.data_space.encode(data)
     return compress_encoded(system, Batch(x, system._encode_condition(condition, len(x))), batch_size=batch_size)
 
 
@@ -117,7 +117,7 @@ def decompress(system: System, data: bytes) -> Any:
     Raises:
         CompressionError: the bytes are damaged or not of `compress`, of another model, or do not decode here.
     """
-    return system.space.decode(decompress_encoded(system, data).x)
+    return system.data_space.decode(decompress_encoded(system, data).x)
 
 
 def decompress_encoded(system: System, data: bytes) -> Batch:
@@ -164,11 +164,11 @@ def compress_file(
     out, run = _in_a_folder(out), Run.open(directory, trust=trust)
     system = run.load_system()
     _coder(system)
-    split = load_examples(source, system.space, **{**run.record["data"]["arguments"], "test": None})
+    split = load_examples(source, system.data_space, **{**run.record["data"]["arguments"], "test": None})
     made = compress_encoded(system, split.batch(slice(None)), batch_size=batch_size)
     with replacing(out) as path:
         path.write_bytes(made.data)
-    dims = len(split) * system.space.dims
+    dims = len(split) * system.data_space.dims
     bits, model = 8 * len(made.data) / dims, -made.nats / dims / math.log(2)
     return (
         f"compressed {len(split):,} examples of {source} to {len(made.data):,} bytes, {bits:.4g} bits per dimension "
@@ -193,7 +193,7 @@ def decompress_file(directory: str | Path, file: str | Path, out: str | Path, *,
     system = run.load_system()
     if out.suffix.lower() not in SUFFIXES:
         raise DataError(f"{out.name!r} cannot hold examples exactly: choose a suffix of {', '.join(SUFFIXES)}")
-    check_suffix(out, system.space)
+    check_suffix(out, system.data_space)
     try:
         data = Path(file).read_bytes()
     except OSError as error:
@@ -202,7 +202,7 @@ def decompress_file(directory: str | Path, file: str | Path, out: str | Path, *,
         examples = decompress(system, data)
     except CompressionError as error:
         raise CompressionError(f"{file}: {error}") from error
-    save_examples(out, system.space, examples)
+    save_examples(out, system.data_space, examples)
     return f"decompressed {len(examples):,} examples; wrote {out}"
 
 
@@ -326,7 +326,7 @@ def _coder(system: System) -> Coder:
             f"{type(system).__name__} cannot compress: it does not say its examples as whole numbers with their laws. "
             "idf and discrete-flow do"
         )
-    if made := system.space.made:
+    if made := system.data_space.made:
         names = ", ".join(one.name for one in made)
         raise Unfit(f"{names} would not come back: the model leaves out what tells rows apart; drop it (--columns)")
     return system
@@ -345,7 +345,7 @@ def _read(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _fingerprint(system: System) -> str:
     """Of a model's weights and what its examples are: 16 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(system.space.to_json(), sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(system.data_space.to_json(), sort_keys=True, default=str).encode())
     for name, tensor in sorted(system.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -361,6 +361,6 @@ def _pack(condition: Tensor) -> str:
 
 
 def _unpack(text: str, system: System) -> Tensor:
-    assert system.space.condition is not None
+    assert system.data_space.condition is not None
     values = np.frombuffer(zlib.decompress(base64.b85decode(text)), "<f4").copy()
-    return torch.from_numpy(values).view(-1, *system.space.condition.shape)
+    return torch.from_numpy(values).view(-1, *system.data_space.condition.shape)

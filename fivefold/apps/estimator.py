@@ -63,7 +63,7 @@ class Estimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: Any) -> np.ndarray:
         """Nats `(N,)` of each row, in the units of the data, of the kind that `model_.density` says."""
         check_is_fitted(self)
-        x = self.model_.space.encode(self._check(X))
+        x = self.model_.data_space.encode(self._check(X))
         if self.model_.density is not Density.EXACT:
             return self.model_.score_encoded(Batch(x)).log_prob.numpy()
         exact = copy.deepcopy(self.model_).double()  # so that a row's value does not depend on the others

@@ -19,7 +19,7 @@ from fivefold.nets.masked import MaskedLinear, degree_mask, spread_degrees
 from fivefold.nets.states import Recomputed, States
 from fivefold.options import depth_option, dropout_option, option, slot, width_option
 from fivefold.space import Batch
-from fivefold.tools.scaling import log_mean_exp
+from fivefold.system import log_mean_exp
 
 MOST_WEIGHTS = 2**26
 

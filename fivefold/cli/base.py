@@ -48,7 +48,11 @@ def data_options() -> list[click.Option]:
         click.Option(["--field"], help="Field of JSON lines or Parquet that holds the text."),
         click.Option(["--rate"], type=int, help="Samples a second that sound is resampled to."),
         click.Option(["--trim"], is_flag=True, default=None, help="Cut off silence at both ends of sound."),
-        click.Option(["--missing"], type=click.Choice(["refuse", "drop"]), help="Rows with missing numbers."),
+        click.Option(
+            ["--missing"],
+            type=click.Choice(["model", "drop", "refuse"]),
+            help="Missing numbers: modelled as a value of their own, such rows left out, or refused.",
+        ),
     ]
 
 

@@ -31,13 +31,13 @@ def sample(
     from fivefold.run import load
 
     system = load(directory, trust=trust)
-    check_suffix(out, system.space)
-    given = system.space.condition
+    check_suffix(out, system.data_space)
+    given = system.data_space.condition
     wanted = given.parse(condition) if given is not None and condition is not None else condition
     labels = None if condition is None else [condition] * count
     with system.turned(**dict(map(_dial, dials))):
         drawn = system.sample(count, wanted, seed=seed)
-    for path in save_examples(out, system.space, drawn, labels):
+    for path in save_examples(out, system.data_space, drawn, labels):
         click.echo(f"wrote {path}")
 
 

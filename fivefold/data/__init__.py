@@ -28,7 +28,7 @@ def load_data(
     test: Any = None,
     size: int | tuple[int, int] | None = None,
     length: int | None = None,
-    missing: str = "refuse",
+    missing: str = "model",
     split_seed: int = 0,
     read: str = "",
     crop: int | None = None,
@@ -50,7 +50,7 @@ def load_data(
         test: a source of the same kind whose examples are the test split.
         size: images are scaled and cropped to this height and width (one number: a square).
         length: characters of a text window (64), samples of a sound window (1024).
-        missing: rows with missing numbers: "refuse" them, or "drop" them.
+        missing: numbers: "model" them as a value of a probability of its own, "drop" such rows or "refuse" them.
         split_seed: seed of the random split.
         read: how a text file of rows is written, where that is told wrongly: "sep=;,decimal=,", also thousands,
             encoding, comment, header (lines of names).
@@ -65,8 +65,8 @@ def load_data(
     Raises:
         DataError: the data cannot be modelled as they are; says why and how to mend it.
     """
-    if missing not in ("refuse", "drop"):
-        raise DataError(f"missing is 'refuse' or 'drop', got {missing!r}")
+    if missing not in ("model", "drop", "refuse"):
+        raise DataError(f"missing is 'model', 'drop' or 'refuse', got {missing!r}")
     for name, value in (("length", length), ("size", size), ("crop", crop), ("rate", rate)):
         if isinstance(value, int) and value < 1:
             raise DataError(f"{name} is at least 1, got {value}")

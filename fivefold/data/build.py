@@ -124,6 +124,10 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
             f"no condition {name!r} in these data; " + (f"choose of: {choices}" if choices else "no labels")
         )
     space = _condition_space(given, names, raw.notes)
+    if lacking := [column.name for column in space.columns if column.missing]:
+        raise DataError(
+            f"the condition {', '.join(lacking)} is missing in some rows: leave those out (--missing drop) or fill them"
+        )
     raw.notes.append(f"condition: {space.describe()}")
     for column in space.columns:
         if column.categories:

@@ -13,11 +13,20 @@ import pandas as pd
 
 from fivefold.errors import DataError, OptionError
 from fivefold.space import Column, LeftOut
+from fivefold.space.column import multiples
 from fivefold.space.dates import dates_of
 
 HEAVY = 2.0  # skewness: that of an exponential
 FEW = 20  # rows, in which nothing is said by values that are all different
 WIDE = 2**24  # whole numbers beyond this are not exact in float32, in which tables are encoded
+MOST_LEVELS = 1024  # whole numbers of a wider range are real ones of step 1
+MOST_DECIMALS = 6  # that a resolution has
+SAMPLED = 1000  # rows that are looked at first
+REPEATS = 0.95  # share of different values below which rounding shows
+ATOM = 0.02  # share of the rows
+OUTSTANDING = 10.0  # times what other values have
+MOST_ATOMS = 8
+FAR = 100.0  # deviations from the middle, of a Gaussian with the same quartiles
 DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}")
 KINDS = ("real", "integer", "category", "ordered", "date", "identifier", "drop")
 
@@ -66,7 +75,7 @@ def infer_column(values: pd.Series, train: pd.Series, notes: list[str], told: st
         values = values.astype(pd.CategoricalDtype(sorted(values.dropna().unique().tolist()), ordered=True))
     if told in ("real", "integer") and not is_numeric(values):
         raise DataError(f"column {name!r} cannot be {told} (--columns): it holds {values.dtype}")
-    if told == "integer" and not (values.round() == values).all():
+    if told == "integer" and not (values.dropna().round() == values.dropna()).all():
         raise DataError(f"column {name!r} cannot be integer (--columns): it has fractions")
     if told is not None and told.startswith("date"):
         return _date(name, values, train, notes, told.removeprefix("date").removeprefix(":"))
@@ -101,9 +110,13 @@ def _is_category(values: pd.Series) -> bool:
 
 def _is_whole(values: pd.Series) -> bool:
     """Whether floats are few whole numbers, such as 0.0 and 1.0: no density could be had of them."""
-    if not pd.api.types.is_float_dtype(values) or not np.isfinite(values).all():
+    if not pd.api.types.is_float_dtype(values):
         return False
-    return bool((values == values.round()).all()) and 1 < values.nunique() < min(FEW, len(values) / 10)
+    given = _floats(values.dropna())
+    if not np.isfinite(given).all() or not (given == given.round()).all():
+        return False
+    whole_but_for_the_missing = len(given) < len(values) and len(given) > 0 and np.ptp(given) < MOST_LEVELS
+    return bool(whole_but_for_the_missing or 1 < len(np.unique(given)) < min(FEW, len(values) / 10))
 
 
 def _is_text(values: pd.Series) -> bool:
@@ -129,32 +142,113 @@ def _date(name: str, values: pd.Series, train: pd.Series, notes: list[str], told
             f"(--columns '{name}=date:%m/%d/%Y' says otherwise)"
         )
     steps, known = (pd.Series(dates.numbers(one), name=name) for one in (values, train))
-    column = _integer(name, steps.astype("int64"), known, notes)
+    column = _integer(name, steps, known, notes)
     return replace(column, dtype=str(values.dtype), dates=dates)
 
 
 def _real(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
-    x = values.to_numpy(np.float64)
-    infinite = int(np.isinf(x).sum())
-    if infinite:
+    """Standardised, along the curve that suits; what repeats and what is missing have a probability of their own."""
+    x = _floats(values)
+    if infinite := int(np.isinf(x).sum()):
         raise DataError(f"column {name!r} has {infinite} infinite values; remove or fill them first")
-    distinct = values.nunique()
-    if 1 < distinct <= 20 and distinct < len(values) / 10:
-        notes.append(
-            f"column {name!r} is real by its type but has {distinct} values only: its density has no upper limit; "
-            "give whole numbers as integers, names as text"
-        )
-    known, low = train.to_numpy(np.float64), float(x.min())
-    log = low > 0 and _skewness(known) > HEAVY and abs(_skewness(np.log(known))) < _skewness(known) / 2
-    if log:
-        notes.append(f"column {name!r} is positive and heavily skewed: modelled by its logarithm, counted in densities")
-        known = np.log(known)
-    unit = float(np.abs(known).max()) or 1.0  # so that squares of large numbers stay finite
-    location, scale = float((known / unit).mean()) * unit, float((known / unit).std()) * unit
-    return Column(
-        name, "real", str(values.dtype), location=location, scale=scale if known.max() > known.min() else 1.0, log=log,
-        low=low if low >= 0 else None,
-    )  # fmt: skip
+    given = _floats(train)
+    given = given[~np.isnan(given)]
+    if not len(given):
+        raise DataError(f"column {name!r} has no number in the training part: leave it out (--columns '{name}=drop')")
+    step = resolution(x[~np.isnan(x)])
+    atoms = _atoms(given)
+    numbers = given[~np.isin(given, atoms)]
+    numbers = numbers if len(numbers) else given  # a constant, in the training part
+    low = float(x[~np.isnan(x) & ~np.isin(x, atoms)].min(initial=np.inf))
+    if low == 0 and _skewness(numbers) > HEAVY and 0 not in atoms:  # zeros, which have no logarithm
+        atoms, numbers = (0.0, *atoms), numbers[numbers > 0]
+        low = float(x[x > 0].min())
+    column = _along(_curve(numbers, low), numbers, Column(name, "real", str(values.dtype)))
+    cells = step is not None and len(np.unique(numbers)) < REPEATS * len(numbers)
+    column = replace(column, low=low if 0 <= low < np.inf else None, step=step, cells=cells, atoms=atoms)
+    notes.extend(_said(column, given))
+    return _or_missing(column, values, notes)
+
+
+def _floats(values: pd.Series) -> np.ndarray:
+    """As float64, missing ones NaN, also those of pandas' nullable types."""
+    return values.astype("Float64").to_numpy(np.float64, na_value=np.nan)
+
+
+def _said(column: Column, given: np.ndarray) -> list[str]:
+    """What to tell of a real column."""
+    name, lines = column.name, []
+    if column.atoms:
+        shares = ", ".join(f"{atom:g} ({(given == atom).mean():.0%} of the rows)" for atom in column.atoms)
+        lines.append(f"column {name!r}: {shares}: a probability of its own beside the density of the rest")
+    if column.curve == "log":
+        lines.append(f"column {name!r} is positive and heavily skewed: modelled by its logarithm, counted in densities")
+    if column.curve == "asinh":
+        lines.append(f"column {name!r} has far outliers: modelled by its inverse hyperbolic sine, counted in densities")
+    if column.cells:
+        lines.append(f"column {name!r} is rounded to {column.step:g}: its density is the mean over such a step")
+    return lines
+
+
+def _or_missing(column: Column, values: pd.Series, notes: list[str]) -> Column:
+    """With the probability of being missing, where some are."""
+    lacking = int(values.isna().sum())
+    if not lacking:
+        return column
+    notes.append(f"column {column.name!r}: {lacking} of {len(values)} are missing: a probability of its own")
+    return replace(column, missing=True)
+
+
+def resolution(x: np.ndarray) -> float | None:
+    """The largest of 1000, 100, ..., 1e-6 of which all numbers are multiples; None where there is no such."""
+    if not len(x):
+        return None
+    largest = float(np.abs(x).max())
+    for exponent in range(3, -MOST_DECIMALS - 1, -1):
+        step = 10.0**exponent
+        if largest / step >= 2**53 or (exponent > 0 and largest < 100 * step):
+            continue
+        if np.array_equal(multiples(x[:SAMPLED], step), x[:SAMPLED]) and np.array_equal(multiples(x, step), x):
+            return step
+    return None
+
+
+def _atoms(x: np.ndarray) -> tuple[float, ...]:
+    """Values of such a share that no density has them: a fiftieth of all, and ten times what the others have."""
+    values, counts = np.unique(x, return_counts=True)
+    if len(values) < 2:
+        return ()
+    order = np.argsort(-counts, kind="stable")
+    values, counts = values[order], counts[order]
+    others = (len(x) - counts.cumsum()) / np.maximum(len(values) - 1 - np.arange(len(values)), 1)
+    stands_out = (counts >= max(5, ATOM * len(x))) & (counts >= OUTSTANDING * others)
+    most = int(np.argmin(stands_out)) if not stands_out.all() else 0
+    return tuple(sorted(values[: min(most, MOST_ATOMS)].tolist()))
+
+
+def _curve(x: np.ndarray, low: float) -> str:
+    """Along which numbers are less skewed, or their outliers less far: "log", "asinh" or "" for the straight line."""
+    skewness = _skewness(x)
+    if low > 0 and skewness > HEAVY and abs(_skewness(np.log(x))) < skewness / 2:
+        return "log"
+    middle, unit = _robust(x)
+    return "asinh" if unit > 0 and np.abs((x - middle) / unit).max() > FAR else ""
+
+
+def _robust(x: np.ndarray) -> tuple[float, float]:
+    """The median, and the deviation of a Gaussian with the quartiles of `x`."""
+    low, middle, high = np.quantile(x, [0.25, 0.5, 0.75])
+    return float(middle), float((high / 2 - low / 2) / 0.6745)
+
+
+def _along(curve: str, x: np.ndarray, column: Column) -> Column:
+    """The column standardised along a curve."""
+    middle, unit = _robust(x) if curve == "asinh" else (0.0, 1.0)
+    column = replace(column, curve=curve, middle=middle, unit=unit)
+    straight = column.straighten(x)
+    largest = float(np.abs(straight).max()) or 1.0  # so that squares of large numbers stay finite
+    location, scale = float((straight / largest).mean()) * largest, float((straight / largest).std()) * largest
+    return replace(column, location=location, scale=scale if straight.max() > straight.min() else 1.0)
 
 
 def _skewness(x: np.ndarray) -> float:
@@ -166,11 +260,15 @@ def _skewness(x: np.ndarray) -> float:
 
 
 def _integer(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
-    low, high = int(values.min()), int(values.max())
-    if high - low >= WIDE:
-        notes.append(f"column {name!r} spans {high - low + 1:,} whole numbers: modelled as real values")
+    """Levels where they are few enough for a probability each, else real numbers of step 1."""
+    given = values.dropna()
+    low, high = int(given.min()), int(given.max())
+    if high - low >= MOST_LEVELS:
+        if high - low >= WIDE:
+            notes.append(f"column {name!r} spans {high - low + 1:,} whole numbers: modelled as real values")
         return _real(name, values, train, notes)
-    return Column(name, "integer", str(values.dtype), location=float(low), levels=high - low + 1)
+    column = Column(name, "integer", str(values.dtype), location=float(low), levels=high - low + 1)
+    return _or_missing(column, values, notes)
 
 
 def _category(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:

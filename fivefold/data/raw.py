@@ -90,7 +90,7 @@ class Options:
     condition: str | None = None
     size: int | tuple[int, int] | None = None
     length: int | None = None
-    missing: str = "refuse"
+    missing: str = "model"
     split_seed: int = 0
     read: str = ""
     crop: int | None = None

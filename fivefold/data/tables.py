@@ -76,7 +76,7 @@ def _parts(frame: pd.DataFrame, labels: np.ndarray | None, notes: list[str]) -> 
 
 
 def prepare(raw: Raw, options: Options) -> None:
-    """Before splitting: columns to drop; rows with missing values, dropped where the user says so, else refused."""
+    """Before splitting: columns to drop; rows with missing numbers, modelled, dropped or refused as the user says."""
     told = kinds_told(options.columns)
     for name, part in raw.parts.items():
         frame = flat(part.rows).frame
@@ -92,10 +92,12 @@ def prepare(raw: Raw, options: Options) -> None:
         if not lacking:
             continue
         counts = ", ".join(f"{column} ({rows.sum()})" for column, rows in lacking.items())
-        if options.missing != "drop":
+        if options.missing == "model":
+            continue
+        if options.missing == "refuse":
             raise DataError(
-                f"columns with missing values, of {len(frame)} rows: {counts}; "
-                "fill them first, or pass missing='drop' (--missing drop) to leave those rows out"
+                f"columns with missing values, of {len(frame)} rows: {counts}; fill them first, leave those rows out "
+                "(--missing drop), or let that they are missing be modelled too (--missing model)"
             )
         keep = ~np.any(list(lacking.values()), axis=0)
         if not keep.any():

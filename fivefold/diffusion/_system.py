@@ -25,6 +25,8 @@ class DiffusionSystem(LatentSystem):
     (`SAMPLERS`, any on whatever was trained). Codes are those of the probability flow.
     """
 
+    points: ClassVar[bool] = True
+    noisy_log: ClassVar[bool] = True
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE, "table": Density.NONE}
     sampling: ClassVar[str] = "iterative"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sampling_steps": (5, 10, 20, 50)}

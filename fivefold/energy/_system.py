@@ -27,6 +27,7 @@ class EnergySystem(System):
     Every layer of it can be wrapped, as by spectral norm.
     """
 
+    points: ClassVar[bool] = True
     densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
     least_batch: ClassVar[int] = 32  # a contrast of means of fewer is noisy
 

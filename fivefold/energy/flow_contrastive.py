@@ -10,9 +10,9 @@ from torch import Tensor, distributed, nn
 
 from fivefold.energy._system import EnergySystem
 from fivefold.options import Need, option, slot
-from fivefold.system import Batch, Density, LatentSystem, Update, temperature_of
+from fivefold.system import Batch, Density, LatentSystem, Update, log_mean_exp, temperature_of
 from fivefold.tools.games import logistic_discriminator
-from fivefold.tools.scaling import dequantise, dequantised_log_prob, log_mean_exp
+from fivefold.tools.scaling import dequantise, dequantised_log_prob
 from fivefold.tools.schedule import late_fall, second_stage
 
 DRAWS = 2000  # of the flow, to estimate the energy's normaliser ...

@@ -45,7 +45,7 @@ def _point(system: System, data: Data, features: Features, name: str, value: flo
 
     with system.turned(**{name: value}), using(fastest_threads(lambda: draw(8))[0]):
         n = affordable(draw, min(SAMPLES, len(data.train)), SECONDS)
-        x, evaluations = recoded(draw(n), system.space, data.space), system.sample_evaluations
+        x, evaluations = recoded(draw(n), system.data_space, data.space), system.sample_evaluations
     real, training = features(data.test.spread(SAMPLES).x), features.of(data.train, 5000)
     try:
         values = measure(features(x), real, training)
@@ -60,7 +60,7 @@ def _levels(system: System, data: Data) -> list[dict[str, float]]:
     if not isinstance(system, LatentSystem):
         return []
     n = min(LEVEL_EXAMPLES, len(data.test))
-    x = recoded(data.test.spread(n).x, data.space, system.space).to(system.device)
+    x = recoded(data.test.spread(n).x, data.space, system.data_space).to(system.device)
     return [
         {"nats": nats.mean().item(), "distortion": (reconstruction.to(x) - x).double().square().mean().item()}
         for nats, reconstruction in system.rate_distortion(x, conditions(system, data, n))

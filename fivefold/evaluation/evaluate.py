@@ -53,7 +53,7 @@ from torch import Tensor
 from fivefold import catalog
 from fivefold.data import Data, load_data
 from fivefold.errors import DataError, TooFew, UnknownSystem
-from fivefold.evaluation.features import Features, fit_features
+from fivefold.evaluation.features import Features, fit_features, gaps_shown
 from fivefold.machine import fastest_threads, load, using
 from fivefold.options import Slot, flags, label
 from fivefold.run import Run
@@ -125,7 +125,7 @@ def evaluate(
         n = _sample_count(samples, data)
         with using(cost["sample_threads"]):
             x = system.sample_encoded(n, conditions(system, data, n), seed=seed).cpu()
-        quality = sample_quality(recoded(x, system.space, data.space), data, features, keep)
+        quality = sample_quality(recoded(x, system.data_space, data.space), data, features, keep)
     return {
         **_identity(type(system), run, seed),
         "status": "ok",
@@ -196,7 +196,7 @@ def density(
         return {"kind": kind}
 
     def scored(n: int) -> tuple[Tensor, Tensor]:
-        x = recoded(data.test.spread(n).x, data.space, system.space)
+        x = recoded(data.test.spread(n).x, data.space, system.data_space)
         return system.score_encoded(Batch(x, conditions(system, data, n)), seed=seed)
 
     total = min(len(data.test), DENSITY_EXAMPLES)
@@ -295,7 +295,9 @@ def columns_beside(x: Tensor, y: Tensor, space: Space) -> Columns | None:
     """What per-column measures see; None where the data are no table."""
     if space.kind != "table":
         return None
-    return Columns(x, y, tuple(c.levels if c.kind == "categorical" else None for c in space.columns))
+    levels = [c.levels if c.kind == "categorical" else None for c in space.columns]
+    levels += [2 for column in space.columns if column.missing]
+    return Columns(gaps_shown(x, space), gaps_shown(y, space), tuple(levels))
 
 
 def _sample_count(samples: int, data: Data) -> int:
@@ -305,12 +307,14 @@ def _sample_count(samples: int, data: Data) -> int:
 
 def conditions(system: System, data: Data, n: int) -> Tensor | None:
     """Conditions of `data.test.spread(n)`, repeated up to `n` where the split is smaller."""
-    if system.space.condition is None:
+    if system.data_space.condition is None:
         return None
     condition = data.test.spread(n).condition
     if condition is None or data.space.condition is None:
-        raise DataError(f"this model needs a condition, and the data have none: {system.space.condition.describe()}")
-    condition = recoded(condition, data.space.condition, system.space.condition)
+        raise DataError(
+            f"this model needs a condition, and the data have none: {system.data_space.condition.describe()}"
+        )
+    condition = recoded(condition, data.space.condition, system.data_space.condition)
     return condition[torch.arange(n) % len(condition)].to(system.device)
 
 

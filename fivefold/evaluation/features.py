@@ -239,13 +239,20 @@ def _apply_image(space: Space, state: State) -> Callable[[Tensor], Tensor]:
 # --- tables, text, audio ----------------------------------------------------------------------------
 
 
+def gaps_shown(x: Tensor, space: Space) -> Tensor:
+    """Missing numbers of a table as the mean, and after the columns one of 0 and 1 for each that may be missing."""
+    lacking = [i for i, column in enumerate(space.columns) if column.missing]
+    return torch.cat([x.nan_to_num(0.0), x[:, lacking].isnan().to(x.dtype)], 1) if lacking else x
+
+
 def _columns(x: Tensor, space: Space) -> Tensor:
-    """Categorical columns as one-hot, the others as they are: `(B, D)`."""
+    """Categorical columns as one-hot, the others as they are, with `gaps_shown`: `(B, D)`."""
+    x = gaps_shown(x, space)
     parts = [
         F.one_hot(x[:, i].long(), column.levels) if column.kind == "categorical" and column.levels else x[:, i, None]
         for i, column in enumerate(space.columns)
     ]
-    return torch.cat([part.double() for part in parts], 1)
+    return torch.cat([*(part.double() for part in parts), x[:, len(space.columns) :].double()], 1)
 
 
 SCALES = 5  # of random Fourier features, from a near neighbour's distance to that of any two rows
@@ -282,8 +289,9 @@ def _fit_table(data: Data) -> tuple[str, State]:
 def _numeric(space: Space) -> Tensor:
     """Which of `_columns` are numbers."""
     widths = [column.levels or 1 if column.kind == "categorical" else 1 for column in space.columns]
-    number = torch.tensor([column.kind != "categorical" for column in space.columns])
-    return number.repeat_interleave(torch.tensor(widths))
+    number = [column.kind != "categorical" for column in space.columns]
+    lacking = sum(column.missing for column in space.columns)
+    return torch.tensor(number + [False] * lacking).repeat_interleave(torch.tensor(widths + [1] * lacking))
 
 
 def _frequencies(x: Tensor, count: int) -> Tensor:

@@ -40,7 +40,7 @@ def score_file(directory: str | Path, out: str | Path, *, data: str | None = Non
         raise DataError(f"cannot write scores to {out.name!r}: choose a suffix of {', '.join(writers)}")
     run = Run.open(directory, trust=trust)
     system = run.load_system()
-    split, what = (run.load_data().test, "its test split") if data is None else _other(run, data, system.space)
+    split, what = (run.load_data().test, "its test split") if data is None else _other(run, data, system.data_space)
     frame = score_frame(system, split)
     try:
         with replacing(out) as path:
@@ -48,7 +48,7 @@ def score_file(directory: str | Path, out: str | Path, *, data: str | None = Non
     except ImportError as error:
         raise RunError("Parquet files need the library 'pyarrow': pip install 'fivefold[parquet]'") from error
     mean, spread = frame["log_prob_nats"].mean(), frame["log_prob_nats"].sem()
-    bits = f", {frame['bits_per_dim'].mean():.4g} bits per dimension" if system.space.discrete else ""
+    bits = f", {frame['bits_per_dim'].mean():.4g} bits per dimension" if system.data_space.discrete else ""
     note = f", {system.density_note}" if system.density_note else ""
     kind = f"{system.density.value}{note}"
     return f"scored {len(frame):,} examples of {what}: {mean:.4g} ± {spread:.2g} nats{bits} ({kind}); wrote {out}"
@@ -58,11 +58,11 @@ def score_frame(system: System, split: Split) -> pd.DataFrame:
     """One row an example: see `score_file`."""
     scores = [system.score_encoded(split.batch(index)) for index in torch.arange(len(split)).split(CHUNK)]
     score = Score(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
-    bits = -score.log_prob / (system.space.dims * math.log(2))
+    bits = -score.log_prob / (system.data_space.dims * math.log(2))
     return pd.DataFrame(
         {
             "log_prob_nats": score.log_prob.numpy(),
-            "bits_per_dim": bits.numpy() if system.space.discrete and system.density.comparable else None,
+            "bits_per_dim": bits.numpy() if system.data_space.discrete and system.density.comparable else None,
             "kind": system.density.value,
             "standard_error": score.standard_error.numpy(),
         }

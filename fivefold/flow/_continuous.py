@@ -45,6 +45,7 @@ class ContinuousSystem(FlowSystem):
     The loss is minus the log-density, and the costs of the way times `weights`.
     """
 
+    noisy_log: ClassVar[bool] = True
     free_form: ClassVar[bool] = True
     sampling: ClassVar[str] = "iterative"
     condition_width: ClassVar[int] = 16

@@ -28,6 +28,7 @@ Activation = Literal["lipswish", "elu"]
 class ContractionSystem(InvertedFlowSystem):
     """Residual blocks, or implicit ones, with actnorms in between."""
 
+    noisy_log: ClassVar[bool] = True
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.ESTIMATE}
     free_form: ClassVar[bool] = True
     implicit: ClassVar[bool] = False  # whether a block is a residual one and the inverse of another

@@ -31,6 +31,7 @@ class FlowSystem(LatentSystem):
     (survey Eq. 39) noise may have other dimensions (`noise_dims`).
     """
 
+    points: ClassVar[bool] = True
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
     free_form: ClassVar[bool] = False
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
@@ -126,7 +127,7 @@ class FlowSystem(LatentSystem):
         return self.cells(x, self.embedding(condition))
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.density is Density.EXACT:
+        if self.density_on(self.space) is Density.EXACT:
             value = self._point_log_prob(x, condition)
             return value, torch.zeros_like(value)
         return importance_log_prob(self._drawn_log_prob, x, condition, self.score_samples)

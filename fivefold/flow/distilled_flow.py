@@ -34,6 +34,7 @@ class DistilledFlow(LatentSystem):
     paper; and `likelihood`, of data by the student, for which alone a model runs dimension by dimension in training.
     """
 
+    points: ClassVar[bool] = True
     densities: ClassVar[dict[str, Density]] = {"image": Density.LOWER_BOUND, "table": Density.EXACT}
     free_form: ClassVar[bool] = False
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}

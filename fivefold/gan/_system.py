@@ -29,6 +29,7 @@ class GANSystem(System):
     real and made examples go through before the critic sees them is `show`, the place of augmentation.
     """
 
+    points: ClassVar[bool] = True
     densities: ClassVar[dict[str, Density]] = {"image": Density.NONE}
     least_batch: ClassVar[int] = 64  # on fewer a game is noisier than the steps that they save mend
     reuses_fakes: ClassVar[bool] = False  # whether the critic's last fakes are those of the generator's own step

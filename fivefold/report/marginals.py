@@ -60,8 +60,10 @@ def _histogram(axis: Any, column: Column, codes: np.ndarray) -> None:
         axis.bar(range(len(order)), counts[order], color="#4c78a8")
         axis.set_xticks(range(len(order)), names, rotation=0 if sum(map(len, names)) < 30 else 60, ha="center")
         return
-    values = codes.astype(np.float64) * column.scale + column.location
-    values = np.exp(values) if column.log else values
+    numbers = np.asarray(column.decode(codes[~np.isnan(codes)]), dtype=np.float64)
+    values = numbers if len(numbers) else np.zeros(1)
+    if column.missing:
+        axis.set_title(f"{column.name} ({np.isnan(codes).mean():.0%} missing)", fontsize=8)
     few = column.levels is not None and column.levels <= 40
     bins: Any = np.arange(values.min(), values.max() + 2) - 0.5 if few else 40
     axis.hist(values, bins, color="#4c78a8", rwidth=0.85 if few else None)

@@ -139,7 +139,7 @@ def _histogram(
 ) -> Markup:
     wide, high = size
     bins = min(levels, 24) if levels else 24
-    low, top = (-0.5, levels - 0.5) if levels else (float(real.min()), float(real.max()) + 1e-9)
+    low, top = (-0.5, levels - 0.5) if levels else (float(np.nanmin(real)), float(np.nanmax(real)) + 1e-9)
     shares = [
         np.histogram(np.clip(v[np.isfinite(v)], low, top), bins, (low, top))[0] / max(len(v), 1) for v in (x, real)
     ]

@@ -64,12 +64,16 @@ def arrays(system: System, data: Data, row: dict[str, Any]) -> Arrays:
     n = pictures.shown(data.space.kind)
     n = max(min(n, int(_SECONDS * row["cost"]["sample_per_second_64"])), 4)
     condition = None
-    if system.space.condition is not None:
+    if system.data_space.condition is not None:
         condition = data.test.spread(n).condition
         assert condition is not None
         condition = condition[torch.arange(n) % len(condition)].to(system.device)
     found: Arrays = {"samples": system.sample_encoded(n, condition, seed=1).cpu().numpy()}
-    if pictures.is_plane(system.space) and system.density is not Density.NONE and system.space.condition is None:
+    if (
+        pictures.is_plane(system.data_space)
+        and system.density is not Density.NONE
+        and system.data_space.condition is None
+    ):
         x = torch.from_numpy(plane(examples(data))).float()
         found["density"] = system.score_encoded(Batch(x)).log_prob.view(_GRID, _GRID).numpy()
     return found

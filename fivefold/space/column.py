@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -19,11 +21,16 @@ from fivefold.space.written import Numbers
 class Column:
     """One column of a table.
 
-    `kind` is "real", "integer" or "categorical". Real: encoded as (value - location) / scale, with `log` of the
-    value's logarithm; samples are at least `low` where that is given.
-    Integer: encoded as value - location, in {0..levels-1}. Categorical: index into `categories`.
-    `dtype` is the NumPy or pandas dtype in which samples come back, `written` how a file had its numbers: real
-    values come back with as many decimals. `dates`: the numbers are steps since 1970 of dates so written.
+    `kind` is "real", "integer" or "categorical". Real: encoded as (value - location) / scale of the value, of its
+    logarithm or of the inverse hyperbolic sine of (value - middle) / unit, as `curve` says; samples are at least `low`
+    where that is given, and whole multiples of `step`. Integer: encoded as value - location, in {0..levels-1}.
+    Categorical: index into `categories`.
+
+    `atoms` are values of a real column that have a probability of their own: there a likelihood is a probability and
+    elsewhere a density. With `missing` a number may be missing: its code is NaN, and it too has a probability. With
+    `cells` the density at a value is the mean over the `step` around it.
+    `dtype` is the NumPy or pandas dtype in which samples come back, `written` how a file had its numbers.
+    `dates`: the numbers are steps since 1970 of dates so written.
     """
 
     name: str
@@ -35,15 +42,56 @@ class Column:
     categories: tuple[Any, ...] = ()
     written: Numbers | None = field(default=None, compare=False)
     dates: Dates | None = None
-    log: bool = False
+    curve: str = ""
+    middle: float = 0.0
+    unit: float = 1.0
     low: float | None = field(default=None, compare=False)
+    step: float | None = field(default=None, compare=False)
+    cells: bool = False
+    atoms: tuple[float, ...] = ()
+    missing: bool = False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some values have a probability and others a density (or other numbers a probability)."""
+        return bool(self.atoms) or self.missing
+
+    @cached_property
+    def atom_codes(self) -> np.ndarray:
+        """The code of each of `atoms`, float32: their own, or below all others where the curve has none."""
+        values = np.array(self.atoms, dtype=np.float64)
+        codes = self._straight(np.where(self._on_curve(values), values, 1.0))
+        least = self._straight(np.array([self.low or 1.0]))[0] if self.curve == "log" else 0.0
+        return np.where(self._on_curve(values), codes, least - 1 - np.arange(len(values))).astype(np.float32)
+
+    def which(self, codes: Tensor) -> Tensor:
+        """0 where a code is a number like others, 1... where it is one of `atoms`, after them where it is missing."""
+        found = torch.zeros_like(codes)
+        for i, atom in enumerate(self.atom_codes, 1):
+            found = torch.where(codes == float(atom), float(i), found)
+        return torch.where(codes.isnan(), float(1 + len(self.atoms)), found) if self.missing else found
 
     def log_det(self, codes: Tensor) -> Tensor:
-        """ln |d encoded / d value| in nats at each code; 0 for discrete columns (unit steps stay unit steps)."""
+        """ln |d encoded / d value| in nats at each code; 0 where it has a probability (unit steps stay unit steps)."""
         if self.kind != "real":
             return torch.zeros_like(codes)
-        constant = torch.full_like(codes, -math.log(self.scale))
-        return constant - (codes * self.scale + self.location) if self.log else constant  # d ln v / d v = 1 / v
+        straight = codes * self.scale + self.location
+        found = torch.full_like(codes, -math.log(self.scale) - math.log(self.unit))
+        if self.curve:
+            found = found - (straight if self.curve == "log" else straight.cosh().log())
+        return torch.where(self.which(codes) > 0, 0.0, found) if self.mixed else found
+
+    def noisy(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes anywhere in the cells of width `step` around those of values, and ln of what that does to the density.
+
+        The mean over the cell of a density of values is the mean of exp(it) p(noisy code) times exp(`log_det`).
+        """
+        assert self.step is not None
+        straight = codes.double() * self.scale + self.location
+        values = _BACK[self.curve](straight) + self.step / self.unit * (torch.rand_like(straight) - 0.5)
+        new = _THERE[self.curve](values)
+        slopes = {"": new.new_zeros(()), "log": straight - new, "asinh": straight.cosh().log() - new.cosh().log()}
+        return ((new - self.location) / self.scale).to(codes.dtype), slopes[self.curve].expand(straight.shape)
 
     def describe(self) -> str:
         """One line for people: name, kind, and the scaling, range or categories."""
@@ -51,13 +99,24 @@ class Column:
             spread = (-2 * self.scale, 2 * self.scale) if self.kind == "real" else (0, (self.levels or 1) - 1)
             low, high = (self.location + one for one in spread)
             return f"{self.name}: {'most ' if self.kind == 'real' else ''}{self.dates.describe(low, high)}"
-        if self.log:
-            middle, factor = math.exp(self.location), math.exp(self.scale)
-            return f"{self.name}: real and positive, {middle:.6g} times or by {factor:.3g} (by its logarithm)"
+        special = [f"{atom:g}" for atom in self.atoms] + (["missing"] if self.missing else [])
+        more = (
+            f"; {', '.join(special)} of a probability of {'their' if len(special) > 1 else 'its'} own"
+            if special
+            else ""
+        )
         if self.kind == "real":
-            return f"{self.name}: real, mean {self.location:.6g}, standard deviation {self.scale:.6g}"
+            step = f", by {self.step:g}" if self.step else ""
+            if self.curve == "log":
+                middle, factor = math.exp(self.location), math.exp(self.scale)
+                what = f"real and positive, {middle:.6g} times or by {factor:.3g} (by its logarithm)"
+            elif self.curve:
+                what = "real, with far outliers (by its inverse hyperbolic sine)"
+            else:
+                what = f"real, mean {self.location:.6g}, standard deviation {self.scale:.6g}"
+            return f"{self.name}: {what}{step}{more}"
         if self.kind == "integer":
-            return f"{self.name}: integer, {self.location:.0f} to {self.location + (self.levels or 1) - 1:.0f}"
+            return f"{self.name}: integer, {self.location:.0f} to {self.location + (self.levels or 1) - 1:.0f}{more}"
         shown = ", ".join("(missing)" if value is None else str(value) for value in self.categories[:8])
         return f"{self.name}: categorical, {self.levels}: {shown}{', ...' if len(self.categories) > 8 else ''}"
 
@@ -86,51 +145,97 @@ class Column:
                 )
             return np.array([table[value] for value in given], dtype=np.float32)
         try:
-            values = np.asarray(values if self.dates is None else self.dates.numbers(values), dtype=np.float64)
+            numbers: Any = values if self.dates is None else self.dates.numbers(values)
+            if numbers.dtype == object:
+                numbers = [np.nan if _category(value) is None else value for value in numbers]
+            values = np.asarray(numbers, dtype=np.float64)
         except DataError as error:
             raise DataError(f"column {self.name!r}: {error}") from error
         except (TypeError, ValueError) as error:
             raise DataError(f"column {self.name!r}: expected numbers ({error})") from error
-        if not np.isfinite(values).all():
-            raise DataError(f"column {self.name!r} has {(~np.isfinite(values)).sum()} missing or infinite values")
+        wrong = ~np.isfinite(values) & ~(np.isnan(values) & self.missing)
+        if wrong.any():
+            raise DataError(f"column {self.name!r} has {wrong.sum()} missing or infinite values")
+        known = ~np.isnan(values)
         if self.kind == "integer":
             code = values - self.location
             assert self.levels is not None
-            if (code < 0).any() or (code >= self.levels).any() or (code != np.round(code)).any():
+            if (code < 0).any() or (code >= self.levels).any() or (code != np.round(code))[known].any():
                 top = self.location + self.levels - 1
                 raise DataError(
                     f"column {self.name!r}: expected whole numbers from {self.location:g} to {top:g}, "
-                    f"got values from {values.min():g} to {values.max():g}"
+                    f"got values from {values[known].min():g} to {values[known].max():g}"
                 )
             return code.astype(np.float32)
-        if self.log:
-            if (values <= 0).any():
-                raise DataError(f"column {self.name!r}: expected positive numbers, got {values.min():g}")
-            values = np.log(values)
-        return ((values - self.location) / self.scale).astype(np.float32)
+        atoms = [values == atom for atom in self.atoms]
+        plain = known & ~np.any(atoms, axis=0) if atoms else known
+        if not self._on_curve(values[plain]).all():
+            raise DataError(f"column {self.name!r}: expected positive numbers, got {values[plain].min():g}")
+        codes = np.full(len(values), np.nan, dtype=np.float32)
+        codes[plain] = self._straight(values[plain])
+        for atom, code in zip(atoms, self.atom_codes, strict=True):
+            codes[atom] = code
+        return codes
+
+    def _on_curve(self, values: np.ndarray) -> np.ndarray:
+        return values > 0 if self.curve == "log" else np.ones(len(values), dtype=bool)
+
+    def _straight(self, values: np.ndarray) -> np.ndarray:
+        return (self.straighten(values) - self.location) / self.scale
+
+    def straighten(self, values: np.ndarray) -> np.ndarray:
+        """Along the curve, before they are standardised."""
+        return _NUMPY[self.curve]((values - self.middle) / self.unit)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Values of codes, as float64, int64 or objects; the table gives them their dtype."""
-        codes = codes.astype(np.float64)
         if self.kind == "real":
-            values = codes * self.scale + self.location
-            values = np.exp(values) if self.log else values
-            values = values if self.low is None else np.maximum(values, self.low)
-            values = values if self.written is None else values.round(self.written.decimals)
-            return values if "float" in self.dtype.lower() or self.dates else np.rint(values).astype(np.int64)
+            values = self._numbers(codes)
+            for atom, code in zip(self.atoms, self.atom_codes, strict=True):
+                values[codes.astype(np.float32) == code] = atom
+            return (
+                values
+                if "float" in self.dtype.lower() or self.dates or self.missing
+                else np.rint(values).astype(np.int64)
+            )
         assert self.levels is not None
-        codes = np.clip(np.round(codes), 0, self.levels - 1)
+        codes = np.clip(np.round(codes.astype(np.float64)), 0, self.levels - 1)
         if self.kind == "integer":
-            return (codes + self.location).astype(np.int64)
+            return codes + self.location if self.missing else (codes + self.location).astype(np.int64)
         values = np.empty(len(self.categories), dtype=object)
         values[:] = self.categories
         return values[codes.astype(int)]
+
+    def standing(self, codes: np.ndarray) -> np.ndarray:
+        """The codes, float32, of the numbers that real codes come back as: rounded, and no smaller than the least."""
+        return self._straight(self._numbers(codes)).astype(np.float32)
+
+    def _numbers(self, codes: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = _NUMPY_BACK[self.curve](codes.astype(np.float64) * self.scale + self.location)
+            values = np.clip(values * self.unit + self.middle, -LARGEST, LARGEST)
+        values = values if self.low is None else np.maximum(values, self.low)
+        return values if self.step is None else multiples(values, self.step)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
         written, dates = record.get("written"), record.get("dates")
         parts = {"written": Numbers(**written) if written else None, "dates": Dates(**dates) if dates else None}
-        return cls(**{**record, "categories": tuple(record["categories"]), **parts})
+        lists = {name: tuple(record.get(name, ())) for name in ("categories", "atoms")}
+        return cls(**{**record, **lists, **parts})
+
+
+LARGEST = 1.7e308  # near the largest of float64
+_THERE: dict[str, Callable[[Tensor], Tensor]] = {"": lambda v: v, "log": torch.log, "asinh": torch.asinh}
+_BACK: dict[str, Callable[[Tensor], Tensor]] = {"": lambda v: v, "log": torch.exp, "asinh": torch.sinh}
+_NUMPY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"": lambda v: v, "log": np.log, "asinh": np.arcsinh}
+_NUMPY_BACK: dict[str, Callable[[np.ndarray], np.ndarray]] = {"": lambda v: v, "log": np.exp, "asinh": np.sinh}
+
+
+def multiples(values: np.ndarray, step: float) -> np.ndarray:
+    """The nearest multiples of a step, as they are written: 0.07 and not 7 times 0.01."""
+    decimals = max(0, -math.floor(math.log10(step))) if step < 1 else 0
+    return (np.rint(values / step) * step).round(decimals) if step >= 1 else values.round(decimals)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,9 @@ class Dates:
     def _stamps(self, numbers: np.ndarray) -> pd.Series:
         import pandas as pd
 
-        nanoseconds = np.rint(numbers).astype(np.int64) * round(self.step * 1e9)
+        given = ~np.isnan(numbers)
+        nanoseconds = np.full(len(numbers), np.iinfo(np.int64).min)  # NaT
+        nanoseconds[given] = np.rint(numbers[given]).astype(np.int64) * round(self.step * 1e9)
         return pd.Series(pd.to_datetime(nanoseconds, utc=True)).dt.as_unit("us")
 
 

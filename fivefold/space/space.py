@@ -8,7 +8,7 @@ Encoded examples are what networks see:
 | text  | int64 `(B, T)`, indices of `symbols`                                   |
 | audio | int64 `(B, T)` in {0..65535}, 16-bit samples shifted by 32,768         |
 | table | float32 `(B, D)`: real columns standardised, integer columns minus     |
-|       | their minimum, categorical columns as codes                            |
+|       | their minimum, categorical columns as codes; missing numbers NaN       |
 
 The user's own form (what `decode` returns and `encode` takes) is a NumPy array in the user's
 layout and dtype for images and audio, a list of strings for text, and for tables a DataFrame
@@ -64,6 +64,7 @@ class Space:
     condition: Space | None = None
     made: tuple[LeftOut, ...] = field(default=(), compare=False)  # columns of a table that are not modelled
     dialect: Dialect | None = field(default=None, compare=False)  # of the file that a table was read from
+    lifted: bool = False  # whether it is what `Lift` made of another, which is lifted no further
     name: str = field(default="", compare=False)  # of the data, for messages
 
     @property

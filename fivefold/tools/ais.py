@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fivefold.tools.scaling import log_mean_exp
+from fivefold.system import log_mean_exp
 
 # (x, beta, next beta) -> ln of f_next(x) / f_beta(x), and x after a move that leaves f_next invariant
 Anneal = Callable[[Tensor, float, float], tuple[Tensor, Tensor]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fivefold.space import Space
+from fivefold.system import log_mean_exp
 
 MOST_NUMBERS = 2**21  # of examples that are scored at once
 
@@ -139,16 +140,6 @@ def averaged_log_prob(
     values = torch.cat([draw(min(part, samples - i)) for i in range(0, samples, part)]).double()
     error = values.std(0) / math.sqrt(samples) if samples > 1 else torch.zeros_like(values[0])
     return values.mean(0), error
-
-
-def log_mean_exp(values: Tensor) -> tuple[Tensor, Tensor]:
-    """ln of the mean of exp(values) over dim 0, `(K, B)` to `(B,)`, and its standard error (delta method)."""
-    samples = len(values)
-    mean = values.logsumexp(0) - math.log(samples)
-    if samples == 1:
-        return mean, torch.zeros_like(mean)
-    weights = (values - mean).exp()  # of mean 1
-    return mean, weights.std(0) / math.sqrt(samples)
 
 
 def _is_discrete(space: Space, device: torch.device) -> Tensor | float:

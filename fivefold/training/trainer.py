@@ -134,7 +134,9 @@ class Trainer:
         """One iteration of the system: its generators, one a micro-batch, advanced in lockstep."""
         _seed_step(self.settings.seed, self.step, ranks.rank())
         self._set_learning_rates(self.system.learning_rate(self.progress) * self.learning_factor)
-        streams = [self.system.updates(batch, self.progress) for batch in self.batches.at(self.step)]
+        streams = [
+            self.system.updates(self.system.lifted(batch), self.progress) for batch in self.batches.at(self.step)
+        ]
         reply: dict[str, Tensor] | None = None
         while (player := self._advance(streams, reply)) is not None:
             reply = self.stats

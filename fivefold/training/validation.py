@@ -72,7 +72,7 @@ class Validation:
         density = self._density(system) if system.density.comparable else None
         distance = self._distance(system, needed=self.by == "distance")
         with seeded(0, self.device), system.evaluating():
-            monitor = {key: float(value) for key, value in system.monitor(self.batch).items()}
+            monitor = {key: float(value) for key, value in system.monitor(system.lifted(self.batch)).items()}
         if self.by == "density":
             assert density is not None
             return Measured(-density.value, f"nats ({system.density.value})", density, distance, monitor)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from fivefold.options import option
 from fivefold.space import Batch
-from fivefold.system import LatentSystem, System, Update
-from fivefold.tools.scaling import log_mean_exp
+from fivefold.system import LatentSystem, System, Update, log_mean_exp
 
 SAMPLES = 64  # of z for each example, unless a system or the user says otherwise
 MOST_NUMBERS = 2**22  # outputs of the decoder held at once when scoring
