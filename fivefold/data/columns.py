@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -259,13 +260,12 @@ def _skewness(x: np.ndarray) -> float:
     return float((centred**3).mean() / spread**3) if spread > 0 else 0.0
 
 
-def _integer(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
+def _integer(name: str, values: pd.Series, train: pd.Series, notes: list[str], most: int = MOST_LEVELS) -> Column:
     """Levels where they are few enough for a probability each, else real numbers of step 1."""
     given = values.dropna()
     low, high = int(given.min()), int(given.max())
-    if high - low >= MOST_LEVELS:
-        if high - low >= WIDE:
-            notes.append(f"column {name!r} spans {high - low + 1:,} whole numbers: modelled as real values")
+    if high - low >= most:
+        notes.append(f"column {name!r} spans {high - low + 1:,} whole numbers: modelled as real ones that are rounded")
         return _real(name, values, train, notes)
     column = Column(name, "integer", str(values.dtype), location=float(low), levels=high - low + 1)
     return _or_missing(column, values, notes)
@@ -318,7 +318,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-_TOLD = {"real": _real, "integer": _integer, "category": _category, "ordered": _category}
+_TOLD = {"real": _real, "integer": partial(_integer, most=WIDE), "category": _category, "ordered": _category}
 _Make = Callable[[str, pd.Series, pd.Series, list[str]], Column]
 _KINDS: tuple[tuple[Callable[[pd.Series], bool], _Make], ...] = (
     (is_date, _date),

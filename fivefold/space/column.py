@@ -107,13 +107,14 @@ class Column:
         )
         if self.kind == "real":
             step = f", by {self.step:g}" if self.step else ""
+            kind = "whole" if "int" in self.dtype.lower() else "real"
             if self.curve == "log":
                 middle, factor = math.exp(self.location), math.exp(self.scale)
-                what = f"real and positive, {middle:.6g} times or by {factor:.3g} (by its logarithm)"
+                what = f"{kind} and positive, {middle:.6g} times or by {factor:.3g} (by its logarithm)"
             elif self.curve:
-                what = "real, with far outliers (by its inverse hyperbolic sine)"
+                what = f"{kind}, with far outliers (by its inverse hyperbolic sine)"
             else:
-                what = f"real, mean {self.location:.6g}, standard deviation {self.scale:.6g}"
+                what = f"{kind}, mean {self.location:.6g}, standard deviation {self.scale:.6g}"
             return f"{self.name}: {what}{step}{more}"
         if self.kind == "integer":
             return f"{self.name}: integer, {self.location:.0f} to {self.location + (self.levels or 1) - 1:.0f}{more}"
