@@ -32,6 +32,8 @@ __all__ = [
 ]  # fmt: skip
 
 
+BLOCK = 500  # samples that are made at once, unless they are so large that
+BLOCK_NUMBERS = 2**22  # would be exceeded
 LIFTS = 16  # draws of what lifted columns are, for each example scored
 
 
@@ -229,9 +231,7 @@ class System(Configured, nn.Module, ABC):
         return next(self.parameters()).device
 
     @final
-    def sample(
-        self, n: int = 1, condition: Any = None, *, seed: int | None = None, batch_size: int = 500, **dials: float
-    ) -> Any:
+    def sample(self, n: int = 1, condition: Any = None, *, seed: int | None = None, **dials: float) -> Any:
         """`n` examples in the user's own form (see `Space`).
 
         Args:
@@ -239,23 +239,24 @@ class System(Configured, nn.Module, ABC):
             condition: in a conditional space, one condition for all or one for each; None draws nothing
                 and is an error there.
             seed: the same seed gives the same samples; None draws from torch's global generator.
-            batch_size: how many are made at once.
             dials: the system's own, for this call: `temperature=0.8`.
         """
         encoded = self._encode_condition(condition, n)
         with self.turned(**dials):
-            return self.data_space.decode(self.sample_encoded(n, encoded, seed=seed, batch_size=batch_size))
+            return self.data_space.decode(self.sample_encoded(n, encoded, seed=seed))
 
     @final
-    def sample_encoded(
-        self, n: int, condition: Tensor | None = None, *, seed: int | None = None, batch_size: int = 500
-    ) -> Tensor:
-        """As `sample`, encoded: `(n, *shape)` on the system's device."""
+    def sample_encoded(self, n: int, condition: Tensor | None = None, *, seed: int | None = None) -> Tensor:
+        """As `sample`, encoded: `(n, *shape)` on the system's device.
+
+        Made in blocks whose size follows from the space alone, so that what a seed gives does too.
+        """
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
-        parts = condition.split(batch_size) if condition is not None else [None] * -(-n // batch_size)
+        size = max(min(BLOCK, BLOCK_NUMBERS // self.space.dims), 1)
+        parts = condition.split(size) if condition is not None else [None] * -(-n // size)
         with seeded(seed, self.device), self.evaluating():
-            sizes = (min(batch_size, n - i * batch_size) for i in range(len(parts)))
+            sizes = (min(size, n - i * size) for i in range(len(parts)))
             return torch.cat([self._lowered(self._sample(*each)) for each in zip(sizes, parts, strict=True)])
 
     @final

@@ -178,12 +178,7 @@ def test_describe_says_what_columns_are_and_draws_them(tmp_path: Path) -> None:
     FRAME.assign(when=DATES["German"], kind=RNG.choice(["oak", "ash"], N)).to_csv(tmp_path / "a.csv", index=False)
     run = CliRunner().invoke(app, ["describe", str(tmp_path / "a.csv"), "--out", str(tmp_path / "a.png")])
     assert run.exit_code == 0, run.output
-    for line in (
-        "income: real and positive",
-        "zip: whole, mean ",
-        "when: dates, ",
-        "kind: categorical, 2: ash, oak",
-    ):
+    for line in ("income: real and positive", "zip: whole, mean ", "when: dates, ", "kind: categorical, 2: ash, oak"):
         assert line in run.output
     assert np.asarray(Image.open(tmp_path / "a.png").convert("L")).std() > 10
     run = CliRunner().invoke(app, ["describe", "digits", "--out", str(tmp_path / "b.png")])
@@ -271,3 +266,42 @@ def test_a_real_constant_is_left_out_and_comes_back(named: bool) -> None:
         data.space.encode(given + 1)
     with pytest.raises(DataError, match="nothing is left to model: a is 1 in every row"):
         load_data(pd.DataFrame({"a": np.ones(N)}))
+
+
+PRICE, COUNT = RNG.uniform(1, 9, N).round(2), RNG.integers(1, 9, N)
+SUMS = pd.DataFrame({"a": RNG.normal(size=N).round(1), "b": RNG.integers(0, 50, N), "price": PRICE, "n": COUNT})
+SUMS = SUMS.assign(total=SUMS["a"] + SUMS["b"], paid=(PRICE * COUNT).round(2), change=SUMS["b"] - 2 * SUMS["n"])
+
+
+def test_relations_are_found_said_and_kept(tmp_path: Path) -> None:
+    """A sum, a product; samples hold them to the last digit only where they are kept."""
+    data = load_data(SUMS)
+    for words in ("total=a+b", "paid=price*n"):
+        assert any(note.startswith(f"{words} in every row") for note in data.notes)
+    kept = load_data(SUMS, keep="total=a+b, paid=price*n,change=b-2*n")
+    assert [column.name for column in kept.space.columns] == ["a", "b", "price", "n"]
+    assert "column 'change' is left out and made anew in samples: change=b-2*n" in kept.notes
+    again = type(kept.space).from_json(kept.space.to_json())
+    drawn = fit("made", kept, budget="20steps").sample(200, seed=0)
+    assert list(drawn.columns) == list(SUMS.columns)
+    assert drawn["change"].dtype == SUMS["change"].dtype
+    np.testing.assert_array_equal(drawn["total"], (drawn["a"] + drawn["b"]).round(1))
+    np.testing.assert_array_equal(drawn["paid"], (drawn["price"] * drawn["n"]).round(2))
+    np.testing.assert_array_equal(drawn["change"], drawn["b"] - 2 * drawn["n"])
+    pd.testing.assert_frame_equal(again.decode(again.encode(SUMS)), SUMS, rtol=1e-5)
+    with pytest.raises(DataError, match="held in every row of the training data, not in these"):
+        again.encode(SUMS.assign(total=0.0))
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "message"),
+    [
+        ("total=a+c", OptionError, r"RESULT=COLUMN.*got 'total=a\+c'; columns are a, b"),
+        ("total=total+b", OptionError, "both sides"),
+        ("total=a-b", DataError, r"holds in \d.*% of the rows only, first not in row"),
+        ("total=a+b,price=total*b", DataError, "price=total"),
+    ],
+)
+def test_relations_that_cannot_be_kept_are_a_sentence(keep: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_data(SUMS, keep=keep)

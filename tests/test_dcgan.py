@@ -149,7 +149,7 @@ def test_chains_that_the_critic_accepts_follow_the_data():
     system = DCGAN(Space("table", (1,), columns=(Column("x"),)), sampler="metropolis-hastings").eval()
     system.made = lambda n, condition: torch.randn(n, 1)
     system.judge = lambda x, condition: (wanted.log_prob(x) - made.log_prob(x)).squeeze(1)
-    x = system.sample_encoded(20_000, seed=0, batch_size=20_000)
+    x = system.sample_encoded(20_000, seed=0)
     assert x.mean().item() == pytest.approx(0.5, abs=4 * 0.7 / 20_000**0.5)
     assert x.std().item() == pytest.approx(0.7, rel=4 / 40_000**0.5)
     assert system.sample_evaluations == 42

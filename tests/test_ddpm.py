@@ -156,7 +156,7 @@ def test_sampled_terms_estimate_the_full_sum(space):
 )  # fmt: skip
 def test_samples_of_the_optimal_denoiser_follow_the_data(options):
     """Every sampler on the chain of T steps."""
-    x = optimal(**({"sampling_steps": 400, "tolerance": 1e-4} | options)).sample_encoded(4000, seed=0, batch_size=4000)
+    x = optimal(**({"sampling_steps": 400, "tolerance": 1e-4} | options)).sample_encoded(4000, seed=0)
     error = 3 / math.sqrt(4000)
     torch.testing.assert_close(x.mean(0), MEAN, rtol=0, atol=error)
     torch.testing.assert_close(x.T.cov(), COVARIANCE, rtol=0, atol=error * math.sqrt(2) + 0.01)

@@ -130,7 +130,7 @@ def test_samplers_follow_the_exact_law(name, how):
     n, v = 5000, states(rbm.space)
     with torch.no_grad(), seeded(3):
         start = rbm.units.sample(torch.zeros(n, rbm.units.width))
-        x = rbm.gibbs(start, None, 50) if how == "gibbs" else rbm.sample_encoded(n, batch_size=n).flatten(1).float()
+        x = rbm.gibbs(start, None, 50) if how == "gibbs" else rbm.sample_encoded(n).flatten(1).float()
     counts = (x[:, None] == v).all(2).sum(0).double()
     assert follow(counts.numpy(), n * exact_law(rbm).numpy(), 1e-3)
 

@@ -54,7 +54,7 @@ def test_samples_of_the_exact_score_follow_the_data_and_are_counted(sde, sampler
     if (sde, sampler) == ("ve", "ddim"):
         pytest.skip("even steps in t are too coarse near the data for a deterministic first-order sampler")
     system = optimal(sde, sampler=sampler, sampling_steps=SAMPLERS[sampler])
-    x = system.sample_encoded(4000, seed=0, batch_size=4000)
+    x = system.sample_encoded(4000, seed=0)
     assert system.net.calls == system.sample_evaluations
     error = 3 / math.sqrt(4000)
     torch.testing.assert_close(x.mean(0), MEAN, rtol=0, atol=error)

@@ -129,7 +129,7 @@ def test_importance_weights_have_the_mean_of_the_density_and_their_logarithm_the
     assert abs(total - 1) < 4 * error + 1e-3
     assert error < 0.05
     assert (score.log_prob.mean() > elbos.mean(0).mean()).item()
-    counts = np.bincount(codes(system.sample_encoded(20000, seed=0, batch_size=5000), 2), minlength=16)
+    counts = np.bincount(codes(system.sample_encoded(20000, seed=0), 2), minlength=16)
     expected = (score.log_prob.exp() / total).numpy()
     spread = np.sqrt(20000 * expected + (20000 * expected * score.standard_error.numpy()) ** 2)
     assert (np.abs(counts - 20000 * expected) < 4.5 * spread + 1).all()
@@ -215,7 +215,7 @@ def test_temperature_turns_the_priors_alone():
     for temperature in (0.5, 1.0):
         block, drawn = system.rungs[0], []
         hook = block.project.register_forward_pre_hook(lambda _, z, drawn=drawn: drawn.append(z[0]))
-        system.sample(4000, seed=0, temperature=temperature, batch_size=4000)
+        system.sample(4000, seed=0, temperature=temperature)
         seen[temperature] = drawn[0]
         hook.remove()
     h = system.enlarge(torch.zeros(1, 8, 1, 1), 0, None)

@@ -115,7 +115,7 @@ def test_of_several_candidates_one_wins():
 def assert_sampled_as(system, x, log_prob, n=8000):
     """Of all examples `x`, in order, every one as often as its density says."""
     places = system.space.levels ** torch.arange(system.space.dims).flip(0)
-    drawn = system.sample_encoded(n, seed=0, batch_size=n).flatten(1)
+    drawn = system.sample_encoded(n, seed=0).flatten(1)
     counts, expected = (drawn * places).sum(1).bincount(minlength=len(x)), n * log_prob.exp()
     assert ((counts - expected).abs() < 5 * expected.sqrt() + 1).all()
 

@@ -80,12 +80,11 @@ def infer_column(values: pd.Series, train: pd.Series, notes: list[str], told: st
         raise DataError(f"column {name!r} cannot be integer (--columns): it has fractions")
     if told is not None and told.startswith("date"):
         return _date(name, values, train, notes, told.removeprefix("date").removeprefix(":"))
-    for test, make in _KINDS if told is None else ((lambda values: True, _TOLD[told]),):
-        if test(values):
-            column = make(name, values, train, notes)
-            if values.nunique(dropna=False) == 1:
-                notes.append(f"column {name!r} is constant")
-            return column
+    makers = [make for test, make in _KINDS if test(values)] if told is None else [_TOLD[told]]
+    if makers:
+        if values.nunique(dropna=False) == 1:
+            notes.append(f"column {name!r} is constant")
+        return makers[0](name, values, train, notes)
     raise DataError(f"column {name!r} holds {values.dtype}: expected numbers, categories, text or booleans")
 
 
@@ -113,7 +112,7 @@ def _is_whole(values: pd.Series) -> bool:
     """Whether floats are few whole numbers, such as 0.0 and 1.0: no density could be had of them."""
     if not pd.api.types.is_float_dtype(values):
         return False
-    given = _floats(values.dropna())
+    given = floats(values.dropna())
     if not np.isfinite(given).all() or not (given == given.round()).all():
         return False
     whole_but_for_the_missing = len(given) < len(values) and len(given) > 0 and np.ptp(given) < MOST_LEVELS
@@ -149,10 +148,10 @@ def _date(name: str, values: pd.Series, train: pd.Series, notes: list[str], told
 
 def _real(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
     """Standardised, along the curve that suits; what repeats and what is missing have a probability of their own."""
-    x = _floats(values)
+    x = floats(values)
     if infinite := int(np.isinf(x).sum()):
         raise DataError(f"column {name!r} has {infinite} infinite values; remove or fill them first")
-    given = _floats(train)
+    given = floats(train)
     given = given[~np.isnan(given)]
     if not len(given):
         raise DataError(f"column {name!r} has no number in the training part: leave it out (--columns '{name}=drop')")
@@ -171,7 +170,7 @@ def _real(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> C
     return _or_missing(column, values, notes)
 
 
-def _floats(values: pd.Series) -> np.ndarray:
+def floats(values: pd.Series) -> np.ndarray:
     """As float64, missing ones NaN, also those of pandas' nullable types."""
     return values.astype("Float64").to_numpy(np.float64, na_value=np.nan)
 
@@ -318,8 +317,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-_TOLD = {"real": _real, "integer": partial(_integer, most=WIDE), "category": _category, "ordered": _category}
 _Make = Callable[[str, pd.Series, pd.Series, list[str]], Column]
+_TOLD: dict[str, _Make] = {
+    "real": _real,
+    "integer": partial(_integer, most=WIDE),
+    "category": _category,
+    "ordered": _category,
+}
 _KINDS: tuple[tuple[Callable[[pd.Series], bool], _Make], ...] = (
     (is_date, _date),
     (_is_duration, _duration),

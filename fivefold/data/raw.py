@@ -96,6 +96,7 @@ class Options:
     crop: int | None = None
     skip_bad: bool = False
     columns: str = ""
+    keep: str = ""
     field: str | None = None
     rate: int | None = None
     trim: bool = False

@@ -8,10 +8,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fivefold.data.columns import constant, identifier, infer_column, is_date, is_numeric, kinds_told
+from fivefold.data.columns import (
+    FEW,
+    constant,
+    floats,
+    identifier,
+    infer_column,
+    is_date,
+    is_numeric,
+    kinds_told,
+    resolution,
+)
 from fivefold.data.raw import Options, Part, Raw, Subset, part_of
 from fivefold.errors import DataError
 from fivefold.space import Column, LeftOut, Space
+from fivefold.space.relation import Relation, find, parse
+
+RELATED_ROWS = 500  # that are looked at for relations, of so many
+RELATED_COLUMNS = 24
 
 
 @dataclass(frozen=True)
@@ -116,14 +130,55 @@ def fit(raw: Raw, options: Options) -> Space:
                 f"the {name} part has columns {', '.join(rows.columns)}; training has {', '.join(expected)}"
             )
     told, notes = kinds_told(options.columns), raw.notes
-    made = [found for place, name in enumerate(expected) if (found := _left_out(parts, name, place, told, raw))]
+    kept = _kept(parts, parse(options.keep, expected) if options.keep else [])
+    made = [
+        found for place, name in enumerate(expected)
+        if (found := replace(kept[name], place=place) if name in kept else _left_out(parts, name, place, told, raw))
+    ]  # fmt: skip
     for one in made:
         notes.append(f"column {one.name!r} is left out and made anew in samples: {one.describe()}")
-    kept = [name for name in expected if name not in {one.name for one in made}]
-    if not kept:
+    notes.extend(_related(parts["train"], {one.name for one in made}))
+    modelled = [name for name in expected if name not in {one.name for one in made}]
+    if not modelled:
         raise DataError(f"nothing is left to model: {'; '.join(f'{one.name} is {one.describe()}' for one in made)}")
-    columns = [replace(fit_column(parts, name, notes, told), written=raw.written.get(name)) for name in kept]
+    columns = [replace(fit_column(parts, name, notes, told), written=raw.written.get(name)) for name in modelled]
     return replace(table_space(columns, raw.facts["named"]), dialect=raw.dialect, made=tuple(made))
+
+
+def _kept(parts: dict[str, TableRows], relations: list[Relation]) -> dict[str, LeftOut]:
+    """How the results of relations are made anew; raises DataError for one that does not hold in every row."""
+    found = {}
+    for relation in relations:
+        columns = {}
+        for name in (relation.result, *relation.names):
+            values = pd.concat([rows.column(name) for rows in parts.values()], ignore_index=True)
+            if not is_numeric(values):
+                raise DataError(f"keep (--keep): column {name!r} holds {values.dtype}, expected numbers")
+            columns[name] = floats(values)
+        if not (holds := relation.holds(columns)).all():
+            raise DataError(
+                f"keep (--keep): {relation.describe()} holds in {holds.mean():.1%} of the rows only, first not in row "
+                f"{int(np.argmin(holds)) + 1}; what does not hold in every row cannot be kept"
+            )
+        if chained := [name for name in relation.names if name in found]:
+            raise DataError(f"keep (--keep): {chained[0]!r} is itself the result of a relation; put its parts instead")
+        given = columns[relation.result]
+        dtype = str(parts["train"].column(relation.result).dtype)
+        step = resolution(given[~np.isnan(given)])
+        found[relation.result] = LeftOut(relation.result, 0, relation=relation, step=step, dtype=dtype)
+    return found
+
+
+def _related(rows: TableRows, left_out: set[str]) -> list[str]:
+    """A line for every relation that holds in the rows looked at."""
+    frame = rows[np.unique(np.linspace(0, len(rows) - 1, RELATED_ROWS).astype(int))]
+    columns = {n: floats(v) for n, v in frame.items() if n not in left_out and is_numeric(v)}
+    if len(frame) < FEW:
+        return []
+    return [
+        f"{one.describe()} in every row; samples hold it only nearly, unless it is kept (--keep '{one.describe()}')"
+        for one in find(columns, RELATED_COLUMNS)
+    ]
 
 
 def _left_out(parts: dict[str, TableRows], name: str, place: int, told: dict[str, str], raw: Raw) -> LeftOut | None:

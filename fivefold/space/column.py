@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fivefold.errors import DataError
 from fivefold.space.dates import Dates
+from fivefold.space.relation import Relation
 from fivefold.space.written import Numbers
 
 
@@ -241,15 +242,17 @@ def multiples(values: np.ndarray, step: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A column that is not modelled and made anew in samples: it tells rows apart, or is one real number throughout.
+    """A column that is not modelled and made anew in samples: it tells rows apart, is one real number throughout, or
+    follows from others.
 
     Args:
         name: of the column.
         place: among all columns.
         start: of a running number, the first that no row has.
         alphabets: of a code, the symbols at each of its places.
-        value: of a constant, in whose dtype it comes back.
-        dtype: that dtype.
+        value: of a constant.
+        relation: by which it follows from others, rounded to multiples of `step` where that is given.
+        dtype: in which it comes back.
     """
 
     name: str
@@ -257,32 +260,53 @@ class LeftOut:
     start: int = 0
     alphabets: tuple[str, ...] = ()
     value: float | None = None
+    relation: Relation | None = None
+    step: float | None = None
     dtype: str = "int64"
 
     def describe(self) -> str:
         """What it is, in words."""
         if self.value is not None:
             return f"{self.value:g} in every row"
+        if self.relation is not None:
+            return self.relation.describe()
         return f"a code of {len(self.alphabets)} symbols" if self.alphabets else f"a running number, from {self.start}"
 
-    def check(self, values: np.ndarray) -> None:
-        """DataError where a constant is another: no model of the rest could say how probable that is."""
+    def check(self, values: np.ndarray, columns: Mapping[str, Any]) -> None:
+        """DataError where a constant or what follows is another: no model of the rest could tell its probability."""
         if self.value is not None and (wrong := values[values != self.value]).size:
             raise DataError(
                 f"column {self.name!r} was {self.value:g} in every row of the training data, got {wrong[0]}"
             )
+        if self.relation is not None:
+            given = {name: np.asarray(columns[name], np.float64) for name in self.relation.names}
+            holds = self.relation.holds({**given, self.name: np.asarray(values, np.float64)})
+            if not holds.all():
+                raise DataError(f"{self.relation.describe()} held in every row of the training data, not in these")
 
-    def make(self, n: int) -> np.ndarray:
-        """`n` new ones: the next numbers or other codes of the same form, all different; or the constant."""
+    def make(self, n: int, columns: Mapping[str, Any]) -> np.ndarray:
+        """`n` new ones: the next numbers or other codes of the same form, all different; the constant; or what follows
+        from other columns."""
+        if self.relation is not None:
+            found = self.relation.of({name: np.asarray(columns[name], np.float64) for name in self.relation.names})
+            return found if self.step is None else multiples(found, self.step)
         if self.value is not None:
             return np.full(n, self.value)
         if not self.alphabets:
             return np.arange(self.start, self.start + n)
         draw, codes = np.random.default_rng(0), dict[str, None]()
         while len(codes) < n:
-            columns = [draw.choice(list(symbols), n) for symbols in self.alphabets]
-            codes |= dict.fromkeys(map("".join, zip(*columns, strict=True)))
+            places = [draw.choice(list(symbols), n) for symbols in self.alphabets]
+            codes |= dict.fromkeys(map("".join, zip(*places, strict=True)))
         return np.array(list(codes)[:n], dtype=object)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        relation = record.get("relation")
+        if relation is not None:
+            terms = tuple((factor, tuple(names)) for factor, names in relation["terms"])
+            relation = Relation(relation["result"], terms)
+        return cls(**{**record, "alphabets": tuple(record["alphabets"]), "relation": relation})
 
 
 def _category(value: Any) -> Any:

@@ -148,7 +148,7 @@ class Space:
         return cls(
             **{**record, "shape": tuple(record["shape"])},
             columns=columns,
-            made=tuple(LeftOut(**{**one, "alphabets": tuple(one["alphabets"])}) for one in made),
+            made=tuple(map(LeftOut.from_json, made)),
             dialect=Dialect(**{**dialect, "lines": tuple(map(tuple, dialect["lines"]))}) if dialect else None,
             condition=cls.from_json(condition) if condition else None,
         )
@@ -219,8 +219,9 @@ def _encode_table(space: Space, data: Any) -> Tensor:
             raise DataError(f"expected a table of shape (N, {len(space.columns) + len(places)}), got {x.shape}")
         columns = [values for place, values in enumerate(x.T) if place not in places]
         left_out = [(one, x[:, one.place]) for one in space.made]
+    by_name = {column.name: values for column, values in zip(space.columns, columns, strict=True)}
     for one, values in left_out:
-        one.check(values)
+        one.check(values, by_name)
     encoded = [column.encode(values) for column, values in zip(space.columns, columns, strict=True)]
     return torch.from_numpy(np.stack(encoded, axis=1))
 
@@ -270,11 +271,12 @@ def _decode_audio(space: Space, x: Tensor) -> np.ndarray:
 
 def _decode_table(space: Space, x: Tensor) -> Any:
     columns = [column.decode(codes) for column, codes in zip(space.columns, x.numpy().T, strict=True)]
+    given = {c.name: v for c, v in zip(space.columns, columns, strict=True)}
     if not space.frame:
         pairs = zip(space.columns, columns, strict=True)
         plain = [v.astype(c.dtype) if c.dtype in np.sctypeDict and None not in c.categories else v for c, v in pairs]
         for one in space.made:  # in the order of their places
-            plain.insert(one.place, one.make(len(x)).astype(one.dtype))
+            plain.insert(one.place, one.make(len(x), given).astype(one.dtype))
         if any(values.dtype.kind not in "biuf" for values in plain):  # numbers stay numbers beside text
             plain = [values.astype(object) for values in plain]
         return np.stack(plain, axis=1)
@@ -290,7 +292,8 @@ def _decode_table(space: Space, x: Tensor) -> Any:
 
     frame = pd.DataFrame({c.name: series(c, v) for c, v in zip(space.columns, columns, strict=True)})
     for one in space.made:  # in the order of their places
-        frame.insert(min(one.place, len(frame.columns)), one.name, pd.Series(one.make(len(frame))).astype(one.dtype))
+        made = pd.Series(one.make(len(frame), given)).astype(one.dtype)
+        frame.insert(min(one.place, len(frame.columns)), one.name, made)
     return frame
 
 
