@@ -183,3 +183,59 @@ def test_the_bounds_of_all_categories_sum_to_nearly_1() -> None:
     truth = frame.value_counts(normalize=True)
     for (a, b), probability in zip(cells.to_numpy(), found.log_prob.exp(), strict=True):
         assert probability == pytest.approx(truth[a, b], abs=0.04)
+
+
+@pytest.mark.parametrize("step", ["D", "h", "15min", "s"])
+def test_dates_are_weeks_weekdays_and_hours(step: str) -> None:
+    """The parts are those of the calendar, and the way back is exact, whether steps are few or very many."""
+    first, last = ("2019-12-30", "2020-03-02") if step == "s" else ("2012-01-05", "2021-07-01")
+    whole = pd.date_range(first, last, freq=step)
+    when = pd.Series(whole[np.sort(RNG.choice(len(whole), 800, replace=False))])
+    if step == "15min":
+        when = when.dt.tz_localize("Europe/Berlin", ambiguous=True, nonexistent="shift_forward").dt.tz_convert("+01:00")
+        when = when.map(lambda t: t.isoformat()).astype(str)
+    space = load_data(pd.DataFrame({"when": when, "y": RNG.normal(size=800)})).space
+    lift = lift_of(space, points=False)
+    assert lift is not None
+    x = space.encode(pd.DataFrame({"when": when, "y": np.zeros(800)}))
+    y, weight = lift.up(x)
+    torch.testing.assert_close(lift.down(y)[:, 0], x[:, 0], rtol=0, atol=1e-6)
+    stamps = pd.to_datetime(when)
+    np.testing.assert_array_equal(y[:, 1], stamps.dt.day_of_week)
+    if step != "D":
+        np.testing.assert_array_equal(y[:, 2], stamps.dt.hour)
+    assert (y.min(0).values[:2] >= 0).all()
+    assert all((y[:, i] < (levels or math.inf)).all() for i, levels in enumerate(lift.inner.dim_levels))
+    # the log-determinant of the encoding is taken back: what is left is a probability of the step
+    assert torch.allclose(weight + space.log_det(x) - space.columns[1].log_det(x[:, 1]), torch.zeros(800).double())
+
+
+def test_very_many_categories_are_grouped_and_come_back_by_their_frequencies() -> None:
+    share = 1 / np.arange(1, 601) ** 1.2
+    names = np.array([f"n{i:03d}" for i in range(600)])
+    frame = pd.DataFrame({"name": RNG.choice(names, 8000, p=share / share.sum()), "y": RNG.normal(size=8000)})
+    data = load_data(frame)
+    assert any("255 most frequent are modelled apart, the others, " in note for note in data.notes)
+    for points in (False, True):
+        lift = lift_of(data.space, points)
+        assert lift is not None
+        assert lift.inner.dims == (257 if points else 2)
+    x = data.space.encode(frame)
+    lift = lift_of(data.space, points=False)
+    assert lift is not None
+    y, weight = lift.up(x)
+    rare = y[:, 0] == 255
+    back = lift.down(y)
+    assert torch.equal(back[~rare], x[~rare])
+    assert (lift.up(back)[0][rare, 0] == 255).all()
+    # the group's shares are one law: over its members exp(-weight) sums to 1
+    everything = torch.stack(
+        [
+            torch.arange(float(len(data.space.columns[0].categories))),
+            torch.zeros(1)[0].expand(len(data.space.columns[0].categories)),
+        ],
+        1,
+    )
+    y, weight = lift.up(everything)
+    assert float(weight[y[:, 0] == 255].exp().sum()) == pytest.approx(1)
+    assert (weight[y[:, 0] < 255] == 0).all()

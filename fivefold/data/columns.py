@@ -27,6 +27,7 @@ REPEATS = 0.95  # share of different values below which rounding shows
 ATOM = 0.02  # share of the rows
 OUTSTANDING = 10.0  # times what other values have
 MOST_ATOMS = 8
+MOST_CATEGORIES = 256  # that are modelled apart
 FAR = 100.0  # deviations from the middle, of a Gaussian with the same quartiles
 DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}")
 KINDS = ("real", "integer", "category", "ordered", "date", "identifier", "drop")
@@ -143,7 +144,7 @@ def _date(name: str, values: pd.Series, train: pd.Series, notes: list[str], told
         )
     steps, known = (pd.Series(dates.numbers(one), name=name) for one in (values, train))
     column = _integer(name, steps, known, notes)
-    return replace(column, dtype=str(values.dtype), dates=dates)
+    return replace(column, dtype=str(values.dtype), dates=dates, span=(float(steps.min()), float(steps.max())))
 
 
 def _real(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:
@@ -282,7 +283,26 @@ def _category(name: str, values: pd.Series, train: pd.Series, notes: list[str]) 
     odd = [value for value in map(_plain, known) if not isinstance(value, str | int | float | None)]
     if odd:
         raise DataError(f"column {name!r} has categories of type {type(odd[0]).__name__}: turn them into text")
-    return Column(name, "categorical", kind, levels=len(known), categories=tuple(map(_plain, known)))
+    column = Column(name, "categorical", kind, levels=len(known), categories=tuple(map(_plain, known)))
+    return column if kind == "ordered category" else replace(column, rare=_rare(column, train, notes))
+
+
+def _rare(column: Column, train: pd.Series, notes: list[str]) -> tuple[float, ...]:
+    """The share of each category of the group of rare ones, where there are very many; 0 for the others."""
+    if len(column.categories) <= MOST_CATEGORIES:
+        return ()
+    place = {category: i for i, category in enumerate(column.categories)}
+    counts = np.zeros(len(place))
+    for value, count in train.value_counts(dropna=False).items():
+        counts[place[None if pd.isna(value) else _plain(value)]] += count
+    apart = np.argsort(-counts, kind="stable")[: MOST_CATEGORIES - 1]
+    shares = counts + 1  # so that none is impossible
+    shares[apart] = 0
+    notes.append(
+        f"column {column.name!r} has {len(place):,} categories: the {len(apart)} most frequent are modelled apart, the "
+        f"others, {counts[shares > 0].sum() / counts.sum():.0%} of the rows, as one, and drawn by their frequencies"
+    )
+    return tuple((shares / shares.sum()).tolist())
 
 
 def _text(name: str, values: pd.Series, train: pd.Series, notes: list[str]) -> Column:

@@ -30,8 +30,9 @@ class Column:
     `atoms` are values of a real column that have a probability of their own: there a likelihood is a probability and
     elsewhere a density. With `missing` a number may be missing: its code is NaN, and it too has a probability. With
     `cells` the density at a value is the mean over the `step` around it.
+    Of very many categories `rare` has the training share of each that is modelled as one of a group, 0 for others.
     `dtype` is the NumPy or pandas dtype in which samples come back, `written` how a file had its numbers.
-    `dates`: the numbers are steps since 1970 of dates so written.
+    `dates`: the numbers are steps since 1970 of dates so written, from the first to the last of `span`.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Column:
     cells: bool = False
     atoms: tuple[float, ...] = ()
     missing: bool = False
+    rare: tuple[float, ...] = ()
+    span: tuple[float, float] = (0.0, 0.0)
 
     @property
     def mixed(self) -> bool:
@@ -223,7 +226,7 @@ class Column:
     def from_json(cls, record: dict[str, Any]) -> Self:
         written, dates = record.get("written"), record.get("dates")
         parts = {"written": Numbers(**written) if written else None, "dates": Dates(**dates) if dates else None}
-        lists = {name: tuple(record.get(name, ())) for name in ("categories", "atoms")}
+        lists = {name: tuple(record[name]) for name in ("categories", "atoms", "rare", "span")}
         return cls(**{**record, **lists, **parts})
 
 

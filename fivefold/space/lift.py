@@ -1,12 +1,15 @@
 """Lift: the columns of a table as networks can model them, some as more dimensions than one.
 
-What no density and no order is right for gets dimensions of its own, drawn at random given the column's value:
+What no density and no order is right for gets dimensions of its own, drawn at random given the column's value where
+they are more than the value tells:
 
 | column                             | dimensions                                                              |
 |------------------------------------|-------------------------------------------------------------------------|
 | numbers of which some are missing, | which it is: a number, or one of those; and the number, where there is  |
 | or real with values that repeat    | none noise: standard normal, or any of an integer's levels              |
 | real, rounded to a step            | itself, with uniform noise in the cell of that step                     |
+| dates, by the day or finer         | week, weekday, and the hour and what is left of it                      |
+| categories, very many              | a category, of which one stands for all that are rare                   |
 | categories without order, where    | a point in as many dimensions as there are categories, Gaussian about a |
 | a system takes examples as points  | corner of a simplex, of which the category's own is the largest         |
 
@@ -20,9 +23,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fivefold.space.column import Column
 from fivefold.space.space import Space
@@ -30,7 +37,24 @@ from fivefold.space.space import Space
 GAP = 2.0  # between the mean of a category's own dimension and of the others, whose deviation is SPREAD
 SPREAD = 0.5
 FEWEST = 3  # categories that have an order to be rid of
-MOST_POINTS = 256  # dimensions of a column's categories; of more, the codes stay as they are
+DAY, WEEK = 86400, 7 * 86400  # seconds
+MONDAY = 3  # days before 1970
+FEWEST_WEEKS = 4
+
+
+class Part(Protocol):
+    """What one column becomes: `columns`, of which `trivial` says whether they are the column as it is."""
+
+    columns: list[Column]
+    trivial: bool
+
+    def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Codes `(B,)` as drawn points `(B, width)`, and -ln q of the draw, nats `(B,)`."""
+        ...
+
+    def down(self, y: Tensor) -> Tensor:
+        """The codes that points tell."""
+        ...
 
 
 class Lift:
@@ -43,9 +67,10 @@ class Lift:
 
     def __init__(self, outer: Space, points: bool) -> None:
         self.outer = outer
-        self.columns = [_lifted(column, points) for column in outer.columns]
-        self.widths = [len(made) for made in self.columns]
-        made = tuple(column for group in self.columns for column in group)
+        self.parts = [_part(column, points) for column in outer.columns]
+        self.widths = [len(part.columns) for part in self.parts]
+        self.trivial = all(part.trivial for part in self.parts)
+        made = tuple(column for part in self.parts for column in part.columns)
         counts = {column.levels for column in made}
         self.inner = replace(
             outer, shape=(len(made),), columns=made, levels=counts.pop() if len(counts) == 1 else None, lifted=True,
@@ -55,34 +80,15 @@ class Lift:
     def up(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encoded examples `(B, D)` as drawn points `(B, inner D)`, and -ln q of the draw, nats `(B,)` float64."""
         found, weight = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for i, (column, made) in enumerate(zip(self.outer.columns, self.columns, strict=True)):
-            codes = x[:, i]
-            term: Tensor | float
-            if column.kind == "categorical" and len(made) > 1:
-                y, term = _corner(codes, len(made))
-            else:
-                y, term = _number(codes, column)
+        for part, codes in zip(self.parts, x.unbind(1), strict=True):
+            y, term = part.up(codes)
             found.append(y)
             weight = weight + term
         return torch.cat(found, 1), weight
 
     def down(self, y: Tensor) -> Tensor:
         """The encoded examples `(B, D)` that points `(B, inner D)` tell, as `outer` encodes them."""
-        found = []
-        parts = zip(self.outer.columns, self.columns, y.split(self.widths, 1), strict=True)
-        for column, made, part in parts:
-            if column.kind == "categorical":
-                found.append(part.argmax(1).float() if len(made) > 1 else part[:, 0])
-                continue
-            codes = part[:, -1]
-            if column.step is not None or column.low is not None:
-                codes = torch.from_numpy(column.standing(codes.detach().cpu().numpy())).to(codes.device)
-            if column.mixed:
-                special = [*column.atom_codes.tolist(), *([math.nan] if column.missing else [])]
-                for which, code in enumerate(special, 1):
-                    codes = torch.where(part[:, 0] == which, code, codes)
-            found.append(codes)
-        return torch.stack(found, 1)
+        return torch.stack([p.down(each) for p, each in zip(self.parts, y.split(self.widths, 1), strict=True)], 1)
 
     def known(self, mask: Tensor) -> Tensor:
         """A mask of `outer`'s dimensions `(B, D)` or `(D,)` as one of `inner`'s."""
@@ -94,54 +100,174 @@ def lift_of(space: Space, points: bool) -> Lift | None:
     if space.kind != "table" or space.lifted:
         return None
     lift = Lift(space, points)
-    return lift if any(c.cells for c in space.columns) or lift.inner.dims > space.dims else None
+    return None if lift.trivial else lift
 
 
-def _lifted(column: Column, points: bool) -> list[Column]:
-    levels = column.levels or 0
+def _part(column: Column, points: bool) -> Part:
     if column.kind == "categorical":
-        if not points or column.dtype.startswith("ordered") or not FEWEST <= levels <= MOST_POINTS:
-            return [column]
-        return [Column(f"{column.name} {value}") for value in column.categories]
-    number = Column(column.name, column.kind, levels=column.levels)
-    if not column.mixed:
-        return [number]
-    states = ("number", *map(str, column.atoms), *(["missing"] if column.missing else []))
-    return [Column(f"{column.name} is", "categorical", "str", levels=len(states), categories=states), number]
+        kept = len(column.categories) - sum(share > 0 for share in column.rare) + bool(column.rare)
+        corners = points and kept >= FEWEST and not column.dtype.startswith("ordered")
+        plain: Part = Corners(column, kept) if corners else Plain(column, kept)
+        return Grouped(column, plain) if column.rare else plain
+    if column.dates is not None and not column.missing and Calendar.fits(column):
+        return Calendar(column)
+    return Number(column)
 
 
-def _number(codes: Tensor, column: Column) -> tuple[Tensor, Tensor | float]:
-    """What a number is, where it is not always one, and the number; -ln q."""
-    term: Tensor | float = 0.0
-    number = codes
-    if column.cells:
-        number, term = column.noisy(codes)
-    if not column.mixed:
-        return number[:, None], term
-    which = column.which(codes)
-    plain = which == 0
-    if column.kind == "real":
-        noise = torch.randn_like(codes)
-        entropy = 0.5 * (noise.double().square() + math.log(2 * math.pi))
-    else:
-        assert column.levels is not None
-        noise = (torch.rand_like(codes) * column.levels).floor().clamp(max=column.levels - 1)
-        entropy = torch.full_like(noise, math.log(column.levels), dtype=torch.float64)
-    return torch.stack([which, torch.where(plain, number, noise)], 1), torch.where(plain, term, entropy)
+class Plain:
+    """A category as it is."""
+
+    def __init__(self, column: Column, levels: int) -> None:
+        self.columns = [replace(column, levels=levels, rare=())]
+        self.trivial = True
+
+    def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
+        return codes[:, None], 0.0
+
+    def down(self, y: Tensor) -> Tensor:
+        return y[:, 0]
 
 
-# --- categories as points ---------------------------------------------------------------------------
+class Number:
+    """Which it is, where it is not always a number, and the number."""
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        number = Column(column.name, column.kind, levels=column.levels)
+        states = ("number", *map(str, column.atoms), *(["missing"] if column.missing else []))
+        which = Column(f"{column.name} is", "categorical", "str", levels=len(states), categories=states)
+        self.columns = [which, number] if column.mixed else [number]
+        self.trivial = not (column.mixed or column.cells)
+
+    def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
+        column = self.column
+        number, term = column.noisy(codes) if column.cells else (codes, 0.0)
+        if not column.mixed:
+            return number[:, None], term
+        which = column.which(codes)
+        plain = which == 0
+        if column.kind == "real":
+            noise = torch.randn_like(codes)
+            entropy = 0.5 * (noise.double().square() + math.log(2 * math.pi))
+        else:
+            assert column.levels is not None
+            noise = (torch.rand_like(codes) * column.levels).floor().clamp(max=column.levels - 1)
+            entropy = torch.full_like(noise, math.log(column.levels), dtype=torch.float64)
+        return torch.stack([which, torch.where(plain, number, noise)], 1), torch.where(plain, term, entropy)
+
+    def down(self, y: Tensor) -> Tensor:
+        column, codes = self.column, y[:, -1]
+        if column.step is not None or column.low is not None:
+            codes = torch.from_numpy(column.standing(codes.detach().cpu().numpy())).to(codes.device)
+        if column.mixed:
+            special = [*column.atom_codes.tolist(), *([math.nan] if column.missing else [])]
+            for which, code in enumerate(special, 1):
+                codes = torch.where(y[:, 0] == which, code, codes)
+        return codes
 
 
-def _corner(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Points `(B, count)` about the corners of their categories, drawn again until the own dimension is the largest."""
-    own = torch.nn.functional.one_hot(codes.long(), count).to(codes.dtype)
-    mean = GAP * (own - 1 / count)
-    y = mean + SPREAD * torch.randn_like(own)
-    while (wrong := y.argmax(1) != codes).any():
-        y[wrong] = mean[wrong] + SPREAD * torch.randn_like(mean[wrong])
-    squares = ((y - mean) / SPREAD).double().square().sum(1)
-    return y, 0.5 * squares + count * (math.log(SPREAD) + 0.5 * math.log(2 * math.pi)) + _log_share(count)
+class Calendar:
+    """A date as its week and weekday, the hour where it has one, and what is left of the hour: whole numbers all."""
+
+    def __init__(self, column: Column) -> None:
+        assert column.dates is not None
+        self.column, self.trivial = column, False
+        step = round(column.dates.step)
+        self.offset = column.dates.seconds + MONDAY * DAY
+        units = [WEEK, DAY, *([3600] if step <= 3600 else []), *([step] if step < 3600 else [])]
+        low, high = _span(column)
+        self.first = int((low * step + self.offset) // WEEK)
+        weeks = int((high * step + self.offset) // WEEK) - self.first + 1
+        counts = [weeks, *(above // below for above, below in pairwise(units))]
+        self.units = units
+        names = ("week", "weekday", "hour", "rest")
+        self.columns = [
+            Column(f"{column.name} {name}", "categorical" if name == "weekday" else "integer", "int64", levels=count,
+                   categories=tuple(range(count)) if name == "weekday" else ())
+            for name, count in zip(names, counts, strict=False)
+        ]  # fmt: skip
+
+    @staticmethod
+    def fits(column: Column) -> bool:
+        """Whether it spans some weeks by days, hours or parts of hours."""
+        assert column.dates is not None
+        step = column.dates.step
+        low, high = _span(column)
+        whole = step == DAY or (1 <= step <= 3600 and 3600 % step == 0)
+        return whole and (high - low) * step >= FEWEST_WEEKS * WEEK
+
+    def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
+        assert self.column.dates is not None
+        steps = torch.from_numpy(np.rint(self.column.decode(codes.cpu().numpy())).astype(np.int64))
+        rest = steps * round(self.column.dates.step) + self.offset - self.first * WEEK
+        found = []
+        for unit in self.units:
+            found.append(rest // unit)
+            rest = rest % unit
+        term = math.log(self.column.scale) if self.column.kind == "real" else 0.0  # a probability, not a density
+        return torch.stack(found, 1).to(codes), term
+
+    def down(self, y: Tensor) -> Tensor:
+        assert self.column.dates is not None
+        units = torch.tensor(self.units, dtype=torch.float64, device=y.device)
+        seconds = (y.double() * units).sum(1) - self.offset + self.first * WEEK
+        low, high = _span(self.column)
+        steps = (seconds / round(self.column.dates.step)).round().clamp(low, high)
+        return ((steps - self.column.location) / (self.column.scale if self.column.kind == "real" else 1)).float()
+
+
+def _span(column: Column) -> tuple[float, float]:
+    """The first and the last of a column of dates, in its steps."""
+    if column.kind == "integer":
+        return column.location, column.location + (column.levels or 1) - 1
+    return column.span
+
+
+class Grouped:
+    """A category, the rare ones as one; which of these it is has the share of each in the training data."""
+
+    def __init__(self, column: Column, inner: Part) -> None:
+        self.inner, self.columns, self.trivial = inner, inner.columns, False
+        shares = torch.tensor(column.rare, dtype=torch.float64, device="cpu")
+        self.rare = (shares > 0).nonzero()[:, 0]
+        self.shares = shares[self.rare] / shares.sum()
+        self.kept = (shares == 0).nonzero()[:, 0]
+        self.to = torch.full((len(shares),), float(len(self.kept)), device="cpu")
+        self.to[self.kept] = torch.arange(float(len(self.kept)), device="cpu")
+        self.nats = torch.zeros(len(shares), dtype=torch.float64, device="cpu")
+        self.nats[self.rare] = self.shares.log()
+
+    def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
+        y, term = self.inner.up(self.to.to(codes.device)[codes.long()])
+        return y, term + self.nats.to(codes.device)[codes.long()]
+
+    def down(self, y: Tensor) -> Tensor:
+        group = self.inner.down(y).long().cpu()
+        drawn = self.rare[torch.multinomial(self.shares, len(group), replacement=True)]
+        own = self.kept[group.clamp(max=len(self.kept) - 1)]
+        return torch.where(group == len(self.kept), drawn, own).to(y)
+
+
+class Corners:
+    """A category as a point about its corner, of which its own dimension is the largest."""
+
+    def __init__(self, column: Column, count: int) -> None:
+        names = [str(value) for value in column.categories] if not column.rare else [str(i) for i in range(count)]
+        self.columns = [Column(f"{column.name} {name}") for name in names]
+        self.count, self.trivial = count, False
+
+    def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
+        own = F.one_hot(codes.long(), self.count).to(codes.dtype)
+        mean = GAP * (own - 1 / self.count)
+        y = mean + SPREAD * torch.randn_like(own)
+        while (wrong := y.argmax(1) != codes).any():
+            y[wrong] = mean[wrong] + SPREAD * torch.randn_like(mean[wrong])
+        squares = ((y - mean) / SPREAD).double().square().sum(1)
+        constant = self.count * (math.log(SPREAD) + 0.5 * math.log(2 * math.pi)) + _log_share(self.count)
+        return y, 0.5 * squares + constant
+
+    def down(self, y: Tensor) -> Tensor:
+        return y.argmax(1).to(y)
 
 
 @cache
