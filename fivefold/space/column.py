@@ -23,8 +23,8 @@ class Column:
     """One column of a table.
 
     `kind` is "real", "integer" or "categorical". Real: encoded as (value - location) / scale of the value, of its
-    logarithm or of the inverse hyperbolic sine of (value - middle) / unit, as `curve` says; samples are at least `low`
-    where that is given, and whole multiples of `step`. Integer: encoded as value - location, in {0..levels-1}.
+    logarithm or of the inverse hyperbolic sine of (value - middle) / unit, as `curve` says; samples are from `low` to
+    `high` where these are given, and whole multiples of `step`. Integer: encoded as value - location, in {0..levels-1}.
     Categorical: index into `categories`.
 
     `atoms` are values of a real column that have a probability of their own: there a likelihood is a probability and
@@ -48,6 +48,7 @@ class Column:
     middle: float = 0.0
     unit: float = 1.0
     low: float | None = field(default=None, compare=False)
+    high: float | None = field(default=None, compare=False)
     step: float | None = field(default=None, compare=False)
     cells: bool = False
     atoms: tuple[float, ...] = ()
@@ -220,6 +221,7 @@ class Column:
             values = _NUMPY_BACK[self.curve](codes.astype(np.float64) * self.scale + self.location)
             values = np.clip(values * self.unit + self.middle, -LARGEST, LARGEST)
         values = values if self.low is None else np.maximum(values, self.low)
+        values = values if self.high is None else np.minimum(values, self.high)
         return values if self.step is None else multiples(values, self.step)
 
     @classmethod

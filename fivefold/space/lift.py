@@ -157,7 +157,7 @@ class Number:
 
     def down(self, y: Tensor) -> Tensor:
         column, codes = self.column, y[:, -1]
-        if column.step is not None or column.low is not None:
+        if column.step is not None or column.low is not None or column.high is not None:
             codes = torch.from_numpy(column.standing(codes.detach().cpu().numpy())).to(codes.device)
         if column.mixed:
             special = [*column.atom_codes.tolist(), *([math.nan] if column.missing else [])]
