@@ -76,7 +76,10 @@ def evaluate(directory: str, data: str | None, features: str, as_json: bool, tru
     from fivefold.run import Run
 
     run = Run.open(directory, trust=trust)
-    loaded = run.load_data() if data is None else load_data(data, **{**run.record["data"]["arguments"], "test": None})
+    other = {**run.record["data"]["arguments"], "test": None}
+    if vocabulary := run.record["space"].get("vocabulary"):
+        other["vocabulary"] = vocabulary  # other text in the model's own tokens
+    loaded = run.load_data() if data is None else load_data(data, **other)
     row = measure(directory, loaded, features=named_features(features, loaded), trust=trust)
     click.echo(json.dumps(row, indent=1) if as_json else show_row(row))
 

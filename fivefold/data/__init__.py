@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fivefold.data.embedded import EMBEDDED
 from fivefold.data.raw import Options, Raw, with_test
 from fivefold.data.splits import Data, Split
 from fivefold.errors import DataError
-from fivefold.space import Space
+from fivefold.space import Space, Vocabulary
 
 __all__ = ["EMBEDDED", "Data", "DataError", "Split", "load_data", "load_examples"]
 
@@ -37,6 +37,7 @@ def load_data(
     field: str | None = None,
     rate: int | None = None,
     trim: bool = False,
+    vocabulary: str | Vocabulary | None = None,
 ) -> Data:
     """A data set in three splits, its Space fitted on the training split; everything inferred is in its notes.
 
@@ -49,7 +50,7 @@ def load_data(
         condition: column, several ("sex,age"), or "label", that models are conditioned on.
         test: a source of the same kind whose examples are the test split.
         size: images are scaled and cropped to this height and width (one number: a square).
-        length: characters of a text window (64), samples of a sound window (1024).
+        length: characters (bytes, tokens) of a text window (64), samples of a sound window (1024).
         missing: rows with missing numbers: "refuse" them, or "drop" them.
         split_seed: seed of the random split.
         read: how a text file of rows is written, where that is told wrongly: "sep=;,decimal=,", also thousands,
@@ -60,6 +61,8 @@ def load_data(
         field: of JSON lines and Parquet, which holds the text; Parquet is a table otherwise.
         rate: samples a second that sound is resampled to; the commonest of the files' own unless given.
         trim: of sound, what is 60 dB below the loudest at both ends is cut off.
+        vocabulary: what text is made of: "characters" (the alphabet of all parts), "bytes" (of UTF-8), "bpe" or
+            "bpe:512", so many tokens of several bytes learnt on the training text; or that of a trained model's Space.
         skip_bad: files of images or sound that cannot be read are left out, and named in the notes.
 
     Raises:
@@ -71,7 +74,10 @@ def load_data(
         if isinstance(value, int) and value < 1:
             raise DataError(f"{name} is at least 1, got {value}")
     size = tuple(size) if isinstance(size, list) else size  # as it comes back from JSON
-    options = Options(condition, size, length, missing, split_seed, read, crop, skip_bad, columns, field, rate, trim)
+    vocabulary = Vocabulary.from_json(vocabulary) if isinstance(vocabulary, dict) else vocabulary
+    options = Options(
+        condition, size, length, missing, split_seed, read, crop, skip_bad, columns, field, rate, trim, vocabulary
+    )
     try:
         raw = read_raw(source, options)
         if test is not None:
@@ -81,10 +87,21 @@ def load_data(
     named = isinstance(source, str | Path)
     given = {"condition": condition, "test": test, "size": size, "length": length, "missing": missing, "read": read}
     given |= {"crop": crop, "skip_bad": skip_bad, "columns": columns, "field": field}
-    given |= {"rate": rate, "trim": trim}
+    given |= {"rate": rate, "trim": trim, "vocabulary": vocabulary}
     arguments = {**given, "split_seed": split_seed} if named and isinstance(test, str | Path | None) else {}
     data = assemble(raw, options, Path(source).stem if named else "data", str(source) if named else "")
-    return replace(data, arguments={k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()})
+    return replace(data, arguments={name: _plain(value) for name, value in arguments.items()})
+
+
+def _plain(argument: Any) -> Any:
+    """As JSON holds it, and `load_data` takes it back."""
+    return (
+        asdict(argument)
+        if isinstance(argument, Vocabulary)
+        else str(argument)
+        if isinstance(argument, Path)
+        else argument
+    )
 
 
 def load_examples(source: Any, space: Space, **arguments: Any) -> Split:
@@ -96,8 +113,15 @@ def load_examples(source: Any, space: Space, **arguments: Any) -> Split:
         arguments: those `load_data` was called with for the training data.
     """
     known = {f.name for f in fields(Options)}
-    options = Options(**{key: value for key, value in arguments.items() if key in known} | {"rate": space.rate})
+    given = {key: value for key, value in arguments.items() if key in known}
+    options = as_trained(Options(**given), space)
     return encode_all(read_raw(source, options), options, space)
+
+
+def as_trained(options: Options, space: Space) -> Options:
+    """For other examples of a Space: text and sound in its windows, at its rate, in its vocabulary."""
+    length = space.shape[0] if space.kind in ("text", "audio") else None
+    return replace(options, length=length, rate=space.rate, vocabulary=space.vocabulary)
 
 
 def read_raw(source: Any, options: Options) -> Raw:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fivefold.errors import DataError
+from fivefold.space import Vocabulary
 from fivefold.space.written import Dialect, Numbers
 
 PARTS = ("train", "valid", "test")
@@ -99,6 +100,7 @@ class Options:
     field: str | None = None
     rate: int | None = None
     trim: bool = False
+    vocabulary: str | Vocabulary | None = None
 
 
 @dataclass
