@@ -13,7 +13,7 @@ import pandas as pd
 from fivefold.data import arrays, dialect, folders, hub, tables, text
 from fivefold.data.build import assemble, encode_all
 from fivefold.data.embedded import EMBEDDED
-from fivefold.data.raw import Options, Raw, with_test
+from fivefold.data.raw import Options, Raw, read_parts
 from fivefold.data.splits import Data, Split
 from fivefold.errors import DataError
 from fivefold.space import Space, Vocabulary
@@ -79,9 +79,8 @@ def load_data(
         condition, size, length, missing, split_seed, read, crop, skip_bad, columns, field, rate, trim, vocabulary
     )
     try:
-        raw = read_raw(source, options)
-        if test is not None:
-            raw = with_test(raw, read_raw(test, replace(options, rate=raw.facts.get("rate", rate))))
+        sources = {"train": source} if test is None else {"train": source, "test": test}
+        raw = read_parts(sources, read_raw, options)
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     named = isinstance(source, str | Path)

@@ -119,7 +119,8 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
         rows = {part: tables.flat(raw.parts[part].rows) for part in PARTS}
         raw.parts = {part: Part(replace(rows[part], hidden=tuple(names)), labels[part]) for part in PARTS}
         given = {part: pd.DataFrame({one: rows[part].column(one) for one in names}) for part in PARTS}
-    elif name == "label" and has_labels:
+    elif name in ("label", raw.facts.get("label")) and has_labels:
+        names = ["label"]
         given = {part: pd.DataFrame({"label": values}) for part, values in labels.items()}
     else:
         choices = ", ".join([*columns, *(["label"] if has_labels else [])])

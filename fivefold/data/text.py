@@ -183,9 +183,8 @@ def _joined(documents: list[np.ndarray], options: Options) -> Raw:
     at most four, so that no text is left out which has enough of them.
     """
     length = options.length or _usual_length([len(document) for document in documents])
-    if _size(options.vocabulary) is not None:
-        length = max(length // 4, 1)
-    windows = _windows(documents, length)
+    block = length if _size(options.vocabulary) is None else max(length // 4, 1)
+    windows = _windows(documents, block)
     kept = windows.bounds
     if len(windows) < 3:
         longest = max(map(len, documents), default=0)
