@@ -15,6 +15,7 @@ from fivefold.data.raw import PARTS
 from fivefold.errors import DataError
 from fivefold.evaluation.bits import bits
 from fivefold.evaluation.evaluate import density
+from fivefold.evaluation.score import frame_of, score_examples
 from fivefold.report import pairs
 from fivefold.report.columns import density_column
 from fivefold.space import Space, Vocabulary
@@ -125,6 +126,17 @@ def test_bits_per_character_are_the_same_in_characters_and_in_bytes():
     assert as_bytes.space.levels == 256
     table = [{"status": "ok", "label": "a", "density": row} for row in rows]
     assert density_column(table).title == "Bits per character"
+
+
+def test_scores_are_in_bits_per_character():
+    data = load_data([GERMAN], vocabulary="bytes")
+    system = Marginal(data.space).learn(data)
+    found = score_examples(system, data.test)
+    row, each = density(system, data), 1 / math.log(2) / found.units
+    assert row["bits_per_dim"] == pytest.approx(float((-found.log_prob).sum() / found.units.sum() / math.log(2)))
+    frame = frame_of(system, found)
+    assert np.allclose(frame["bits_per_character"], -frame["log_prob_nats"] * each.numpy())
+    assert len(set(found.units.tolist())) > 1
 
 
 def test_bits_are_divided_by_characters_not_by_bytes():
