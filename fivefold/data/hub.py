@@ -53,7 +53,7 @@ def _from_sets(parts: dict[str, Any], options: Options, where: str) -> Raw:
     only = len(strings) == 1 and len(features) - len(_of_kind(features, "ClassLabel")) == 1
     if options.field or (only and not pictures and not sounds):
         key = options.field or strings[0]
-        raw = read_parts(parts, lambda one, options: text.from_strings(one[key], options), options)
+        raw = read_parts(parts, partial(_texts, key=key, where=where), options)
         return _with_unused(raw, features, key)
     if pictures or sounds:
         key, label = (pictures or sounds)[0], _label(features, options.condition, (pictures or sounds)[0])
@@ -104,6 +104,10 @@ def _images(one: Any, options: Options, key: str, label: str | None) -> Raw:
     rows = HubImages(one, key, options.size, options.crop)
     layout = "HW" if rows[np.array([0])].ndim == 3 else "HWC"
     return Raw("image", {"train": Part(rows, _labels(one, label))}, facts={"layout": layout, "levels": 256})
+
+
+def _texts(one: Any, options: Options, key: str, where: str) -> Raw:
+    return text.from_field(pd.DataFrame({key: one[key]}), replace(options, field=key), where)
 
 
 def _sounds(one: Any, options: Options, key: str, label: str | None) -> Raw:

@@ -147,17 +147,24 @@ def read_lines(path: Path, options: Options) -> Raw:
 
 
 def from_field(frame: pd.DataFrame, options: Options, where: str) -> Raw:
-    """The texts of a DataFrame's one field of text, or of that which the user names."""
-    fields = [str(name) for name in frame if frame[name].map(lambda value: isinstance(value, str)).all()]
+    """The texts of a DataFrame's one field of text, or of that which the user names; missing ones are left out."""
+    given = {str(name): column.dropna() for name, column in frame.items()}
+    fields = [n for n, column in given.items() if len(column) and column.map(lambda v: isinstance(v, str)).all()]
     name = options.field or (fields[0] if len(fields) == 1 else None)
     if name is None or name not in fields:
         asked = f"no field {name!r} of text" if name else "it is not clear which field is the text"
         raise DataError(f"{where}: {asked}; name one with field (--field): {', '.join(fields) or 'there is none'}")
-    return from_strings(frame[name], options)
+    raw = from_strings(given[name], options)
+    if lacking := len(frame) - len(given[name]):
+        raw.notes.append(f"{lacking:,} of {len(frame):,} rows have no {name}: left out")
+    return raw
 
 
 def _points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    try:
+        return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    except UnicodeEncodeError as error:
+        raise DataError(f"a text holds {text[error.start]!r}, which is half of a character: remove it") from error
 
 
 def _usual_length(lengths: list[int]) -> int:

@@ -6,7 +6,7 @@
 |       | of 5 classes or more, otherwise one that tells how an image was turned or spoilt       |
 | table | at most 64 random Fourier features of its columns at several scales; fewer of small     |
 |       | tables, since a Fréchet distance needs more examples than features                     |
-| text  | 64 principal components of the frequencies of runs of 1 to 3 characters                 |
+| text  | 64 principal components of the frequencies of runs of 1 to 3 symbols                    |
 | audio | 64 principal components of log-spectra, their mean and spread over time                 |
 
 All are centred and then scaled by one number, so that on the training data their variance is 1 on
