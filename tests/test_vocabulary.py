@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fivefold.apps.compress import _check_whole
 from fivefold.data import load_data, load_examples
 from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
@@ -177,6 +178,13 @@ def test_samples_are_strings_and_the_baseline_fits(learnt):
     assert all(isinstance(text, str) for text in Marginal(data.space).learn(data).sample(3, seed=0))
     base = IndependentDims(data.space, data.train.x)
     assert len(data.space.decode(base.sample(2, seed=0))) == 2
+
+
+def test_only_whole_characters_are_compressed():
+    space = Space("text", (2,), levels=256, vocabulary=Vocabulary())
+    _check_whole(space, torch.tensor([[0x61, 0x62], [0xC3, 0xA9]]), "a.txt")
+    with pytest.raises(DataError, match=r"a window of a\.txt begins or ends within a character"):
+        _check_whole(space, torch.tensor([[0x61, 0xC3]]), "a.txt")
 
 
 @pytest.mark.parametrize(

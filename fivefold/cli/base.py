@@ -47,7 +47,7 @@ def data_options() -> list[click.Option]:
         click.Option(["--vocabulary"], help="What text is made of: characters, bytes, bpe or bpe:512 (tokens)."),
         click.Option(["--read"], help="How a text file of rows is written: 'sep=;,decimal=,'."),
         click.Option(["--columns"], help="What columns are: 'zip=category,income=real,id=drop'."),
-        click.Option(["--field"], help="Field of JSON lines or Parquet that holds the text."),
+        click.Option(["--field"], help="Field of JSON lines, Parquet or the hub that holds the text."),
         click.Option(["--rate"], type=int, help="Samples a second that sound is resampled to."),
         click.Option(["--trim"], is_flag=True, default=None, help="Cut off silence at both ends of sound."),
         click.Option(["--missing"], type=click.Choice(["refuse", "drop"]), help="Rows with missing numbers."),

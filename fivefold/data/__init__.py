@@ -58,7 +58,7 @@ def load_data(
         crop: of images only a square of so many pixels round the centre is taken, before they are scaled.
         columns: what columns of a table are, where that is told wrongly: "zip=category,income=real"; real, integer,
             category, ordered, identifier (made anew in samples) or drop.
-        field: of JSON lines and Parquet, which holds the text; Parquet is a table otherwise.
+        field: of JSON lines, Parquet and the hub, which holds the text; Parquet is a table otherwise.
         rate: samples a second that sound is resampled to; the commonest of the files' own unless given.
         trim: of sound, what is 60 dB below the loudest at both ends is cut off.
         vocabulary: what text is made of: "characters" (the alphabet of all parts), "bytes" (of UTF-8), "bpe" or
