@@ -83,9 +83,12 @@ def test_train_resume_sample_score_evaluate(trained, tmp_path):
         assert archive["x"].shape == (4, 8, 8)
     assert "exact" in run("score", trained, "--out", tmp_path / "scores.csv")
     frame = pd.read_csv(tmp_path / "scores.csv")
-    assert list(frame.columns) == ["log_prob_nats", "bits_per_dim", "kind", "standard_error"]
+    assert list(frame.columns) == ["log_prob_nats", "bits_per_dim", "kind", "standard_error", "rank"]
     assert np.allclose(frame["bits_per_dim"], -frame["log_prob_nats"] / 64 / np.log(2))
-    run("score", trained, "--out", tmp_path / "scores.parquet")
+    assert frame["rank"].sort_values().tolist() == list(range(1, len(frame) + 1))
+    said = run("score", trained, "--by", "typicality", "--against", _shifted(tmp_path), "--out", tmp_path / "s.parquet")
+    assert "ranked by typicality" in said
+    assert "area under the ROC curve" in said
     row = json.loads(run("evaluate", trained, "--json"))
     assert row["density"]["bits_per_dim"] == pytest.approx(frame["bits_per_dim"].mean(), rel=1e-3)
     assert "other data" in run("score", trained, "--data", _shifted(tmp_path), "--out", tmp_path / "other.csv")

@@ -74,6 +74,15 @@ def test_folders_json_lines_and_fields(tmp_path: Path) -> None:
         load_data(tmp_path / "b.jsonl", length=10)
     with pytest.raises(DataError, match="no field 'body' of text"):
         load_data(tmp_path / "b.jsonl", length=10, field="body")
+    gaps = [{"text": None}, *rows, {"text": None}]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gaps))
+    pd.DataFrame(gaps).to_parquet(tmp_path / "d.parquet")
+    for name in ("d.jsonl", "d.parquet"):
+        data = load_data(tmp_path / name, length=10, field="text")
+        check(data, 10)
+        assert "2 of 28 rows have no text: left out" in data.notes
+    with pytest.raises(DataError, match=r"'\\ud800', which is half of a character"):
+        load_data(["\ud800" * 99])
     (tmp_path / "c.jsonl").write_text("not json\n")
     with pytest.raises(DataError, match="cannot be read as JSON lines"):
         load_data(tmp_path / "c.jsonl")

@@ -34,7 +34,7 @@ from fivefold.errors import DataError, RunError, Unfit
 from fivefold.files import replacing
 from fivefold.machine import using
 from fivefold.run import Run
-from fivefold.space import Batch
+from fivefold.space import Batch, Space
 from fivefold.system import System
 from fivefold.tools.laws import Draw, Law
 
@@ -165,13 +165,15 @@ def compress_file(
     system = run.load_system()
     _coder(system)
     split = load_examples(source, system.data_space, **{**run.record["data"]["arguments"], "test": None})
+    space, x = system.data_space, split.batch(slice(None)).x
+    _check_whole(space, x, source)
     made = compress_encoded(system, split.batch(slice(None)), batch_size=batch_size)
     with replacing(out) as path:
         path.write_bytes(made.data)
-    dims = len(split) * system.data_space.dims
-    bits, model = 8 * len(made.data) / dims, -made.nats / dims / math.log(2)
+    units = float(space.units(x).sum())
+    size, model = 8 * len(made.data) / units, -made.nats / units / math.log(2)
     return (
-        f"compressed {len(split):,} examples of {source} to {len(made.data):,} bytes, {bits:.4g} bits per dimension "
+        f"compressed {len(split):,} examples of {source} to {len(made.data):,} bytes, {size:.4g} bits per {space.unit} "
         f"({made.header_bytes:,} bytes are the header; the model's own are {model:.4g}); wrote {out}"
     )
 
@@ -204,6 +206,18 @@ def decompress_file(directory: str | Path, file: str | Path, out: str | Path, *,
         raise CompressionError(f"{file}: {error}") from error
     save_examples(out, system.data_space, examples)
     return f"decompressed {len(examples):,} examples; wrote {out}"
+
+
+def _check_whole(space: Space, x: Tensor, source: str) -> None:
+    """DataError where windows of bytes or tokens cut a character, which would not come back as text."""
+    try:
+        for row in x.tolist() if space.vocabulary is not None else ():
+            space.vocabulary.joined(row).decode()  # type: ignore[union-attr]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"a window of {source} begins or ends within a character and would not come back as text; "
+            "train with --vocabulary characters"
+        ) from error
 
 
 def _in_a_folder(path: str | Path) -> Path:

@@ -22,6 +22,7 @@ DATA_ARGUMENTS = (
     "field",
     "rate",
     "trim",
+    "vocabulary",
 )
 
 
@@ -43,11 +44,12 @@ def data_options() -> list[click.Option]:
         click.Option(["--size"], type=int, help="Resize images to this height and width."),
         click.Option(["--crop"], type=int, help="Of images take a square of so many pixels round the centre."),
         click.Option(["--skip-bad"], is_flag=True, default=None, help="Leave out files that cannot be read."),
-        click.Option(["--length"], type=int, help="Characters or audio samples of one example."),
+        click.Option(["--length"], type=int, help="Characters (bytes, tokens) or audio samples of one example."),
+        click.Option(["--vocabulary"], help="What text is made of: characters, bytes, bpe or bpe:512 (tokens)."),
         click.Option(["--read"], help="How a text file of rows is written: 'sep=;,decimal=,'."),
         click.Option(["--columns"], help="What columns are: 'zip=category,income=real,id=drop'."),
         click.Option(["--keep"], help="Relations that samples keep exactly: 'total=p1+p2,pay=rate*hours'."),
-        click.Option(["--field"], help="Field of JSON lines or Parquet that holds the text."),
+        click.Option(["--field"], help="Field of JSON lines, Parquet or the hub that holds the text."),
         click.Option(["--rate"], type=int, help="Samples a second that sound is resampled to."),
         click.Option(["--trim"], is_flag=True, default=None, help="Cut off silence at both ends of sound."),
         click.Option(

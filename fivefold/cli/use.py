@@ -53,12 +53,29 @@ def _dial(text: str) -> tuple[str, float]:
 @click.argument("directory", metavar="DIR")
 @click.option("--data", help="Score these examples instead of the run's own test split.")
 @click.option("--out", required=True, help="FILE.csv or FILE.parquet.")
+@click.option(
+    "--by",
+    type=click.Choice(["density", "typicality"]),
+    default="density",
+    show_default=True,
+    help="What ranks: the least probable first, or that whose -log p is furthest from the usual, either way.",
+)
+@click.option("--against", help="Other data: how well the score tells them apart, as an area under the ROC curve.")
+@click.option(
+    "--explain",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Of a table: so many of the most unusual rows have the columns named that make them so.",
+)
 @trust
-def score(directory: str, data: str | None, out: str, trust: str | None) -> None:
-    """Log-probability of each example: nats, bits per dimension, kind, standard error."""
+def score(
+    directory: str, data: str | None, out: str, by: str, against: str | None, explain: int, trust: str | None
+) -> None:
+    """Log-probability of each example (nats, bits, kind, standard error) and how unusual it is (rank, columns)."""
     from fivefold.evaluation.score import score_file
 
-    click.echo(score_file(directory, out, data=data, trust=trust))
+    click.echo(score_file(directory, out, data=data, by=by, against=against, explain=explain, trust=trust))
 
 
 @app.command()
@@ -76,7 +93,10 @@ def evaluate(directory: str, data: str | None, features: str, as_json: bool, tru
     from fivefold.run import Run
 
     run = Run.open(directory, trust=trust)
-    loaded = run.load_data() if data is None else load_data(data, **{**run.record["data"]["arguments"], "test": None})
+    other = {**run.record["data"]["arguments"], "test": None}
+    if vocabulary := run.record["space"].get("vocabulary"):
+        other["vocabulary"] = vocabulary  # other text in the model's own tokens
+    loaded = run.load_data() if data is None else load_data(data, **other)
     row = measure(directory, loaded, features=named_features(features, loaded), trust=trust)
     click.echo(json.dumps(row, indent=1) if as_json else show_row(row))
 

@@ -13,10 +13,10 @@ import pandas as pd
 from fivefold.data import arrays, dialect, folders, hub, tables, text
 from fivefold.data.build import assemble, encode_all
 from fivefold.data.embedded import EMBEDDED
-from fivefold.data.raw import Options, Raw, with_test
+from fivefold.data.raw import Options, Raw, read_parts
 from fivefold.data.splits import Data, Split
 from fivefold.errors import DataError
-from fivefold.space import Space
+from fivefold.space import Space, Vocabulary
 
 __all__ = ["EMBEDDED", "Data", "DataError", "Split", "load_data", "load_examples"]
 
@@ -38,6 +38,7 @@ def load_data(
     field: str | None = None,
     rate: int | None = None,
     trim: bool = False,
+    vocabulary: str | Vocabulary | None = None,
 ) -> Data:
     """A data set in three splits, its Space fitted on the training split; everything inferred is in its notes.
 
@@ -50,7 +51,7 @@ def load_data(
         condition: column, several ("sex,age"), or "label", that models are conditioned on.
         test: a source of the same kind whose examples are the test split.
         size: images are scaled and cropped to this height and width (one number: a square).
-        length: characters of a text window (64), samples of a sound window (1024).
+        length: characters (bytes, tokens) of a text window (64), samples of a sound window (1024).
         missing: numbers: "model" them as a value of a probability of its own, "drop" such rows or "refuse" them.
         split_seed: seed of the random split.
         read: how a text file of rows is written, where that is told wrongly: "sep=;,decimal=,", also thousands,
@@ -60,9 +61,11 @@ def load_data(
             category, ordered, identifier (made anew in samples) or drop.
         keep: relations between columns of numbers that samples keep exactly: "total=p1+p2,pay=rate*hours"; the result
             is not modelled but follows from the others. Those that hold in the data are in the notes.
-        field: of JSON lines and Parquet, which holds the text; Parquet is a table otherwise.
+        field: of JSON lines, Parquet and the hub, which holds the text; Parquet is a table otherwise.
         rate: samples a second that sound is resampled to; the commonest of the files' own unless given.
         trim: of sound, what is 60 dB below the loudest at both ends is cut off.
+        vocabulary: what text is made of: "characters" (the alphabet of all parts), "bytes" (of UTF-8), "bpe" or
+            "bpe:512", so many tokens of several bytes learnt on the training text; or that of a trained model's Space.
         skip_bad: files of images or sound that cannot be read are left out, and named in the notes.
 
     Raises:
@@ -74,19 +77,30 @@ def load_data(
         if isinstance(value, int) and value < 1:
             raise DataError(f"{name} is at least 1, got {value}")
     size = tuple(size) if isinstance(size, list) else size  # as it comes back from JSON
+    vocabulary = Vocabulary.from_json(vocabulary) if isinstance(vocabulary, dict) else vocabulary
     options = Options(
-        condition, size, length, missing, split_seed, read, crop, skip_bad, columns, keep, field, rate, trim
+        condition, size, length, missing, split_seed, read, crop, skip_bad, columns, keep, field, rate, trim, vocabulary
     )
     try:
-        raw = read_raw(source, options)
-        if test is not None:
-            raw = with_test(raw, read_raw(test, replace(options, rate=raw.facts.get("rate", rate))))
+        sources = {"train": source} if test is None else {"train": source, "test": test}
+        raw = read_parts(sources, read_raw, options)
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     named = isinstance(source, str | Path)
     arguments = {**asdict(options), "test": test} if named and isinstance(test, str | Path | None) else {}
     data = assemble(raw, options, Path(source).stem if named else "data", str(source) if named else "")
-    return replace(data, arguments={k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()})
+    return replace(data, arguments={name: _plain(value) for name, value in arguments.items()})
+
+
+def _plain(argument: Any) -> Any:
+    """As JSON holds it, and `load_data` takes it back."""
+    return (
+        asdict(argument)
+        if isinstance(argument, Vocabulary)
+        else str(argument)
+        if isinstance(argument, Path)
+        else argument
+    )
 
 
 def load_examples(source: Any, space: Space, **arguments: Any) -> Split:
@@ -98,8 +112,15 @@ def load_examples(source: Any, space: Space, **arguments: Any) -> Split:
         arguments: those `load_data` was called with for the training data.
     """
     known = {f.name for f in fields(Options)}
-    options = Options(**{key: value for key, value in arguments.items() if key in known} | {"rate": space.rate})
+    given = {key: value for key, value in arguments.items() if key in known}
+    options = as_trained(Options(**given), space)
     return encode_all(read_raw(source, options), options, space)
+
+
+def as_trained(options: Options, space: Space) -> Options:
+    """For other examples of a Space: text and sound in its windows, at its rate, in its vocabulary."""
+    length = space.shape[0] if space.kind in ("text", "audio") else None
+    return replace(options, length=length, rate=space.rate, vocabulary=space.vocabulary)
 
 
 def read_raw(source: Any, options: Options) -> Raw:

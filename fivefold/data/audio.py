@@ -25,7 +25,7 @@ SILENT = 10 ** (-60 / 20)  # of the loudest sample: 60 dB below it
 class Clips:
     """Windows of `length` samples: the w-th starts at sample `starts[w]` of file `owners[w]`, at `rate`."""
 
-    files: tuple[Path, ...]
+    files: tuple[Any, ...]
     owners: np.ndarray
     starts: np.ndarray
     length: int
@@ -53,10 +53,11 @@ class _Found:
     short: int = 0
 
 
-def read(files: list[Path], labels: np.ndarray | None, options: Options) -> Raw:
+def read(files: list[Any], labels: np.ndarray | None, options: Options) -> Raw:
     """Files of sound as windows, file after file in an order drawn at random, so that blocks of them are alike.
 
-    What is not at the commonest rate (or the `rate` that is asked for) is resampled; several channels are mixed.
+    What is not at the commonest rate (or the `rate` that is asked for) is resampled; several channels are mixed. A file
+    is a path, or what has a method `open` that gives a path or a file, and is named by `str`.
     """
     length = options.length or LENGTH
     _samples.cache_clear()  # files may have changed since they were last read
@@ -105,26 +106,31 @@ def _notes(found: _Found, files: int, rate: int, length: int, kind: str) -> list
     return notes
 
 
-def _info(path: Path) -> Any:
+def _opened(file: Any) -> Any:
+    return file if isinstance(file, Path) else file.open()
+
+
+def _info(path: Any) -> Any:
     """Rate, channels and kind of samples; DataError for what is no sound."""
     import soundfile
 
     try:
-        return soundfile.info(path)
+        return soundfile.info(_opened(path))
     except (RuntimeError, OSError, TypeError) as error:
         raise DataError(f"{path} cannot be read as sound: {error}") from error
 
 
 @lru_cache(maxsize=256)
-def _samples(path: Path, rate: int, trim: bool) -> np.ndarray:
+def _samples(path: Any, rate: int, trim: bool) -> np.ndarray:
     """16-bit samples at that rate, `(N,)` or `(N, channels)`; memory-mapped where the file holds just those."""
     import soundfile
 
     info = _info(path)
     try:
+        opened = _opened(path)
         if (info.format, info.subtype, info.samplerate, trim) == ("WAV", PLAIN, rate, False):
-            return _mapped(path)
-        x, own = soundfile.read(path, dtype="float64", always_2d=True)
+            return _mapped(opened) if isinstance(path, Path) else soundfile.read(opened, dtype="int16")[0]
+        x, own = soundfile.read(opened, dtype="float64", always_2d=True)
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path} cannot be read as sound: {error}") from error
     mixed = x.mean(1)

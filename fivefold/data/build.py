@@ -31,6 +31,7 @@ _FOR = {
     "crop": ("image",),
     "length": ("text", "audio"),
     "rate": ("audio",),
+    "vocabulary": ("text",),
 }  # options that only some kinds have
 
 
@@ -68,6 +69,8 @@ def encode_all(raw: Raw, options: Options, space: Space) -> Split:
         raise DataError(f"these are {raw.kind} data; the model was trained on {space.kind} data")
     if raw.kind == "table":
         tables.prepare(raw, options)
+    if raw.kind == "text":
+        raw.parts = {name: replace(part, rows=text.in_space(part.rows, space)) for name, part in raw.parts.items()}
     parts = [raw.parts[name] for name in PARTS if name in raw.parts]
     splits = []
     for part in parts:
@@ -116,7 +119,8 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
         rows = {part: tables.flat(raw.parts[part].rows) for part in PARTS}
         raw.parts = {part: Part(replace(rows[part], hidden=tuple(names)), labels[part]) for part in PARTS}
         given = {part: pd.DataFrame({one: rows[part].column(one) for one in names}) for part in PARTS}
-    elif name == "label" and has_labels:
+    elif name in ("label", raw.facts.get("label")) and has_labels:
+        names = ["label"]
         given = {part: pd.DataFrame({"label": values}) for part, values in labels.items()}
     else:
         choices = ", ".join([*columns, *(["label"] if has_labels else [])])
@@ -176,6 +180,8 @@ def _split(rows: Rows, condition: Tensor | None, space: Space, in_memory: bool) 
 def _fingerprint(raw: Raw, space: Space, conditions: dict[str, Tensor]) -> str:
     """Hash of the content as the user has it (not of what was fitted, which may differ in the last bit)."""
     digest = hashlib.sha256(f"{space.kind} {space.shape} {space.symbols} {space.rate}".encode())
+    if space.vocabulary is not None:
+        digest.update(repr(space.vocabulary.merges).encode())
     for name in PARTS:
         rows = raw.parts[name].rows
         size = _bytes(rows, space)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fivefold.data import read_raw
+from fivefold.data import as_trained, read_raw, text
 from fivefold.data.raw import Options
 from fivefold.errors import DataError
 from fivefold.space import Space
@@ -20,12 +20,12 @@ def read_examples(source: str | Path, space: Space, limit: int = 5000) -> Any:
         DataError: the file cannot be read or does not fit the space; says what was expected.
     """
     side = space.shape[1:] if space.kind == "image" else None
-    length = space.shape[0] if space.kind in ("text", "audio") else None
     size = None if side is None or not Path(source).is_dir() else (side[0], side[1])
-    raw = read_raw(source, Options(size=size, length=length, rate=space.rate))
+    raw = read_raw(source, as_trained(Options(size=size), space))
     if raw.kind != space.kind:
         raise DataError(f"{source} holds {raw.kind} data; expected {space.describe()}")
     rows = raw.parts["train"].rows
+    rows = text.in_space(rows, space) if space.kind == "text" else rows
     index = np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(np.int64))
     examples = rows[index]
     if not raw.facts.get("named", True):

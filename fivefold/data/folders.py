@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fivefold.data import audio, image_files, text
-from fivefold.data.raw import Options, Raw, part_of, with_test
+from fivefold.data.raw import Options, Raw, part_of, read_parts
 from fivefold.errors import DataError
 
 TEXTS = {".txt", ".text", ".md"}
@@ -23,13 +22,8 @@ def read(folder: Path, options: Options) -> Raw:
     parts = {part: path for path in sorted(folder.iterdir()) if path.is_dir() and (part := part_of(path.name))}
     if "train" not in parts:
         return _read_part(folder, options)
-    raw = _read_part(parts["train"], options)
+    raw = read_parts(parts, _read_part, options)
     raw.notes.append(f"parts by the folders {', '.join(path.name for path in parts.values())}")
-    like_train = replace(options, rate=raw.facts.get("rate", options.rate))
-    for name in parts.keys() - {"train"}:
-        own = _read_part(parts[name], like_train)
-        raw.notes += [note for note in own.notes if note not in raw.notes]
-        raw.parts[name] = with_test(raw, own).parts["test"]
     return raw
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from fivefold.errors import DataError
+from fivefold.space import Vocabulary
 from fivefold.space.written import Dialect, Numbers
 
 PARTS = ("train", "valid", "test")
@@ -100,6 +101,7 @@ class Options:
     field: str | None = None
     rate: int | None = None
     trim: bool = False
+    vocabulary: str | Vocabulary | None = None
 
 
 @dataclass
@@ -137,6 +139,17 @@ def with_test(raw: Raw, test: Raw) -> Raw:
     whole = test.parts.get("test") or test.parts["train"]
     parts = {name: part for name, part in raw.parts.items() if name != "test"}
     return replace(raw, parts={**parts, "test": whole})
+
+
+def read_parts(sources: Mapping[str, Any], read: Callable[[Any, Options], Raw], options: Options) -> Raw:
+    """The user's own parts, by name; those beside "train" are read as it was: at its rate, in windows of its length."""
+    raw = read(sources["train"], options)
+    like_train = replace(options, **{key: raw.facts[key] for key in ("rate", "length") if key in raw.facts})
+    for name in (name for name in sources if name != "train"):
+        own = read(sources[name], like_train)
+        raw.notes += [f"{name}: {note}" for note in own.notes if note not in raw.notes]
+        raw.parts[name] = with_test(raw, own).parts["test"]
+    return raw
 
 
 def partition(raw: Raw, seed: int) -> Raw:

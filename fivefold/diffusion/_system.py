@@ -44,9 +44,12 @@ class DiffusionSystem(LatentSystem):
     sampler: str = option("predictor-corrector", "how noise is turned into samples", choices=tuple(SAMPLERS))
     sampling_steps: int = option(40, "of all samplers but probability-flow, whose steps adapt", least=1)
     eta: float = option(
-        -1.0, "noise of ddim: 0 is deterministic, 1 ancestral; below 0 the usual one: 1 of tables, whose rare categories "
-        "few steps without noise lose, else 0", least=-1, most=1,
-    )  # fmt: skip
+        -1.0,
+        "noise of ddim: 0 is deterministic, 1 ancestral; below 0 the usual one: 1 of tables, whose rare categories few "
+        "steps without noise lose, else 0",
+        least=-1,
+        most=1,
+    )
     corrections: int = option(1, "Langevin steps after each of predictor-corrector's", least=0)
     signal_to_noise: float = option(0.16, "of those: their size", least=0)
     tolerance: float = option(

@@ -8,7 +8,8 @@ A row is a dictionary that JSON can hold:
 | preset    | in a comparison: which of the system's presets its options are; None for its default   |
 | status, error, note | "ok" or the word for what went wrong; what to know when reading the row     |
 | density   | `kind`, `nats` and `standard_error` an example of the test split, `examples`, `note`;   |
-|           | `bits_per_dim` and `bits_error` where all dimensions are discrete                      |
+|           | `bits_per_dim` and `bits_error` where all dimensions are discrete, per `unit`: that of  |
+|           | text is a character, whatever its symbols are                                          |
 | quality   | `features`, `frechet_name`, `samples`, `reference`; of each of `tools.metrics.MEASURES` |
 |           | `value`, `error`, `floor`, `floor_error` and `excess_error`, that of value - floor;     |
 |           | `own_error`, the samples' part of the error; `note` where they cannot be had             |
@@ -28,6 +29,7 @@ What rows share is kept beside them, so that they can be compared example by exa
 | array                     | content                                                              |
 |---------------------------|----------------------------------------------------------------------|
 | log_prob, log_prob_index  | nats of each test example scored `(n,)`, and which it is              |
+| log_prob_bits             | how each moves the bits, where it is not by its nats alone `(n,)`     |
 | features                  | of the samples `(samples, D)`                                         |
 | reference, reference_index | features of the test examples beside them `(m, D)`, and which these are |
 | reference.MEASURE         | how each of these moves that measure, to first order `(m,)`           |
@@ -53,6 +55,7 @@ from torch import Tensor
 from fivefold import catalog
 from fivefold.data import Data, load_data
 from fivefold.errors import DataError, TooFew, UnknownSystem
+from fivefold.evaluation.bits import bits
 from fivefold.evaluation.features import Features, fit_features, gaps_shown
 from fivefold.machine import fastest_threads, load, using
 from fivefold.options import Slot, flags, label
@@ -215,8 +218,10 @@ def density(
     error = math.sqrt(float(values.var()) / n + common**2) if n > 1 else None
     row |= {"nats": float(values.mean()), "standard_error": error, "own_error": common}
     if data.space.discrete:
-        bits = 1 / (data.space.dims * math.log(2))
-        row |= {"bits_per_dim": -row["nats"] * bits, "bits_error": None if error is None else error * bits}
+        found = bits(values, data.space.units(data.test.spread(n).x), common)
+        row |= {"bits_per_dim": found.value, "bits_error": found.error, "unit": data.space.unit}
+        if keep is not None and data.space.vocabulary is not None:
+            keep["log_prob_bits"] = _small(found.terms)
     return row
 
 

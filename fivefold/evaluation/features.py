@@ -6,7 +6,7 @@
 |       | of 5 classes or more, otherwise one that tells how an image was turned or spoilt       |
 | table | at most 64 random Fourier features of its columns at several scales; fewer of small     |
 |       | tables, since a Fréchet distance needs more examples than features                     |
-| text  | 64 principal components of the frequencies of runs of 1 to 3 characters                 |
+| text  | 64 principal components of the frequencies of runs of 1 to 3 symbols                    |
 | audio | 64 principal components of log-spectra, their mean and spread over time                 |
 
 All are centred and then scaled by one number, so that on the training data their variance is 1 on
@@ -316,7 +316,7 @@ BUCKETS = 1024  # that runs of characters of each length are hashed into
 
 
 def _character_runs(x: Tensor, space: Space) -> Tensor:
-    """Root frequencies of hashed runs of 1, 2 and 3 characters, `(B, 3 BUCKETS)`."""
+    """Root frequencies of hashed runs of 1, 2 and 3 symbols of text, `(B, 3 BUCKETS)`."""
     lengths = range(1, min(3, x.shape[1]) + 1)
     counts = []
     for length in lengths:
@@ -351,7 +351,7 @@ def _components(raw: Callable[[Tensor, Space], Tensor], name: str) -> _Kind:
 _KINDS = {
     "image": _Kind(_fit_image, _apply_image),
     "table": _Kind(_fit_table, _apply_table),
-    "text": _components(_character_runs, "the frequencies of runs of 1 to 3 characters"),
+    "text": _components(_character_runs, "the frequencies of runs of 1 to 3 symbols"),
     "audio": _components(_log_spectra, "log-spectra"),
 }
 

@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 
 from fivefold.report import curves
 from fivefold.report.columns import (
-    BITS,
     COST,
     DENSITY,
-    NATS,
     QUALITY,
     Column,
     Line,
@@ -25,7 +23,7 @@ from fivefold.report.columns import (
     amount,
     better,
     by_kind,
-    columns,
+    density_column,
     leaders,
     lines,
     number,
@@ -74,7 +72,7 @@ def recommendation(rows: list[Row]) -> list[Advice]:
     good = [line for line in lines(rows) if line.finished]
     if not good:
         return [Advice("No recommendation", [], "No system finished.")]
-    density, quality = Density(good, BITS if BITS in columns(rows) else NATS), Quality(good)
+    density, quality = Density(good, density_column(rows)), Quality(good)
     speed, reach = Speed(good, quality), Reach(good)
     given = [
         Advice("For a density", density.first, said(density, DENSITY_SENTENCES)),

@@ -179,10 +179,12 @@ def _density(scale: str, error: str) -> Callable[[Row], Reading | None]:
             return Reading(math.nan, kind=kind)
         if density.get(scale) is None:
             return None
-        shared = (row.get("shared") or {}).get("log_prob")
+        known = row.get("shared") or {}
+        shared = known.get("log_prob")
         if shared is not None:
             unit = density[scale] / density["nats"] if density["nats"] else 1.0
-            shared = shared._replace(terms=shared.terms * unit, own=shared.own * abs(unit))
+            terms = known[scale].terms if scale in known else shared.terms * unit
+            shared = shared._replace(terms=terms, own=shared.own * abs(unit))
         return Reading(density[scale], density.get(error) or 0.0, kind, density.get("note") or "", shared=shared)
 
     return read
@@ -239,6 +241,7 @@ BITS = Column(
     "that) and estimates are marked apart: only values of one kind are ranked with one another.",
     "low", _density("bits_per_dim", "bits_error"), lambda r, e: density_text(r, e, flattering="≤"),
 )  # fmt: skip
+CHARACTER_BITS = replace(BITS, title="Bits per character", text=BITS.text.replace("dimension", "character"))
 NATS = Column(
     "nats", "Log-likelihood", "Density",
     "Mean log-density of a held-out example, in nats and in the data's own units. Exact values, bounds (the truth is "
@@ -338,13 +341,22 @@ PRINTED = (
 )  # fmt: skip
 
 
+def density_column(rows: Iterable[Row]) -> Column:
+    """Bits where the data are discrete, of text per character; else nats."""
+    found = [row["density"] for row in rows if (row.get("density") or {}).get("bits_per_dim") is not None]
+    return NATS if not found else CHARACTER_BITS if found[0].get("unit") == "character" else BITS
+
+
 def columns(rows: Iterable[Row]) -> list[Column]:
     """The columns in which at least one row has something to show; bits only where the data are discrete."""
     rows = [row for row in rows if row["status"] == "ok"]
-    density = BITS if any((row.get("density") or {}).get("bits_per_dim") is not None for row in rows) else NATS
     names = {row["quality"]["frechet_name"] for row in rows if (row.get("quality") or {}).get("frechet_name")}
     quality = [replace(c, title=names.copy().pop()) if c.key == "frechet" and len(names) == 1 else c for c in QUALITY]
-    return [c for c in (density, *quality, *COST, *SURVEY, *PRINTED) if any(c.read(row) is not None for row in rows)]
+    return [
+        c
+        for c in (density_column(rows), *quality, *COST, *SURVEY, *PRINTED)
+        if any(c.read(row) is not None for row in rows)
+    ]
 
 
 # --- ranking ------------------------------------------------------------------------------------

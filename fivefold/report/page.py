@@ -19,7 +19,19 @@ from fivefold.catalog import FAMILIES
 from fivefold.files import write_text
 from fivefold.report import curves, pictures, plots, trials
 from fivefold.report.advice import listed, recommendation
-from fivefold.report.columns import BITS, DENSITY, NATS, Column, Line, Row, cells, columns, floors, lines, number
+from fivefold.report.columns import (
+    DENSITY,
+    NATS,
+    Column,
+    Line,
+    Row,
+    cells,
+    columns,
+    density_column,
+    floors,
+    lines,
+    number,
+)
 from fivefold.report.terminal import COMPARED, failures
 from fivefold.space import Space
 from fivefold.tools.metrics import MEASURES
@@ -138,11 +150,12 @@ def _pictures(content: Content, good: list[Line]) -> list[dict[str, Any]]:
 def _plots(good: list[Line]) -> list[dict[str, Any]]:
     """Quality against sampling time, and against the density where there is one."""
     chosen = {column.key: column for column in columns(row for line in good for row in line.rows)}
-    density, better = ("bits", "left") if "bits" in chosen else ("nats", "right")
+    density = density_column(row for line in good for row in line.rows)
+    better = "right" if density == NATS else "left"
     wanted = [
         ("Quality and sampling time", "sample_64", plots.Axis("seconds a sample, 64 at a time", True),
          "Best at the lower left."),
-        ("Quality and density", density, plots.Axis(_density_axis(density)),
+        ("Quality and density", density.key, plots.Axis(_density_axis(density)),
          f"Best at the lower {better}. Bounds (≤, ≥) are drawn where they are: the truth lies to their {better}. "
          "Estimates (≈) can err either way. Samplers without a density are not here."),
     ]  # fmt: skip
@@ -185,8 +198,8 @@ def _sign(line: Line) -> str:
     return {"lower bound": "≥ ", "estimate": "≈ "}.get(kind, "")
 
 
-def _density_axis(key: str) -> str:
-    return f"{BITS.title.lower()} (less is better)" if key == BITS.key else "log-likelihood in nats (more is better)"
+def _density_axis(density: Column) -> str:
+    return "log-likelihood in nats (more is better)" if density == NATS else f"{density.title.lower()} (less is better)"
 
 
 def _points(good: list[Line], across: Column, up: Column, *, invert: bool) -> Iterable[plots.Point]:

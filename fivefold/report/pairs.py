@@ -101,11 +101,16 @@ def mean(parts: list[Shared | None]) -> Shared | None:
 
 
 def of_row(row: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Shared]:
-    """By measure ("log_prob": the density) what a row shares with others; from its arrays (`evaluation.evaluate`)."""
+    """By measure what a row shares with others; from its arrays (`evaluation.evaluate`).
+
+    "log_prob" is the density in nats, "bits_per_dim" in bits where examples stand for unequally many characters.
+    """
     found = {}
     if "log_prob" in arrays and (row.get("density") or {}).get("nats") is not None:
         terms = arrays["log_prob"].astype(float)
         found["log_prob"] = Shared(arrays["log_prob_index"], terms, row["density"].get("own_error") or 0.0)
+        if "log_prob_bits" in arrays:
+            found["bits_per_dim"] = found["log_prob"]._replace(terms=arrays["log_prob_bits"].astype(float))
     for name in (name.removeprefix("reference.") for name in arrays if name.startswith("reference.")):
         cell = (row.get("quality") or {}).get(name) or {}
         if cell.get("own_error") is not None:

@@ -2,5 +2,6 @@
 
 from fivefold.space.column import Column, LeftOut
 from fivefold.space.space import AUDIO_OFFSET, Batch, Space, label_space
+from fivefold.space.vocabulary import Vocabulary
 
-__all__ = ["AUDIO_OFFSET", "Batch", "Column", "LeftOut", "Space", "label_space"]
+__all__ = ["AUDIO_OFFSET", "Batch", "Column", "LeftOut", "Space", "Vocabulary", "label_space"]

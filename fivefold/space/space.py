@@ -5,7 +5,7 @@ Encoded examples are what networks see:
 | kind  | encoded tensor                                                         |
 |-------|------------------------------------------------------------------------|
 | image | int64 `(B, C, H, W)` in {0..levels-1}; float32, standardised, if real  |
-| text  | int64 `(B, T)`, indices of `symbols`                                   |
+| text  | int64 `(B, T)`, indices of `symbols`, or codes of `vocabulary`         |
 | audio | int64 `(B, T)` in {0..65535}, 16-bit samples shifted by 32,768         |
 | table | float32 `(B, D)`: real columns standardised, integer columns minus     |
 |       | their minimum, categorical columns as codes; missing numbers NaN       |
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fivefold.errors import DataError
 from fivefold.space.column import Column, LeftOut
+from fivefold.space.vocabulary import Vocabulary
 from fivefold.space.written import Dialect
 
 AUDIO_OFFSET = 32768  # 16-bit samples -32768..32767 are encoded as 0..65535
@@ -58,6 +59,7 @@ class Space:
     layout: str = "CHW"  # of the user's image arrays: "HW", "HWC" or "CHW"
     dtype: str = "uint8"  # of the user's arrays
     symbols: str = ""  # of text: the alphabet, in code order
+    vocabulary: Vocabulary | None = None  # of text in bytes or tokens, which then has no `symbols`
     rate: int | None = None  # of audio: samples per second
     sound: str = field(default="", compare=False)  # of audio: what libsndfile calls the samples of the user's files
     frame: bool = False  # tables: come back as a DataFrame
@@ -80,9 +82,25 @@ class Space:
         return (self.levels,) * self.dims
 
     @property
+    def text_symbols(self) -> str:
+        """What the symbols of text are called: characters, bytes or tokens."""
+        return "characters" if self.vocabulary is None else self.vocabulary.name
+
+    @property
     def discrete(self) -> bool:
         """True when every dimension is discrete, so that densities are probabilities."""
         return all(levels is not None for levels in self.dim_levels)
+
+    @property
+    def unit(self) -> str:
+        """What bits are counted per: "dimension", or of text "character"."""
+        return "character" if self.kind == "text" else "dimension"
+
+    def units(self, x: Tensor) -> Tensor:
+        """How many of these encoded examples stand for, `(B,)` float64: of text those that begin in its symbols."""
+        if self.vocabulary is None:
+            return torch.full((len(x),), float(self.dims), dtype=torch.float64)
+        return torch.from_numpy(self.vocabulary.characters)[x.long().cpu()].sum(1).double()
 
     def log_det(self, x: Tensor) -> Tensor:
         """ln |det d encoded / d value| in nats at encoded examples, `(B,)` float64, of the encoding alone.
@@ -119,7 +137,7 @@ class Space:
         words = {
             "image": lambda: f"{'x'.join(map(str, self.shape))} (channels x height x width)",
             "table": lambda: _describe_columns(self.columns),
-            "text": lambda: f"{self.shape[0]} characters of {len(self.symbols)} symbols",
+            "text": lambda: f"{self.shape[0]} {self.text_symbols} of {self.levels or len(self.symbols)} symbols",
             "audio": lambda: f"{self.shape[0]} samples at {self.rate} Hz",
         }[self.kind]()
         levels = f", {self.levels} levels" if self.levels else ", real values"
@@ -145,9 +163,11 @@ class Space:
         columns = tuple(map(Column.from_json, record.pop("columns", ())))
         made = record.pop("made", ())
         condition, dialect = record.pop("condition", None), record.pop("dialect", None)
+        vocabulary = record.pop("vocabulary", None)
         return cls(
             **{**record, "shape": tuple(record["shape"])},
             columns=columns,
+            vocabulary=Vocabulary.from_json(vocabulary) if vocabulary else None,
             made=tuple(map(LeftOut.from_json, made)),
             dialect=Dialect(**{**dialect, "lines": tuple(map(tuple, dialect["lines"]))}) if dialect else None,
             condition=cls.from_json(condition) if condition else None,
@@ -185,12 +205,15 @@ def _encode_image(space: Space, data: Any) -> Tensor:
 
 def _encode_text(space: Space, data: Any) -> Tensor:
     if isinstance(data, np.ndarray) and data.dtype != object and data.dtype.kind in "iu":
-        return _integers(data, len(space.symbols))  # already codes, as memory-mapped text is kept
-    codes = {symbol: code for code, symbol in enumerate(space.symbols)}
+        return _integers(data, space.levels or len(space.symbols))  # already codes, as memory-mapped text is kept
     length = space.shape[0]
-    wrong = [len(text) for text in data if len(text) != length]
+    found = list(data) if space.vocabulary is None else [space.vocabulary.encode(text) for text in data]
+    wrong = [len(symbols) for symbols in found if len(symbols) != length]
     if wrong:
-        raise DataError(f"expected texts of {length} characters, got one of {wrong[0]}")
+        raise DataError(f"expected texts of {length} {space.text_symbols}, got one of {wrong[0]}")
+    if space.vocabulary is not None:
+        return torch.from_numpy(np.array(found, np.int64).reshape(-1, length))
+    codes = {symbol: code for code, symbol in enumerate(space.symbols)}
     unknown = sorted({symbol for text in data for symbol in text} - codes.keys())
     if unknown:
         raise DataError(f"symbols not in the training text: {' '.join(map(repr, unknown[:8]))}")
@@ -262,6 +285,8 @@ def _decode_image(space: Space, x: Tensor) -> np.ndarray:
 
 
 def _decode_text(space: Space, x: Tensor) -> list[str]:
+    if space.vocabulary is not None:
+        return [space.vocabulary.decode(row) for row in x.tolist()]
     return ["".join(space.symbols[code] for code in row) for row in x.tolist()]
 
 
