@@ -24,7 +24,7 @@ def log_dets(system, batch, kind):
 
 
 def flows_in_use(system, batch):
-    return system.monitor(batch)["flows_in_use"]
+    return system.monitor(system.lifted(batch))["flows_in_use"]
 
 
 def bends(kind):

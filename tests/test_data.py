@@ -438,6 +438,7 @@ BAD_ARRAYS = [
     (np.zeros((9, 7, 8, 9)), {}, "no axis of 1 to 4 channels"),
     (np.zeros(9), {}, "expected numbers as a table"),
     (np.full((9, 4, 4), np.nan), {}, "pixels are missing"),
+    (np.full((9, 4, 4), 0.5), {}, "every pixel of the training images is 0.5: there is nothing to model"),
     (np.where(np.eye(9) > 0, np.nan, 1.0), {"missing": "refuse"}, r"x0 \(1\), x1 \(1\)"),
     (np.where(np.eye(9) > 0, np.inf, 1.0), {}, "'x0' has 1 infinite"),
     (np.eye(9, dtype=complex), {}, "complex128"),

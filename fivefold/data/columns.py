@@ -85,9 +85,10 @@ def infer_column(values: pd.Series, train: pd.Series, notes: list[str], told: st
         return _date(name, values, train, notes, told.removeprefix("date").removeprefix(":"))
     makers = [make for test, make in _KINDS if test(values)] if told is None else [_TOLD[told]]
     if makers:
+        column = makers[0](name, values, train, notes)
         if values.nunique(dropna=False) == 1:
             notes.append(f"column {name!r} is constant")
-        return makers[0](name, values, train, notes)
+        return column
     raise DataError(f"column {name!r} holds {values.dtype}: expected numbers, categories, text or booleans")
 
 

@@ -98,7 +98,9 @@ def _moments(rows: Rows) -> tuple[float, float]:
         count, total, square = count + x.size, total + (values - shift).sum(), square + ((values - shift) ** 2).sum()
     mean = total / count
     deviation = math.sqrt(max(square / count - mean**2, 0.0))
-    return mean + (shift or 0.0), deviation if deviation > 0 else 1.0
+    if not deviation > 0:
+        raise DataError(f"every pixel of the training images is {mean + (shift or 0.0):g}: there is nothing to model")
+    return mean + (shift or 0.0), deviation
 
 
 def chunks(rows: Rows, size: int = 4096) -> Iterator[np.ndarray]:
