@@ -158,6 +158,14 @@ class FlowContrastive(EnergySystem, LatentSystem):
 
     # --- samples and codes: the flow's ------------------------------------------------------------
 
+    @property
+    def filling(self) -> str:
+        return f"by the flow: {self.flow.filling}"
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        self.flow.fill_steps = self.fill_steps
+        return self.flow._fill(x, known, condition)
+
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self.flow._sample(n, condition)
 

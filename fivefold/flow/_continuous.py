@@ -140,6 +140,11 @@ class ContinuousSystem(FlowSystem):
         """None: compiled code has no double backward, and no loop of a solver."""
         return []
 
+    @property
+    def _limit(self) -> str:
+        exact = self.trace != "hutchinson"
+        return f"{super()._limit} and of the solver" if exact else "approximate, for the trace is an estimate"
+
     # --- density and samples --------------------------------------------------------------------
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -153,6 +153,14 @@ class DistilledFlow(LatentSystem):
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.student._log_prob(x, condition)
 
+    @property
+    def filling(self) -> str:
+        return f"by the student: {self.student.filling}"
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        self.student.fill_steps = self.fill_steps
+        return self.student._fill(x, known, condition)
+
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self.student._sample(n, condition)
 
