@@ -334,7 +334,9 @@ class System(Configured, nn.Module, ABC):
     ) -> Tensor:
         """As `fill_in`, encoded: x `(B, *shape)` and which of its numbers are known, of the same shape."""
         if not self.filling:
-            raise Unfit(f"{type(self).__name__} cannot fill in what is missing: it has no way to draw it given the rest")
+            raise Unfit(
+                f"{type(self).__name__} cannot fill in what is missing: it has no way to draw it given the rest"
+            )
         if steps is not None and steps < 1:
             raise OptionError(f"steps of the chains that fill in are at least 1, got {steps}")
         before = self.fill_steps

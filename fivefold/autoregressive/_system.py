@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
 from fivefold.errors import Unfit
+from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
 from fivefold.nets.states import Recomputed, States, fill, fill_given
 from fivefold.options import option, slot
 from fivefold.space import Batch
@@ -98,8 +98,8 @@ class AutoregressiveSystem(System):
         if self.density is not Density.EXACT:
             return f"{first}, refused elsewhere"
         return (
-            f"{first}; elsewhere {self.fill_steps} particles weighted by the probabilities of what is known (sequential "
-            "Monte Carlo), exact in the limit of many"
+            f"{first}; elsewhere by particles (as many as steps) weighted by the probabilities of what is known "
+            "(sequential Monte Carlo), exact in the limit of many"
         )
 
     def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
@@ -122,9 +122,7 @@ class AutoregressiveSystem(System):
                 filled[row] = self._fill_by(ways, flat[row], known[row], given, particles)
         return filled.view_as(x)
 
-    def _fill_by(
-        self, ways: list[Way], x: Tensor, known: Tensor, condition: Tensor | None, particles: int
-    ) -> Tensor:
+    def _fill_by(self, ways: list[Way], x: Tensor, known: Tensor, condition: Tensor | None, particles: int) -> Tensor:
         """By every factorisation, and of these one, by the probability that it gives to what is known."""
         x, known = x.repeat_interleave(particles, 0), known.repeat_interleave(particles, 0)
         condition = None if condition is None else condition.repeat_interleave(particles, 0)

@@ -61,6 +61,7 @@ class FlowContrastive(EnergySystem, LatentSystem):
     first_stage: float = option(0.6, "share of the budget for the flow alone", least=0, most=1)
     energy_steps: int = option(2, "steps of the energy for one of the flow", least=1)
     score_samples: int = option(16, "points in each cell when discrete examples are scored", least=1)
+    fill_steps = 50
     lr = 5e-3
     energy_lr: float = option(
         1e-3, "learning rate of the energy", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers"

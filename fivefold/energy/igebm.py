@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.energy._system import ChainSystem
-from fivefold.nets.norm import spectral_norm
+from fivefold.nets.norm import frozen, spectral_norm
 from fivefold.options import option
 from fivefold.system import Batch, Update
-from fivefold.tools.mcmc import Move
-from fivefold.tools.scaling import centre
+from fivefold.tools.boxes import Box
+from fivefold.tools.mcmc import Move, hamiltonian
+from fivefold.tools.particles import near
+from fivefold.tools.scaling import centre, uncentre
 
 REACH = 10.0  # standard deviations: real dimensions are confined to a box, or exp(-E) might have no integral
 MOVES = {"image": (20.0, 0.03, 0.01), "table": (1.0, 0.1, 1.0)}  # the usual step size, noise and clamp
@@ -102,6 +105,24 @@ class IGEBM(ChainSystem):
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """-E, up to the unknown -ln Z, in nats `(B,)`."""
         return -self.f(centre(x, self.space), condition) / self.temperature
+
+    @property
+    def filling(self) -> str:
+        return (
+            "Hamiltonian Monte Carlo over what is missing, by the energy with what is known held: exact in the limit "
+            "of many steps for the density of the energy, which samples, being ends of short chains, follow only nearly"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """From the buffer's chains that are near what is known; within the box that all chains keep to."""
+        start = near(lambda n, c: uncentre(self.sample_start(n, c), self.space), self.space, x, known, condition)
+        y = centre(torch.where(known, x, start), self.space)
+        reach = self.reach.expand(y.shape)
+        box = Box(torch.where(known, -math.inf, -reach), torch.where(known, math.inf, reach))
+        with frozen(self):
+            energy = box.energy(lambda y: self.energies(y, condition) / self.temperature)
+            u = hamiltonian(energy, box.line(y), self.fill_steps, self.fill_steps, free=~known)
+        return uncentre(box.inside(u), self.space)
 
     def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
         """Chains of the buffer (of equal condition where there is one), or noise."""

@@ -49,10 +49,7 @@ class DiscreteFlowSystem(LatentSystem):
 
     @property
     def filling(self) -> str:
-        return (
-            f"Gibbs sampling, number by number, of what is missing given all else ({self.fill_steps} sweeps): exact in the "
-            "limit of many sweeps"
-        )
+        return "Gibbs sampling, number by number, of what is missing given all else: exact in the limit of many steps"
 
     def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
         start = torch.where(known, x, near(self._sample, self.space, x, known, condition)).flatten(1)

@@ -17,8 +17,8 @@ from fivefold.nets.norm import frozen
 from fivefold.options import option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
-from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.boxes import Box
+from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.mcmc import hamiltonian, logistic_jump, random_walk
 from fivefold.tools.particles import near
 from fivefold.tools.scaling import (
@@ -32,6 +32,7 @@ from fivefold.tools.scaling import (
 )
 from fivefold.tools.schedule import warm_cosine
 
+WALK = 10  # steps of a random walk for one of Hamiltonian Monte Carlo, which goes as far
 Dequantisation = Literal["uniform", "variational"]
 
 
@@ -51,6 +52,7 @@ class FlowSystem(LatentSystem):
     chooses: ClassVar[bool] = False  # whether samples choose at random among several ways back, without a gradient
     draws: ClassVar[bool] = False  # whether a layer draws on the way to noise, which makes the density a bound
 
+    fill_steps = 50
     lr = 5e-3
     weight_decay: float = option(
         1e-4, "decoupled weight decay", least=0, tune=(1e-6, 1.0), log=True, section="optimizers"
@@ -157,25 +159,15 @@ class FlowSystem(LatentSystem):
     @property
     def filling(self) -> str:
         cells = ", discrete ones within their cells" if any(n is not None for n in self.space.dim_levels) else ""
-        steps, warm_up = self.fill_steps, self._warm_up
+        chains = f"over what is missing, by the density with what is known held{cells}"
         if self.draws:
-            return (
-                f"random walks over what is missing, by estimates of the density with what is known held{cells} "
-                f"(pseudo-marginal Metropolis, {warm_up} steps of warm-up and {steps}): exact in the limit of many steps"
-            )
-        return (
-            f"Hamiltonian Monte Carlo over what is missing, by the density with what is known held{cells} ({warm_up} steps "
-            f"of warm-up and {steps}): {self._limit}"
-        )
+            return f"random walks {chains} and estimated (pseudo-marginal Metropolis): {self._limit}"
+        return f"Hamiltonian Monte Carlo {chains}: {self._limit}"
 
     @property
     def _limit(self) -> str:
         """What the chains tend to."""
         return "exact in the limit of many steps"
-
-    @property
-    def _warm_up(self) -> int:
-        return self.fill_steps
 
     def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
         """Chains of dequantised points, started at samples that are near what is known.
@@ -190,7 +182,7 @@ class FlowSystem(LatentSystem):
         with frozen(self):
             if self.draws:
                 energy = box.energy(lambda y: -self._estimate(y, condition))
-                u = random_walk(lambda u: -energy(u), u, self.fill_steps, self._warm_up, free)
+                u = random_walk(lambda u: -energy(u), u, WALK * self.fill_steps, WALK * self.fill_steps, free)
             else:
                 energy = box.energy(lambda y: -self._point_log_prob(y, condition))
 
@@ -199,7 +191,7 @@ class FlowSystem(LatentSystem):
                     return flat.view_as(u)
 
                 jump = {"between": between} if jumps.any() else {}
-                u = hamiltonian(energy, u, self.fill_steps, self._warm_up, free=free, **jump)
+                u = hamiltonian(energy, u, self.fill_steps, self.fill_steps, free=free, **jump)
         return quantise(box.inside(u), self.space)
 
     def _cells_of(self, x: Tensor) -> Tensor:

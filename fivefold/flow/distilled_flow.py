@@ -39,6 +39,7 @@ class DistilledFlow(LatentSystem):
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
     presets = {"default": {"ema": 0.99, "clip": 100.0}}
 
+    fill_steps = 50
     lr = 5e-3
     teacher: System = option(
         slot("made"), "what the student learns from", needs=Need(

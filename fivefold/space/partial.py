@@ -45,7 +45,9 @@ def encode_partial(space: Space, data: Any, missing: Any = None) -> tuple[Tensor
     x = space.encode(np.where(absent, 0, np.asarray(data)).astype(np.asarray(data).dtype))
     known = ~absent
     if space.kind == "image":
-        known = known[:, None] if space.layout == "HW" else np.moveaxis(known, -1, 1) if space.layout == "HWC" else known
+        known = (
+            known[:, None] if space.layout == "HW" else np.moveaxis(known, -1, 1) if space.layout == "HWC" else known
+        )
     return x, torch.from_numpy(np.ascontiguousarray(known))
 
 

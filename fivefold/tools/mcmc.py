@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -287,6 +288,41 @@ def _log_logistic(x: Tensor) -> Tensor:
     return F.logsigmoid(x) + F.logsigmoid(-x)
 
 
+KERNEL = 0.1  # deviation of a Gaussian on what is known, in units of data on [-1, 1] or standardised
+WIDER = (8.0, 4.0, 2.0)  # times it, in the warm-up
+
+
+def latent_given(
+    decode: Callable[[Tensor], Tensor],
+    energy: Callable[[Tensor], Tensor],
+    z: Tensor,
+    x: Tensor,
+    known: Tensor,
+    steps: int,
+) -> Tensor:
+    """Codes whose examples are near what is known: Hamiltonian Monte Carlo of E(z) + |x - x(z)|^2 / (2 KERNEL^2).
+
+    The square is over what is known. As the kernel narrows, examples of the codes tend to the law of a deterministic
+    decoder given what is known; chains begin with wider kernels.
+
+    Args:
+        decode: x(z), centred examples `(B, ...)`, differentiable.
+        energy: E `(B,)`, minus ln of the codes' law.
+        z: where the chains start.
+        x: centred examples.
+        known: which of their numbers are known.
+        steps: with the last kernel, after as many of warm-up; with each wider one half as many.
+    """
+
+    def total(z: Tensor, width: float) -> Tensor:
+        gap = torch.where(known, decode(z) - x, 0.0).flatten(1)
+        return energy(z) + gap.square().sum(1) / (2 * (width * KERNEL) ** 2)
+
+    for width in WIDER:
+        z = hamiltonian(partial(total, width=width), z, 0, max(1, steps // 2))
+    return hamiltonian(partial(total, width=1.0), z, steps, steps)
+
+
 MOST_VALUES = 32  # of a number that are weighed against each other at once
 MOST_ROWS = 4096  # states whose density is asked for at once
 
@@ -330,3 +366,43 @@ def _candidates(present: Tensor, levels: int) -> Tensor:
     keys = torch.rand(len(present), levels, device=present.device)
     keys[torch.arange(len(present), device=present.device), present.long()] = 2.0
     return keys.topk(MOST_VALUES, 1).indices.to(present)
+
+
+class Proposal(Protocol):
+    """A law of codes given examples, that proposes them."""
+
+    def draw(self) -> Tensor:
+        """Codes `(B, ...)`."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Nats `(B,)` of codes."""
+
+
+@torch.no_grad()
+def metropolis_within_gibbs(
+    complete: Callable[[Tensor, Tensor], Tensor],
+    proposal: Callable[[Tensor], Proposal],
+    log_joint: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    steps: int,
+) -> Tensor:
+    """What is missing of examples of a model with codes z, given the rest (Mattei and Frellsen, 2018, Algorithm 1).
+
+    By turns the missing part is drawn given z, and z by an encoder given all, a proposal that Metropolis and Hastings
+    accept or not: the law tends to the model's, be the encoder right or not.
+
+    Args:
+        complete: examples with the missing part drawn, from examples and codes.
+        proposal: the encoder's law of codes given examples.
+        log_joint: ln p(x, z), nats `(B,)`.
+        x: examples `(B, ...)` whose missing part is any start.
+        steps: of both by turns.
+    """
+    z = proposal(x).draw()
+    for _ in range(steps):
+        x = complete(x, z)
+        q = proposal(x)
+        new = q.draw()
+        gain = log_joint(x, new) - log_joint(x, z) + q.log_prob(z) - q.log_prob(new)
+        z = torch.where(rows(torch.rand_like(gain).log() < gain, z), new, z)
+    return complete(x, z)

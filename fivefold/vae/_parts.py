@@ -116,6 +116,10 @@ class NetworkDecoder(nn.Module):
         """Encoded examples `(B, *shape)`."""
         return self._shaped(self.head.sample(self.net(z, condition), self.head.noise(len(z))))
 
+    def complete(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples with what is not known drawn: of what is known it is independent given z."""
+        return torch.where(known, x, self.sample(z, condition).to(x.dtype))
+
     def mode(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """As `sample`, without noise."""
         return self._shaped(self.head.mode(self.net(z, condition)))
@@ -152,6 +156,10 @@ class SystemDecoder(nn.Module):
     def sample(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """Encoded examples `(B, *shape)`."""
         return self.system._sample(len(z), self.seen(z, condition))
+
+    def complete(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples with what is not known drawn given z and the rest."""
+        return torch.where(known, x, self.system._fill(x, known, self.seen(z, condition)).to(x.dtype))
 
     def mode(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """Dimension by dimension the median of its distribution, given those before it."""
