@@ -317,7 +317,8 @@ class System(Configured, nn.Module, ABC):
             raise OptionError(f"draws for each example are at least 1, got {draws}")
         x, known = encode_partial(self.space, data, missing)
         given = self._encode_condition(condition, len(x))
-        x, known, given = (part if part is None else part.repeat_interleave(draws, 0) for part in (x, known, given))
+        x, known = x.repeat_interleave(draws, 0), known.repeat_interleave(draws, 0)
+        given = None if given is None else given.repeat_interleave(draws, 0)
         filled = self.fill_encoded(x, known, given, steps=steps, seed=seed, batch_size=batch_size)
         return put_back(self.space, data, self.space.decode(filled), draws, missing)
 

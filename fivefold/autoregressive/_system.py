@@ -126,16 +126,16 @@ class AutoregressiveSystem(System):
         """By every factorisation, and of these one, by the probability that it gives to what is known."""
         x, known = x.repeat_interleave(particles, 0), known.repeat_interleave(particles, 0)
         condition = None if condition is None else condition.repeat_interleave(particles, 0)
-        noise = [self.head.noise(len(x)) for _ in ways]
         log_prob = self.head.log_prob_dim if self.density is Density.EXACT else None
-        found = [
-            fill_given(
-                partial(make, len(x), condition), order, x, known,
-                lambda dim, params, uniform=uniform: self.head.sample_dim(dim, params, uniform[:, dim]),
-                log_prob, particles,
-            )
-            for (make, order), uniform in zip(ways, noise, strict=True)
-        ]  # fmt: skip
+        found = []
+        for make, order in ways:
+            noise = self.head.noise(len(x))
+
+            def draw(dim: int, params: Tensor, noise: Tensor = noise) -> Tensor:
+                return self.head.sample_dim(dim, params, noise[:, dim])
+
+            states = partial(make, len(x), condition)
+            found.append(fill_given(states, order, x, known, draw, log_prob, particles))
         if len(found) == 1:
             return found[0][0]
         examples, evidence = (torch.stack(parts) for parts in zip(*found, strict=True))

@@ -32,6 +32,7 @@ from fivefold.tools.scaling import (
 )
 from fivefold.tools.schedule import warm_cosine
 
+ESTIMATES = 8  # of the density at each step of a random walk
 WALK = 10  # steps of a random walk for one of Hamiltonian Monte Carlo, which goes as far
 Dequantisation = Literal["uniform", "variational"]
 
@@ -187,11 +188,11 @@ class FlowSystem(LatentSystem):
                 energy = box.energy(lambda y: -self._point_log_prob(y, condition))
 
                 def between(u: Tensor) -> Tensor:
-                    flat = logistic_jump(lambda v: energy(v.view_as(u)), u.flatten(1), jumps)
-                    return flat.view_as(u)
+                    if not jumps.any():
+                        return u
+                    return logistic_jump(lambda v: energy(v.view_as(u)), u.flatten(1), jumps).view_as(u)
 
-                jump = {"between": between} if jumps.any() else {}
-                u = hamiltonian(energy, u, self.fill_steps, self.fill_steps, free=free, **jump)
+                u = hamiltonian(energy, u, self.fill_steps, self.fill_steps, free=free, between=between)
         return quantise(box.inside(u), self.space)
 
     def _cells_of(self, x: Tensor) -> Tensor:
@@ -200,8 +201,8 @@ class FlowSystem(LatentSystem):
         return discrete.view(self.space.shape).expand(x.shape)
 
     def _estimate(self, y: Tensor, condition: Tensor | None) -> Tensor:
-        """ln of the mean of `score_samples` estimates of the density: nats `(B,)`."""
-        count = self.score_samples
+        """ln of the mean of several estimates of the density: nats `(B,)`."""
+        count = min(self.score_samples, ESTIMATES)
         given = None if condition is None else condition.repeat(count, *[1] * (condition.dim() - 1))
         return log_mean_exp(self._point_log_prob(y.repeat(count, *[1] * (y.dim() - 1)), given).view(count, -1))[0]
 

@@ -45,9 +45,7 @@ def encode_partial(space: Space, data: Any, missing: Any = None) -> tuple[Tensor
     x = space.encode(np.where(absent, 0, np.asarray(data)).astype(np.asarray(data).dtype))
     known = ~absent
     if space.kind == "image":
-        known = (
-            known[:, None] if space.layout == "HW" else np.moveaxis(known, -1, 1) if space.layout == "HWC" else known
-        )
+        known = {"HW": known[:, None], "HWC": np.moveaxis(known, -1, 1)}.get(space.layout, known)
     return x, torch.from_numpy(np.ascontiguousarray(known))
 
 
@@ -114,7 +112,7 @@ def _values(column: Column, series: pd.Series) -> np.ndarray:
 
 
 def _put_back_frame(given: pd.DataFrame, filled: pd.DataFrame, draws: int) -> pd.DataFrame:
-    """The given columns first, in their order, then those that were not there; the index says which row a draw is of."""
+    """The given columns first, in their order, then the others; the index says which row a draw is of."""
     import pandas as pd
 
     rows = given.rename(columns=str)

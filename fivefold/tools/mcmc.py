@@ -137,9 +137,9 @@ WALKED = 0.3  # the same of random walks whose density is estimated
 
 
 class StepSizes:
-    """A step size for each chain, adapted in a warm-up by stochastic approximation (Robbins and Monro, 1951), then kept.
+    """A step size for each chain, adapted in a warm-up by stochastic approximation (Robbins and Monro, 1951).
 
-    Kept is the geometric mean of the warm-up's second half. Adapting without end would change the stationary law.
+    Kept after it is the geometric mean of the warm-up's second half. Adapting without end would change the stationary law.
 
     Args:
         chains: how many.
@@ -181,7 +181,7 @@ def hamiltonian(
     start: float = 0.1,
     between: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """Hamiltonian Monte Carlo (Duane et al., 1987; Neal, 2011): its law tends to exp(-E) restricted to the free numbers.
+    """Hamiltonian Monte Carlo (Duane et al., 1987; Neal, 2011): its law tends to exp(-E) given what is not free.
 
     A proposal follows the dynamics of E for a random number of leapfrog steps. Each chain has its own step size,
     adapted in the warm-up, whose states are thrown away. Where E is no number a proposal is refused.

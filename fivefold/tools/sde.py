@@ -254,8 +254,8 @@ def filled_in(denoiser: Denoiser, start: Tensor, known: Tensor, plan: Plan, corr
     After each step back what is known is replaced by itself with the noise of that time (Song et al. 2021, appendix I).
     Alone that leaves what is missing too far from it. RePaint (Lugmayr et al., 2022) takes every step several times
     over; here what is missing moves by the score with what is known held, underdamped: momenta last over many steps,
-    which reaches as far in tenfold fewer of them. No direction is narrower than the noise, so that steps of its size are
-    stable. As they get fine and many the law tends to that of the score at the time `plan.first`.
+    which reaches as far in tenfold fewer of them. No direction is narrower than the noise, so that steps of its size
+    are stable. As they get fine and many the law tends to that of the score at the time `plan.first`.
 
     Args:
         denoiser: a trained network under a condition.

@@ -146,8 +146,8 @@ class VariationalSystem(LatentSystem):
     @property
     def filling(self) -> str:
         return (
-            "what is missing and the code by turns, the encoder's codes accepted by Metropolis and Hastings (Mattei and "
-            "Frellsen, 2018): exact in the limit of many steps"
+            "what is missing and the code by turns, the encoder's codes accepted or not by Metropolis and Hastings "
+            "(Mattei and Frellsen, 2018): exact in the limit of many steps"
         )
 
     def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:

@@ -214,8 +214,8 @@ class CodeSystem(LatentSystem):
     @property
     def filling(self) -> str:
         return (
-            "Gibbs sampling of the codes given what is known, then what is missing given them: exact in the limit of many "
-            "steps"
+            "Gibbs sampling of the codes given what is known, then what is missing given them: exact in the limit of "
+            "many steps"
         )
 
     def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
