@@ -139,7 +139,7 @@ WALKED = 0.3  # the same of random walks whose density is estimated
 class StepSizes:
     """A step size for each chain, adapted in a warm-up by stochastic approximation (Robbins and Monro, 1951).
 
-    Kept after it is the geometric mean of the warm-up's second half. Adapting without end would change the stationary law.
+    Kept after it is the geometric mean of its second half: adapting without end would change the stationary law.
 
     Args:
         chains: how many.
