@@ -109,8 +109,8 @@ def _conditions(space: Space, frame: pd.DataFrame, condition: str | None) -> Any
     lacking = [name for name in names if name not in frame or frame[name].isna().any()]
     if lacking:
         raise DataError(
-            f"the model is given {', '.join(names)}, and there are rows without {', '.join(lacking)}: put it in, or give "
-            "one for all with --condition"
+            f"the model is given {', '.join(names)}, and there are rows without {', '.join(lacking)}: put it in, or "
+            "give one for all with --condition"
         )
     return frame[names]
 

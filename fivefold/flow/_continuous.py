@@ -50,6 +50,7 @@ class ContinuousSystem(FlowSystem):
     condition_width: ClassVar[int] = 16
     costs: ClassVar[tuple[str, str]] = ("kinetic", "jacobian")  # the costs' names
 
+    fill_steps = 20
     lr = 1e-2
     margin = 0.003
 

@@ -385,6 +385,7 @@ def metropolis_within_gibbs(
     log_joint: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     steps: int,
+    settle: Callable[[Tensor], Tensor] = lambda z: z,
 ) -> Tensor:
     """What is missing of examples of a model with codes z, given the rest (Mattei and Frellsen, 2018, Algorithm 1).
 
@@ -397,6 +398,7 @@ def metropolis_within_gibbs(
         log_joint: ln p(x, z), nats `(B,)`.
         x: examples `(B, ...)` whose missing part is any start.
         steps: of both by turns.
+        settle: at the end another move of the codes, which keeps their law given what is known.
     """
     z = proposal(x).draw()
     for _ in range(steps):
@@ -405,4 +407,4 @@ def metropolis_within_gibbs(
         new = q.draw()
         gain = log_joint(x, new) - log_joint(x, z) + q.log_prob(z) - q.log_prob(new)
         z = torch.where(rows(torch.rand_like(gain).log() < gain, z), new, z)
-    return complete(x, z)
+    return complete(x, settle(z))

@@ -158,7 +158,12 @@ class VariationalSystem(LatentSystem):
             lambda x, z: self.log_joint(x, z, condition),
             start,
             self.fill_steps,
+            lambda z: self.settle(z, x, known, condition),
         )
+
+    def settle(self, z: Tensor, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Codes after another move that keeps their law given what is known; as they are unless a system has one."""
+        return z
 
     @property
     def loss_scale(self) -> float:

@@ -112,6 +112,10 @@ class NetworkDecoder(nn.Module):
         """ln p(x|z) in nats `(B,)`."""
         return self.head.log_prob(self.net(z, condition), x).sum(1)
 
+    def log_known(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """ln p of what is known of x given z, in nats `(B,)`."""
+        return (self.head.log_prob(self.net(z, condition), x) * known.flatten(1)).sum(1)
+
     def sample(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """Encoded examples `(B, *shape)`."""
         return self._shaped(self.head.sample(self.net(z, condition), self.head.noise(len(z))))

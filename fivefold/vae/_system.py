@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from fivefold.errors import Unfit
 from fivefold.nets.coders import ConvDecoder, ConvEncoder, Maps, MLPDecoder, MLPEncoder, Output
 from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
+from fivefold.nets.norm import frozen
 from fivefold.options import Need, class_in, depth_option, dropout_option, option, slot, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
+from fivefold.tools.mcmc import hamiltonian
 from fivefold.tools.schedule import warm_cosine
 from fivefold.vae._bound import Terms, VariationalSystem, kl_to_standard_normal, repeat, repeat_condition
 from fivefold.vae._parts import AutoregressivePrior, NetworkDecoder, StandardNormal, SystemDecoder, nats, vectors
@@ -206,6 +208,18 @@ class VAESystem(VariationalSystem):
 
     def complete(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
         return self.decoder.complete(x, known, z, condition)
+
+    def settle(self, z: Tensor, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Hamiltonian Monte Carlo, where the decoder has a density of a part of x: then no encoder need be good."""
+        decoder = self.decoder
+        if not isinstance(decoder, NetworkDecoder):
+            return z
+
+        def energy(z: Tensor) -> Tensor:
+            return -self.log_prior(z, condition) - decoder.log_known(x, known, z, condition)
+
+        with frozen(self):
+            return hamiltonian(energy, z, max(1, self.fill_steps // 10), max(1, self.fill_steps // 10))
 
     @property
     def filling(self) -> str:
