@@ -213,7 +213,8 @@ KNOWN = [[0, 0, 1, 1], [1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0]]
 
 @pytest.mark.parametrize(
     ("name", "patterns", "draws"),
-    [*((name, KNOWN[:2], 800) for name in FAST), *(pytest.param(name, KNOWN, 2000, marks=pytest.mark.slow) for name in DISCRETE)],
+    [*((name, KNOWN[:2], 800) for name in FAST),
+     *(pytest.param(name, KNOWN, 2000, marks=pytest.mark.slow) for name in DISCRETE)],
 )  # fmt: skip
 def test_conditionals_of_a_table_that_can_be_enumerated(name, patterns, draws):
     """A chi-square test at 1 in 10,000 of the states that agree with what is known."""
@@ -236,7 +237,7 @@ def test_gibbs_among_some_of_many_values():
     ends = gibbs_sweeps(lambda x, rows: law[x[:, 0].long()], torch.zeros(4000, 1), torch.ones(4000, 1).bool(),
                         torch.tensor([100]), 20)  # fmt: skip
     found = torch.bincount(ends[:, 0].long() // 10, minlength=10)
-    expected = law.softmax(0).view(10, 10).sum(1) * 4000
+    expected = law.double().softmax(0).view(10, 10).sum(1) * 4000
     assert follow(found.numpy(), expected.numpy())
 
 

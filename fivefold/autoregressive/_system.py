@@ -108,7 +108,7 @@ class AutoregressiveSystem(System):
         flat, known = x.flatten(1).to(self.head.dtype), known.flatten(1)
         ways = self._ways()
         orders = [torch.tensor(list(order), device=x.device) for _, order in ways]
-        is_first = torch.stack([(known[:, order].diff(dim=1) <= 0).all(1) for order in orders]).all(0)
+        is_first = torch.stack([(known[:, order].int().diff(dim=1) <= 0).all(1) for order in orders]).all(0)
         if self.density is not Density.EXACT and not is_first.all():
             raise Unfit(
                 f"{type(self).__name__} has no probabilities to weigh draws by: it fills in only what comes after all "
