@@ -2,11 +2,11 @@
 
     python -m benchmarks.fill [--seconds 60] [--rows 20000] [--draws 2000]
 
-One system of each family learns from samples of a Gaussian whose conditional laws are known in closed form. Two or three
-columns of one row are missing; the mean and the covariance of many draws are held against the truth: the worst error of
-a mean in deviations, of a variance as a ratio, of a correlation, and whether all are within three standard errors. For
-systems with an error of their own from training this says how far off they are, not whether the chains are right: that
-`tests/test_fill.py` says. A picture has the digits' lower halves drawn from their upper halves.
+One system of each family learns from samples of a Gaussian whose conditional laws are known in closed form. Two or
+three columns of one row are missing; the mean and the covariance of many draws are held against the truth: the worst
+error of a mean in deviations, of a variance as a ratio, and whether all are within three standard errors. Systems have an
+error of their own from training too; whether the chains are right for what was learnt `tests/test_fill.py` says. A
+picture has the digits' lower halves drawn from their upper halves.
 """
 
 from __future__ import annotations
@@ -130,13 +130,12 @@ def main() -> None:
         rows.append(measure(name, data, given.seconds, given.draws))
         print(*map(" ".join, cells(rows[-1])), sep="\n", flush=True)
     right = sum(one["within_three"] for row in rows for one in row["masks"].values())
-    line = (
-        f"{right} of {2 * len(rows)} conditional laws of a Gaussian within three standard errors of {given.draws:,} draws, "
-        f"after {given.seconds:g} s of training on {given.rows:,} rows each, on {machine()}"
-    )
+    rest = f"after {given.seconds:g} s of training on {given.rows:,} rows each, on {machine()}"
+    laws = f"{right} of {2 * len(rows)} conditional laws of a Gaussian"
+    line = f"{laws} within three standard errors of {given.draws:,} draws, {rest}"
     write_result("fill", line, {"systems": rows}, given.out)
     parts = {
-        "Against the truth": [HEAD, *(line for row in rows for line in cells(row))],
+        "Against the truth": [HEAD, *(cell for row in rows for cell in cells(row))],
         "How each draws": [["system", "how"], *([f"`{row['system']}`", row["how"]] for row in rows)],
     }
     write_markdown("fill", line, parts, given.out)
