@@ -250,27 +250,27 @@ def gaussian_data(n: int = 4000) -> fivefold.Data:
     return fivefold.load_data(pd.DataFrame(rows.numpy(), columns=[f"x{i}" for i in range(DIMS)]))
 
 
+TRAINED = ["made", "igebm", "rbm", "spline-flow", "vae", "anf", "residual-flow", "score-sde"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("made", {}), ("igebm", {}), ("rbm", {"hidden": 64}), ("spline-flow", {}), ("vae", {}), ("anf", {}),
-     ("residual-flow", {}), ("score-sde", {})],
-)  # fmt: skip
-def test_a_trained_system_by_quadrature_of_its_own_density(name, options):
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_trained_system_by_quadrature_of_its_own_density(name):
     """One number missing: draws against the law that the system's own density gives on a grid."""
-    data = gaussian_data()
-    system = fivefold.fit(name, data, budget="300steps", evaluations=2, **options)
+    system = fivefold.fit(name, gaussian_data(), budget="300steps", evaluations=2)
+    if name == "igebm":  # its chains tend to the energy's law, slowly
+        system.kernel, system.fill_steps = "metropolis-langevin", 1500
     known, n = torch.tensor([1, 1, 0, 1, 1]).bool(), 1000
     grid = torch.linspace(-5, 5, 400)
     points = GIVEN.repeat(len(grid), 1)
     points[:, 2] = grid
     law = system.score_encoded(Batch(points), batch_size=400).log_prob.double().softmax(0)
     mean = (law * grid).sum()
-    spread = ((law * (grid - mean) ** 2).sum()).sqrt()
+    spread = (law * (grid - mean) ** 2).sum()
     x = torch.where(known, GIVEN, 0.0).expand(n, DIMS)
     draws = system.fill_encoded(x, known.expand(n, DIMS), seed=0, batch_size=n)[:, 2].double()
-    bias = 0.15 if "approximate" in system.filling else 0.05  # the densities of some are bounds
-    assert follows(draws[:, None], mean[None], spread.square()[None, None], bias)
+    bias = 0.2 if name in ("score-sde", "igebm") else 0.05  # densities of some are bounds
+    assert follows(draws[:, None], mean[None], spread[None, None], bias)
 
 
 # --- what every system promises ---------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from fivefold.energy._system import ChainSystem
 from fivefold.nets.norm import frozen, spectral_norm
 from fivefold.options import option
 from fivefold.system import Batch, Update
-from fivefold.tools.boxes import Box
-from fivefold.tools.mcmc import Move, hamiltonian
+from fivefold.tools.mcmc import KERNELS, Move
 from fivefold.tools.particles import near
 from fivefold.tools.scaling import centre, uncentre
 
@@ -52,6 +51,7 @@ class IGEBM(ChainSystem):
 
     reach: Tensor
 
+    fill_steps = 60
     step_size: float = option(0.0, "of the drift, in units of f; 0 for the usual one on this kind of data", least=0)
     noise: float = option(0.0, "standard deviation of the noise; 0 for the usual one on this kind of data", least=0)
     clamp: float = option(
@@ -108,21 +108,23 @@ class IGEBM(ChainSystem):
 
     @property
     def filling(self) -> str:
+        limit = "exact" if self.kernel == "metropolis-langevin" else "nearly exact"
         return (
-            "Hamiltonian Monte Carlo over what is missing, by the energy with what is known held: exact in the limit "
-            "of many steps for the density of the energy, which samples, being ends of short chains, follow only nearly"
+            "the chains that samples come from, started at samples near what is known and that held: approximate as "
+            f"samples are; in the limit of many steps {limit} for the energy, which samples do not wait for"
         )
 
     def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
-        """From the buffer's chains that are near what is known; within the box that all chains keep to."""
+        """What is known enters the energy as it is; its own numbers in the state go where they like."""
         start = near(lambda n, c: uncentre(self.sample_start(n, c), self.space), self.space, x, known, condition)
-        y = centre(torch.where(known, x, start), self.space)
-        reach = self.reach.expand(y.shape)
-        box = Box(torch.where(known, -math.inf, -reach), torch.where(known, math.inf, reach))
+        y, wide = centre(torch.where(known, x, start), self.space), torch.where(known, math.inf, self.reach)
+        move = self.move()._replace(bounds=(-wide, wide))
+
+        def potential(state: Tensor) -> Tensor:
+            return self.potential(torch.where(known, y, state), condition)
+
         with frozen(self):
-            energy = box.energy(lambda y: self.energies(y, condition) / self.temperature)
-            u = hamiltonian(energy, box.line(y), self.fill_steps, self.fill_steps, free=~known)
-        return uncentre(box.inside(u), self.space)
+            return uncentre(KERNELS[self.kernel](potential, y, self.fill_steps, move), self.space)
 
     def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
         """Chains of the buffer (of equal condition where there is one), or noise."""
