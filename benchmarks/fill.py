@@ -3,10 +3,10 @@
     python -m benchmarks.fill [--seconds 60] [--rows 20000] [--draws 2000]
 
 One system of each family learns from samples of a Gaussian whose conditional laws are known in closed form. Two or
-three columns of one row are missing; mean and covariance of many draws are held against the truth: the worst
-error of a mean in deviations, of a variance as a ratio, and whether all are within three standard errors. Systems have an
-error of their own from training too; whether the chains are right for what was learnt `tests/test_fill.py` says. A
-picture has the digits' lower halves drawn from their upper halves.
+three columns of one row are missing; mean and covariance of many draws are held against the truth: the worst error of
+a mean in deviations, of a variance as a ratio, and whether all are within three standard errors. Systems have an error
+of their own from training too; whether the chains are right for what was learnt `tests/test_fill.py` says. A picture
+has the digits' lower halves drawn from their upper halves.
 """
 
 from __future__ import annotations
