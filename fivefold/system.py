@@ -25,6 +25,7 @@ from fivefold.errors import OptionError, Unfit
 from fivefold.options import Configured, Need, Slot, class_in, option, options_of, preset_of, reach_into_slots
 from fivefold.space import Batch, Space
 from fivefold.space.lift import lift_of
+from fivefold.space.partial import encode_partial, put_back
 
 __all__ = [
     "Batch", "Density", "LatentSystem", "Score", "Space", "System", "Update", "log_mean_exp", "seeded",
@@ -34,6 +35,7 @@ __all__ = [
 
 BLOCK = 500  # samples that are made at once, unless they are so large that
 BLOCK_NUMBERS = 2**22  # would be exceeded
+REFILLS = 20  # times that a number is drawn again which the model says is missing
 LIFTS = 16  # draws of what lifted columns are, for each example scored
 
 
@@ -103,6 +105,7 @@ class System(Configured, nn.Module, ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     published: ClassVar[dict[str, tuple[float, str] | tuple[float, str, str]]] = {}
     dials: ClassVar[dict[str, tuple[float, ...]]] = {}
+    fill_steps: int = 100  # of the chains that fill in what is missing; `fill_in` can be asked for others
 
     lr: float = option(1e-3, "learning rate at its highest", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers")
 
@@ -179,6 +182,18 @@ class System(Configured, nn.Module, ABC):
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         """Nats `(B,)` of encoded examples, of the kind `density`; or a pair with standard errors."""
         raise NotImplementedError
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples `(B, *shape)` whose unknown numbers are draws given the known ones, one for each row.
+
+        `known` is of x's shape; what x has where it is False means nothing. `filling` says how, in words.
+        """
+        raise NotImplementedError
+
+    @property
+    def filling(self) -> str:
+        """How missing numbers are drawn and whether exactly so, in words; "" where they cannot be."""
+        return ""
 
     def monitor(self, batch: Batch) -> dict[str, float]:
         """Signs of collapse, measured on a validation batch now and then (in eval mode, no grad)."""
@@ -319,6 +334,92 @@ class System(Configured, nn.Module, ABC):
     def _lowered(self, y: Tensor) -> Tensor:
         """Encoded examples of the networks as the user's."""
         return y if self.lift is None else self.lift.down(y)
+
+    @final
+    def fill_in(
+        self,
+        data: Any,
+        condition: Any = None,
+        *,
+        missing: Any = None,
+        draws: int = 1,
+        steps: int | None = None,
+        seed: int | None = None,
+        batch_size: int = 500,
+    ) -> Any:
+        """Examples of which a part is missing, that part drawn given the rest; what was given stays as it was.
+
+        `filling` says how, and in what sense the draws follow the model.
+
+        Args:
+            data: examples in the user's own form. In tables missing cells are NaN or None, and columns may be left out.
+            condition: in a conditional space, one for all or one for each.
+            missing: of what is no table, an array that is True where a value is missing: of one example or of all.
+            draws: for each example, one after another: those of the first, those of the second, ...
+            steps: of the chains, where there are any; the system's own unless given.
+            seed: the same seed gives the same draws; None draws from torch's global generator.
+            batch_size: how many are drawn at once.
+
+        Raises:
+            Unfit: the system cannot draw that part given the rest.
+            DataError: what is known does not fit the space.
+        """
+        if draws < 1:
+            raise OptionError(f"draws for each example are at least 1, got {draws}")
+        x, known = encode_partial(self.data_space, data, missing)
+        given = self._encode_condition(condition, len(x))
+        x, known = x.repeat_interleave(draws, 0), known.repeat_interleave(draws, 0)
+        given = None if given is None else given.repeat_interleave(draws, 0)
+        filled = self.fill_encoded(x, known, given, steps=steps, seed=seed, batch_size=batch_size)
+        return put_back(self.data_space, data, self.data_space.decode(filled), draws, missing)
+
+    @final
+    def fill_encoded(
+        self,
+        x: Tensor,
+        known: Tensor,
+        condition: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        seed: int | None = None,
+        batch_size: int = 500,
+    ) -> Tensor:
+        """As `fill_in`, encoded: x `(B, *shape)` and which of its numbers are known, of the same shape."""
+        if not self.filling:
+            raise Unfit(
+                f"{type(self).__name__} cannot fill in what is missing: it has no way to draw it given the rest"
+            )
+        if steps is not None and steps < 1:
+            raise OptionError(f"steps of the chains that fill in are at least 1, got {steps}")
+        before = self.fill_steps
+        try:
+            self.fill_steps = steps or before
+            with seeded(seed, self.device), self.evaluating():
+                parts = []
+                for first in range(0, len(x), batch_size):
+                    part = slice(first, first + batch_size)
+                    a, b = x[part].to(self.device), known[part].to(self.device)
+                    given = None if condition is None else condition[part].to(self.device)
+                    parts.append(a if b.all() else torch.where(b, a, self._lifted_fill(a, b, given).to(a.dtype)))
+        finally:
+            self.fill_steps = before
+        return torch.cat(parts)
+
+    def _lifted_fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """`_fill` of the user's encoded examples. What may be missing in the data themselves is drawn again until it is
+        not, a few times: whoever fills in asks for numbers."""
+        if self.lift is None:
+            return self._fill(x, known, condition)
+        found = x
+        for _ in range(REFILLS):
+            again = (found.isnan() | ~known if found is x else found.isnan()).any(1)
+            if not again.any():
+                break
+            part = None if condition is None else condition[again]
+            drawn = self._fill(self.lift.up(x[again])[0], self.lift.known(known[again]), part)
+            found = found.clone()
+            found[again] = torch.where(known[again], x[again], self.lift.down(drawn))
+        return found
 
     @final
     @contextlib.contextmanager

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fivefold.errors import Unfit
 from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
-from fivefold.nets.states import Recomputed, States, fill
+from fivefold.nets.states import Recomputed, States, fill, fill_given
 from fivefold.options import option, slot
 from fivefold.space import Batch
 from fivefold.system import Density, System
 from fivefold.tools.schedule import warm_cosine
+
+MOST_NUMBERS = 2**18  # of particles that are drawn at once
+Way = tuple[Callable[[int, Tensor | None], States], Iterable[int]]
 
 
 class AutoregressiveSystem(System):
@@ -84,6 +89,62 @@ class AutoregressiveSystem(System):
     def _sample_full_from(self, noise: Tensor, condition: Tensor | None) -> Tensor:
         """As `_sample_from`, evaluating the whole network for every dimension."""
         return self._filled(self._recomputed(len(noise), condition), self._order(), noise)
+
+    # --- what is missing --------------------------------------------------------------------------
+
+    @property
+    def filling(self) -> str:
+        first = "ancestral sampling with what is known held: exact where it comes first in the model's order"
+        if self.density is not Density.EXACT:
+            return f"{first}, refused elsewhere"
+        return (
+            f"{first}; elsewhere by particles (as many as steps) weighted by the probabilities of what is known "
+            "(sequential Monte Carlo), exact in the limit of many"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Examples of which all that is known comes first need one particle."""
+        self.head.temperature = 1.0
+        flat, known = x.flatten(1).to(self.head.dtype), known.flatten(1)
+        ways = self._ways()
+        orders = [torch.tensor(list(order), device=x.device) for _, order in ways]
+        is_first = torch.stack([(known[:, order].int().diff(dim=1) <= 0).all(1) for order in orders]).all(0)
+        if self.density is not Density.EXACT and not is_first.all():
+            raise Unfit(
+                f"{type(self).__name__} has no probabilities to weigh draws by: it fills in only what comes after all "
+                "that is known, in the order of the model (of images, the lower rows)"
+            )
+        filled = flat.clone()
+        for rows, particles in ((is_first, 1), (~is_first, self.fill_steps)):
+            at_once = max(1, MOST_NUMBERS // (particles * self.space.dims))
+            for row in rows.nonzero().squeeze(1).split(at_once):
+                given = None if condition is None else condition[row]
+                filled[row] = self._fill_by(ways, flat[row], known[row], given, particles)
+        return filled.view_as(x)
+
+    def _fill_by(self, ways: list[Way], x: Tensor, known: Tensor, condition: Tensor | None, particles: int) -> Tensor:
+        """By every factorisation, and of these one, by the probability that it gives to what is known."""
+        x, known = x.repeat_interleave(particles, 0), known.repeat_interleave(particles, 0)
+        condition = None if condition is None else condition.repeat_interleave(particles, 0)
+        log_prob = self.head.log_prob_dim if self.density is Density.EXACT else None
+        found = []
+        for make, order in ways:
+            noise = self.head.noise(len(x))
+
+            def draw(dim: int, params: Tensor, noise: Tensor = noise) -> Tensor:
+                return self.head.sample_dim(dim, params, noise[:, dim])
+
+            states = partial(make, len(x), condition)
+            found.append(fill_given(states, order, x, known, draw, log_prob, particles))
+        if len(found) == 1:
+            return found[0][0]
+        examples, evidence = (torch.stack(parts) for parts in zip(*found, strict=True))
+        chosen = torch.multinomial(evidence.T.softmax(1), 1).squeeze(1)
+        return examples[chosen, torch.arange(len(chosen), device=x.device)]
+
+    def _ways(self) -> list[Way]:
+        """Of every factorisation that the density is a mean of: what makes its states, and its order."""
+        return [(self.states, self._order())]
 
     def _order(self) -> Iterable[int]:
         """Flattened dimensions in the order of the factorisation."""

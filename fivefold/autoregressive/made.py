@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fivefold.autoregressive._system import AutoregressiveSystem
+from fivefold.autoregressive._system import AutoregressiveSystem, Way
 from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.embedding import DimFeatures
@@ -137,6 +137,15 @@ class Made(AutoregressiveSystem):
             return Recomputed(lambda x: self.conditionals(x.view(shape), condition, member), self._blank(n))
 
         return self._each_member(states, noise, condition)
+
+    def _ways(self) -> list[Way]:
+        """The members of the mixture."""
+
+        def way(member: int) -> Way:
+            order = self._degrees_of(member)[0].argsort().tolist()
+            return lambda n, condition: _States(self, n, condition, member), order
+
+        return [way(member) for member in range(len(self.members))]
 
     def _each_member(self, states: Callable[..., States], noise: Tensor, condition: Tensor | None) -> Tensor:
         """Every example from a random member of the mixture, by its `states` of (n, condition, member)."""

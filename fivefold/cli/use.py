@@ -1,8 +1,9 @@
-"""What one does with a run: sample, score, evaluate, compress, decompress."""
+"""What one does with a run: sample, score, evaluate, fill in, compress, decompress."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -99,6 +100,25 @@ def evaluate(directory: str, data: str | None, features: str, as_json: bool, tru
     loaded = run.load_data() if data is None else load_data(data, **other)
     row = measure(directory, loaded, features=named_features(features, loaded), trust=trust)
     click.echo(json.dumps(row, indent=1) if as_json else show_row(row))
+
+
+@app.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--data", help="Rows with empty cells or without columns; of other data examples [the test split].")
+@click.option("--mask", help="Of what is no table, what is missing: upper, lower, left, right, center, or a FILE.")
+@click.option("-n", "count", type=click.IntRange(1), default=16, show_default=True, help="Examples, if no table.")
+@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="For each row or example.")
+@click.option("--steps", type=click.IntRange(1), help="Of the chains, or particles; the system's own unless given.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same draws.")
+@click.option("--condition", help="Condition for all, where the model has one and the data do not say it.")
+@click.option("--read", default="", help="How a text file of rows is written: 'sep=;,decimal=,'.")
+@click.option("--out", required=True, help="File: .csv .parquet .npz .png .txt .wav by what the data are.")
+@trust
+def fill(directory: str, out: str, **options: Any) -> None:
+    """Fill in what is missing of examples: draws of it given the rest, which stays as it is."""
+    from fivefold.apps.fill import fill_file
+
+    click.echo(fill_file(directory, out, **options))
 
 
 # --- compress, decompress ---------------------------------------------------------------------------

@@ -127,20 +127,27 @@ def _frame(space: Space, data: Any, labels: Labels) -> pd.DataFrame:
 
 def _write_csv(path: Path, space: Space, data: Any, labels: Labels) -> list[Path]:
     """As the file of the data is written: separators, lines of names, the numbers of every column, encoding."""
-    frame, dialect = _frame(space, data, labels), space.dialect or Dialect()
+    dialect = space.dialect or Dialect()
+    with replacing(path) as temporary, temporary.open("w", encoding=dialect.encoding, newline="") as file:
+        file.write(csv_text(space, _frame(space, data, labels), dialect))
+    return [path]
+
+
+def csv_text(space: Space, frame: pd.DataFrame, dialect: Dialect) -> str:
+    """The rows of a table in a dialect, numbers as the space's columns are written."""
     columns = [*space.columns, *(space.condition.columns if space.condition else ())]
     forms = {column.name: column.written for column in columns if column.written}
     written = frame.assign(**{n: forms[n].write(frame[n], dialect) for n in frame.columns if n in forms})
     names: Any = list(frame.columns) if dialect.header else False
-    with replacing(path) as temporary, temporary.open("w", encoding=dialect.encoding, newline="") as file:
-        if len(dialect.lines) > 1 and len(dialect.lines[0]) == len(frame.columns):
-            csv.writer(file, delimiter=dialect.sep, lineterminator=dialect.newline).writerows(dialect.lines)
-            names = False
-        written.to_csv(
-            file, index=False, sep=dialect.sep, decimal=dialect.decimal, header=names, na_rep=dialect.missing,
-            lineterminator=dialect.newline, quoting=csv.QUOTE_ALL if dialect.quoted else csv.QUOTE_MINIMAL,
-        )  # fmt: skip
-    return [path]
+    file = io.StringIO(newline="")
+    if len(dialect.lines) > 1 and len(dialect.lines[0]) == len(frame.columns):
+        csv.writer(file, delimiter=dialect.sep, lineterminator=dialect.newline).writerows(dialect.lines)
+        names = False
+    written.to_csv(
+        file, index=False, sep=dialect.sep, decimal=dialect.decimal, header=names, na_rep=dialect.missing,
+        lineterminator=dialect.newline, quoting=csv.QUOTE_ALL if dialect.quoted else csv.QUOTE_MINIMAL,
+    )  # fmt: skip
+    return file.getvalue()
 
 
 def _write_parquet(path: Path, space: Space, data: Any, labels: Labels) -> list[Path]:

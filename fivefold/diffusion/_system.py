@@ -14,7 +14,19 @@ from fivefold.system import Batch, Density, LatentSystem
 from fivefold.tools.diffusion import quantile, rows, spread
 from fivefold.tools.scaling import centre, uncentre
 from fivefold.tools.schedule import warm_cosine
-from fivefold.tools.sde import PREDICTIONS, SAMPLERS, SDE, WEIGHTINGS, Denoiser, Moment, Plan, probability_flow
+from fivefold.tools.sde import (
+    PREDICTIONS,
+    SAMPLERS,
+    SDE,
+    WEIGHTINGS,
+    Denoiser,
+    Moment,
+    Plan,
+    filled_in,
+    probability_flow,
+)
+
+CORRECTIONS = 5  # when filling in: Langevin steps at each time
 
 
 class DiffusionSystem(LatentSystem):
@@ -154,6 +166,17 @@ class DiffusionSystem(LatentSystem):
         noise = self.equation.prior((n, *self.space.shape), self.device)
         x, self.evaluations = SAMPLERS[self.sampler](self.denoiser(condition), noise, self.plan)
         return self.leave(x)
+
+    @property
+    def filling(self) -> str:
+        return (
+            "the reverse equation with what is known put in at each step, and Langevin dynamics of what is missing in "
+            "between: approximate"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        plan = self.plan._replace(steps=self.fill_steps)
+        return self.leave(filled_in(self.denoiser(condition), self.start(x), known, plan, CORRECTIONS))
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
         return self._flow(self.enter(x), condition, self.first, 1.0)

@@ -61,6 +61,7 @@ class FlowContrastive(EnergySystem, LatentSystem):
     first_stage: float = option(0.6, "share of the budget for the flow alone", least=0, most=1)
     energy_steps: int = option(2, "steps of the energy for one of the flow", least=1)
     score_samples: int = option(16, "points in each cell when discrete examples are scored", least=1)
+    fill_steps = 50
     lr = 5e-3
     energy_lr: float = option(
         1e-3, "learning rate of the energy", above=0, tune=(1e-5, 1e-1), log=True, section="optimizers"
@@ -157,6 +158,14 @@ class FlowContrastive(EnergySystem, LatentSystem):
         return log_mean_exp((self.energy(drawn, given) - log_q).double().unsqueeze(1))
 
     # --- samples and codes: the flow's ------------------------------------------------------------
+
+    @property
+    def filling(self) -> str:
+        return f"by the flow: {self.flow.filling}"
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        self.flow.fill_steps = self.fill_steps
+        return self.flow._fill(x, known, condition)
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self.flow._sample(n, condition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.energy._system import ChainSystem
-from fivefold.nets.norm import spectral_norm
+from fivefold.nets.norm import frozen, spectral_norm
 from fivefold.options import option
 from fivefold.system import Batch, Update
-from fivefold.tools.mcmc import Move
-from fivefold.tools.scaling import centre
+from fivefold.tools.mcmc import KERNELS, Move
+from fivefold.tools.particles import near
+from fivefold.tools.scaling import centre, uncentre
 
 REACH = 10.0  # standard deviations: real dimensions are confined to a box, or exp(-E) might have no integral
 MOVES = {"image": (20.0, 0.03, 0.01), "table": (1.0, 0.1, 1.0)}  # the usual step size, noise and clamp
@@ -49,6 +51,7 @@ class IGEBM(ChainSystem):
 
     reach: Tensor
 
+    fill_steps = 60
     step_size: float = option(0.0, "of the drift, in units of f; 0 for the usual one on this kind of data", least=0)
     noise: float = option(0.0, "standard deviation of the noise; 0 for the usual one on this kind of data", least=0)
     clamp: float = option(
@@ -102,6 +105,26 @@ class IGEBM(ChainSystem):
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """-E, up to the unknown -ln Z, in nats `(B,)`."""
         return -self.f(centre(x, self.space), condition) / self.temperature
+
+    @property
+    def filling(self) -> str:
+        limit = "exact" if self.kernel == "metropolis-langevin" else "nearly exact"
+        return (
+            "the chains that samples come from, started at samples near what is known and that held: approximate as "
+            f"samples are; in the limit of many steps {limit} for the energy, which samples do not wait for"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """What is known enters the energy as it is; its own numbers in the state go where they like."""
+        start = near(lambda n, c: uncentre(self.sample_start(n, c), self.space), self.space, x, known, condition)
+        y, wide = centre(torch.where(known, x, start), self.space), torch.where(known, math.inf, self.reach)
+        move = self.move()._replace(bounds=(-wide, wide))
+
+        def potential(state: Tensor) -> Tensor:
+            return self.potential(torch.where(known, y, state), condition)
+
+        with frozen(self):
+            return uncentre(KERNELS[self.kernel](potential, y, self.fill_steps, move), self.space)
 
     def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
         """Chains of the buffer (of equal condition where there is one), or noise."""

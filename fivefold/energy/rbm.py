@@ -18,6 +18,7 @@ from fivefold.options import option, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System, Update, seeded
 from fivefold.tools.ais import LogPartition, anneal, block_gibbs, log_partition
+from fivefold.tools.particles import near
 
 MOST_LEVELS = 1024  # of a binomial unit
 MOST_CONDITIONS = 1000  # each has a partition function of its own
@@ -70,6 +71,7 @@ class RBM(System):
         least=1,
     )  # fmt: skip
     ais_chains: int = option(100, "its chains", least=1)
+    fill_steps = 500
     lr = 0.1
     momentum: float = option(0.5, "of the gradient", least=0, section="optimizers")
     weight_decay: float = option(1e-5, "pulls the parameters to 0", least=0, section="optimizers")
@@ -241,6 +243,30 @@ class RBM(System):
         v = self.chain[self._chain_places(condition, n)] if self.persistent else self.anneal(n, condition, annealed)[0]
         v = self.gibbs(v, condition, self.sampling_steps - annealed).view(n, *self.space.shape)
         return v.long() if self.space.kind == "image" and self.space.levels else v
+
+    @property
+    def filling(self) -> str:
+        return "Gibbs sampling with what is known held: exact in the limit of many steps"
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Block Gibbs sampling from samples near what is known, whose units are put back after every step."""
+        a, b = self.biases(condition)
+        given, held = x.flatten(1).float(), known.flatten(1)
+
+        def hidden(v: Tensor) -> Tensor:
+            return bernoulli(self.units.statistic(v) @ self.weight + b)
+
+        def visible(h: Tensor) -> Tensor:
+            return torch.where(held, given, self.units.sample(a + h @ self.weight.T))
+
+        start = near(self._starts, self.space, x, known, condition).flatten(1).float()
+        return block_gibbs(torch.where(held, given, start), hidden, visible, self.fill_steps).view_as(x)
+
+    def _starts(self, n: int, condition: Tensor | None) -> Tensor:
+        """Where persistent chains stand, or else samples."""
+        if not self.persistent:
+            return self._sample(n, condition)
+        return self.chain[self._chain_places(condition, n)].view(n, *self.space.shape)
 
     def monitor(self, batch: Batch) -> dict[str, float]:
         """Of the chains: their energy above the data's, units that one Gibbs step changes, hidden activity."""

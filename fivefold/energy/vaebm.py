@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from fivefold.energy._system import ChainSystem
 from fivefold.errors import OptionError
+from fivefold.nets.norm import frozen
 from fivefold.options import Need, option, slot
 from fivefold.system import Batch, Density, Update
-from fivefold.tools.mcmc import Move
-from fivefold.tools.scaling import centre
+from fivefold.tools.mcmc import KERNEL, Move, latent_given
+from fivefold.tools.scaling import centre, uncentre
 from fivefold.tools.schedule import late_fall, second_stage
 
 
@@ -119,6 +120,21 @@ class VAEBM(ChainSystem):
 
     def energies(self, x: Tensor, condition: Tensor | None) -> Tensor:
         return self.energy(x, condition)
+
+    @property
+    def filling(self) -> str:
+        return (
+            "Hamiltonian Monte Carlo over the noise that makes images, those near what is known favoured by a "
+            f"Gaussian of deviation {KERNEL:g} (levels on [-1, 1]), and what is known put back: approximate"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        with frozen(self):
+            state = latent_given(
+                lambda e: self.examples(e, condition), lambda e: self.potential(e, condition), self.fresh(len(x)),
+                centre(x, self.space), known, self.fill_steps,
+            )  # fmt: skip
+            return uncentre(self.examples(state, condition), self.space)
 
     # --- density and samples --------------------------------------------------------------------
 

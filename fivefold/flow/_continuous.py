@@ -51,6 +51,7 @@ class ContinuousSystem(FlowSystem):
     condition_width: ClassVar[int] = 16
     costs: ClassVar[tuple[str, str]] = ("kinetic", "jacobian")  # the costs' names
 
+    fill_steps = 20
     lr = 1e-2
     margin = 0.003
 
@@ -140,6 +141,11 @@ class ContinuousSystem(FlowSystem):
     def networks(self) -> list[nn.Module]:
         """None: compiled code has no double backward, and no loop of a solver."""
         return []
+
+    @property
+    def _limit(self) -> str:
+        exact = self.trace != "hutchinson"
+        return f"{super()._limit} and of the solver" if exact else "approximate, for the trace is an estimate"
 
     # --- density and samples --------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from fivefold.options import option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
 from fivefold.tools.laws import Draw
+from fivefold.tools.mcmc import gibbs_sweeps
+from fivefold.tools.particles import near
 from fivefold.tools.schedule import warm_cosine
 
 CONDITION_WIDTH = 32
@@ -25,6 +27,7 @@ class DiscreteFlowSystem(LatentSystem):
     free_form: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
 
+    fill_steps = 30
     warmup: float = option(0.02, "share of the budget over which the learning rate rises", least=0, most=1)
 
     @classmethod
@@ -43,6 +46,20 @@ class DiscreteFlowSystem(LatentSystem):
     @abstractmethod
     def generate(self, n: int, condition: Tensor | None, draw: Draw) -> Tensor:
         """Encoded examples of the whole numbers that `draw` gives, each with the law of it given those before."""
+
+    @property
+    def filling(self) -> str:
+        return "Gibbs sampling, number by number, of what is missing given all else: exact in the limit of many steps"
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        start = torch.where(known, x, near(self._sample, self.space, x, known, condition)).flatten(1)
+
+        def log_prob(states: Tensor, rows: Tensor) -> Tensor:
+            given = None if condition is None else condition[rows]
+            return self._log_prob(states.view(-1, *self.space.shape), given)  # type: ignore[return-value]
+
+        levels = torch.tensor([count or 1 for count in self.space.dim_levels])
+        return gibbs_sweeps(log_prob, start, ~known.flatten(1), levels, self.fill_steps).view_as(x)
 
     def loss(self, batch: Batch) -> Tensor:
         return -self._log_prob(batch.x, batch.condition).mean()  # type: ignore[union-attr]

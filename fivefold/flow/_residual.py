@@ -147,6 +147,10 @@ class ContractionSystem(InvertedFlowSystem):
         """None: the gradient of the log-determinant differentiates twice."""
         return []
 
+    @property
+    def _limit(self) -> str:
+        return super()._limit if self.exact else "approximate, for the log-determinant is an estimate"
+
     # --- density --------------------------------------------------------------------------------
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,13 +13,27 @@ from fivefold.bijections.dequantisation import VariationalDequantisation
 from fivefold.bijections.elementwise import Logit
 from fivefold.bijections.laws import still
 from fivefold.nets.condition import ConditionEmbedding
+from fivefold.nets.norm import frozen
 from fivefold.options import option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
+from fivefold.tools.boxes import Box
 from fivefold.tools.distributions import standard_normal_log_prob
-from fivefold.tools.scaling import dequantise, dequantise_log_det, importance_log_prob, midpoint, quantise
+from fivefold.tools.mcmc import hamiltonian, logistic_jump, random_walk
+from fivefold.tools.particles import near
+from fivefold.tools.scaling import (
+    cell,
+    dequantise,
+    dequantise_log_det,
+    importance_log_prob,
+    log_mean_exp,
+    midpoint,
+    quantise,
+)
 from fivefold.tools.schedule import warm_cosine
 
+ESTIMATES = 8  # of the density at each step of a random walk
+WALK = 10  # steps of a random walk for one of Hamiltonian Monte Carlo, which goes as far
 Dequantisation = Literal["uniform", "variational"]
 
 
@@ -40,6 +54,7 @@ class FlowSystem(LatentSystem):
     chooses: ClassVar[bool] = False  # whether samples choose at random among several ways back, without a gradient
     draws: ClassVar[bool] = False  # whether a layer draws on the way to noise, which makes the density a bound
 
+    fill_steps = 50
     lr = 5e-3
     weight_decay: float = option(
         1e-4, "decoupled weight decay", least=0, tune=(1e-6, 1.0), log=True, section="optimizers"
@@ -140,6 +155,57 @@ class FlowSystem(LatentSystem):
         z = self.noise(n)
         y, log_det = self.flow.inverse(z, self.embedding(condition))
         return y, self.noise_log_prob(z) - log_det
+
+    # --- what is missing --------------------------------------------------------------------------
+
+    @property
+    def filling(self) -> str:
+        cells = ", discrete ones within their cells" if any(n is not None for n in self.space.dim_levels) else ""
+        chains = f"over what is missing, by the density with what is known held{cells}"
+        if self.draws:
+            return f"random walks {chains} and estimated (pseudo-marginal Metropolis): {self._limit}"
+        return f"Hamiltonian Monte Carlo {chains}: {self._limit}"
+
+    @property
+    def _limit(self) -> str:
+        """What the chains tend to."""
+        return "exact in the limit of many steps"
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Chains of dequantised points, started at samples that are near what is known.
+
+        A known level confines its number to the cell; what is real and known stays. Categories and levels also jump.
+        """
+        start = torch.where(known, x, near(self._sample, self.space, x, known, condition))
+        box, discrete = cell(x, self.space), self._cells_of(x)
+        box = Box(torch.where(known | ~discrete, box.low, -1.0), torch.where(known | ~discrete, box.high, 1.0))
+        free, jumps = ~known | discrete, (~known & discrete).flatten(1)
+        u = box.line(dequantise(start, self.space))
+        with frozen(self):
+            if self.draws:
+                energy = box.energy(lambda y: -self._estimate(y, condition))
+                u = random_walk(lambda u: -energy(u), u, WALK * self.fill_steps, WALK * self.fill_steps, free)
+            else:
+                energy = box.energy(lambda y: -self._point_log_prob(y, condition))
+
+                def between(u: Tensor) -> Tensor:
+                    if not jumps.any():
+                        return u
+                    return logistic_jump(lambda v: energy(v.view_as(u)), u.flatten(1), jumps).view_as(u)
+
+                u = hamiltonian(energy, u, self.fill_steps, self.fill_steps, free=free, between=between)
+        return quantise(box.inside(u), self.space)
+
+    def _cells_of(self, x: Tensor) -> Tensor:
+        """Which numbers are discrete, of x's shape."""
+        discrete = torch.tensor([levels is not None for levels in self.space.dim_levels], device=x.device)
+        return discrete.view(self.space.shape).expand(x.shape)
+
+    def _estimate(self, y: Tensor, condition: Tensor | None) -> Tensor:
+        """ln of the mean of several estimates of the density: nats `(B,)`."""
+        count = min(self.score_samples, ESTIMATES)
+        given = None if condition is None else condition.repeat(count, *[1] * (condition.dim() - 1))
+        return log_mean_exp(self._point_log_prob(y.repeat(count, *[1] * (y.dim() - 1)), given).view(count, -1))[0]
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:
         with still(self.flow):

@@ -40,6 +40,7 @@ class DistilledFlow(LatentSystem):
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.7, 0.85, 1.0)}
     presets = {"default": {"ema": 0.99, "clip": 100.0}}
 
+    fill_steps = 50
     lr = 5e-3
     teacher: System = option(
         slot("made"), "what the student learns from", needs=Need(
@@ -153,6 +154,14 @@ class DistilledFlow(LatentSystem):
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.student._log_prob(x, condition)
+
+    @property
+    def filling(self) -> str:
+        return f"by the student: {self.student.filling}"
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        self.student.fill_steps = self.fill_steps
+        return self.student._fill(x, known, condition)
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self.student._sample(n, condition)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.errors import OptionError
+from fivefold.nets.norm import frozen
 from fivefold.options import option
-from fivefold.system import Batch, Density, System, Update
+from fivefold.system import Batch, Density, System, Update, seeded
 from fivefold.tools import games
 from fivefold.tools.distributions import truncated_normal
-from fivefold.tools.mcmc import independence_metropolis
+from fivefold.tools.mcmc import KERNEL, independence_metropolis, latent_given
 from fivefold.tools.scaling import centre, uncentre
 
 Stats = dict[str, Tensor]
@@ -113,7 +114,11 @@ class GANSystem(System):
 
     def made(self, n: int, condition: Tensor | None) -> Tensor:
         """`n` samples of the generator as the critic compares them; dials act here."""
-        return self.generate(n, condition)
+        return self.of_codes(torch.randn(n, self.latent, device=self.device), condition)
+
+    def of_codes(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """The samples of codes `(B, latent)`, alike."""
+        return self.generator(z, condition)
 
     def finish(self, x: Tensor) -> Tensor:
         """The centred examples of what the critic compares."""
@@ -179,6 +184,27 @@ class GANSystem(System):
             return ratio(self.judge(x, condition))
 
         return uncentre(self.finish(independence_metropolis(propose, log_weight, self.chain_steps)), self.space)
+
+    @property
+    def filling(self) -> str:
+        return (
+            "Hamiltonian Monte Carlo over codes, those favoured whose samples are near what is known by a Gaussian of "
+            f"deviation {KERNEL:g} (levels on [-1, 1], reals standardised), and what is known put back: approximate"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        noise = int(torch.randint(2**31, ()))  # of generators that draw some beside the code: the same throughout
+
+        def decode(z: Tensor) -> Tensor:
+            with seeded(noise, self.device):
+                return self.finish(self.of_codes(z, condition))
+
+        with frozen(self):
+            z = latent_given(
+                decode, lambda z: 0.5 * z.square().sum(1), torch.randn(len(x), self.latent, device=self.device),
+                centre(x, self.space), known, self.fill_steps,
+            )  # fmt: skip
+            return uncentre(decode(z), self.space)
 
     @property
     def sample_evaluations(self) -> int:

@@ -197,8 +197,7 @@ class ProGAN(GANSystem):
         """None: what is computed changes with the level, and compiled code has no double backward."""
         return []
 
-    def made(self, n: int, condition: Tensor | None) -> Tensor:
-        z = torch.randn(n, self.latent, device=self.device)
+    def of_codes(self, z: Tensor, condition: Tensor | None) -> Tensor:
         return self.generator(z, condition, self.level.item(), self.truncation)
 
     def finish(self, x: Tensor) -> Tensor:

@@ -182,8 +182,8 @@ class StyleGAN2ADA(GANSystem):
         networks += [self.generator.synthesis] if self.path_weight == 0 else []
         return networks + ([self.critic] if self.r1_weight == 0 and not self.rules.penalised else [])
 
-    def made(self, n: int, condition: Tensor | None) -> Tensor:
-        w = self.w_mean.lerp(self._w(n, condition), self.truncation)
+    def of_codes(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        w = self.w_mean.lerp(self.generator.mapping(z, condition), self.truncation)
         return self.generator.synthesis(self.generator.every_layer(w))
 
     def monitor(self, batch: Batch) -> dict[str, float]:

@@ -307,11 +307,19 @@ class Head(nn.Module):
 
     def sample_dim(self, dim: int, params: Tensor, uniform: Tensor) -> Tensor:
         """As `sample`, of one flattened dimension: `params` `(B, width)`, `uniform` `(B, 2)`, values `(B,)`."""
-        output = self.outputs[dim]
-        params = (params + self.start[min(dim, len(self.start) - 1)])[..., : len(output.start)]
+        output, params = self._of_dim(dim, params)
         if self.temperature != 1:
             params = output.tempered(params, self.temperature)
         return output.sample(params, uniform).to(self.dtype)
+
+    def log_prob_dim(self, dim: int, params: Tensor, x: Tensor) -> Tensor:
+        """As `log_prob`, of one flattened dimension: `params` `(B, width)`, `x` and nats `(B,)`."""
+        output, params = self._of_dim(dim, params)
+        return output.log_prob(params, x)
+
+    def _of_dim(self, dim: int, params: Tensor) -> tuple[Output, Tensor]:
+        output = self.outputs[dim]
+        return output, (params + self.start[min(dim, len(self.start) - 1)])[..., : len(output.start)]
 
     def noise(self, n: int) -> Tensor:
         """Uniform noise `(n, D, 2)` for `sample`: all that sampling `n` examples draws."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fivefold.space import Space
 from fivefold.system import log_mean_exp
+from fivefold.tools.boxes import Box
 
 MOST_NUMBERS = 2**21  # of examples that are scored at once
 
@@ -47,6 +48,15 @@ def midpoint(x: Tensor, space: Space) -> Tensor:
     """The middle of each unit cell, scaled as `dequantise` does it but without noise."""
     scale, shift = _affine(space, x.device, 0)
     return (x.float() + 0.5 * _is_discrete(space, x.device)) * scale + shift
+
+
+def cell(x: Tensor, space: Space) -> Box:
+    """The unit cell of every discrete number, scaled as `dequantise` does it; the whole line where real."""
+    scale, shift = _affine(space, x.device, 0)
+    line = torch.full(x.shape, math.inf, device=x.device) * (1 - _is_discrete(space, x.device))
+    line = line.nan_to_num(0.0, posinf=math.inf)
+    low = x.float() * scale + shift
+    return Box(low - line, low + scale + line)
 
 
 def quantise(y: Tensor, space: Space) -> Tensor:

@@ -245,6 +245,39 @@ SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Solution[Tensor]]] = {
 }
 
 
+STRIDE, KEPT = 0.7, 0.9  # of `filled_in`: a step in units of the noise, and the share of a momentum that stays
+
+
+def filled_in(denoiser: Denoiser, start: Tensor, known: Tensor, plan: Plan, corrections: int) -> Tensor:
+    """What is missing of examples, given the rest: the reverse equation, and Langevin dynamics at each of its times.
+
+    After each step back what is known is replaced by itself with the noise of that time (Song et al. 2021, appendix I).
+    Alone that leaves what is missing too far from it. RePaint (Lugmayr et al., 2022) takes every step several times
+    over; here what is missing moves by the score with what is known held, underdamped: momenta last over many steps,
+    which reaches as far in tenfold fewer of them. No direction is narrower than the noise, so that steps of its size
+    are stable. As they get fine and many the law tends to that of the score at the time `plan.first`.
+
+    Args:
+        denoiser: a trained network under a condition.
+        start: points `(B, ...)` whose known part is given.
+        known: which of their numbers are known.
+        plan: the times.
+        corrections: steps of Langevin dynamics at each time.
+    """
+    x = denoiser.sde.prior(start.shape, start.device)
+    momentum, moments = torch.randn_like(x), plan.moments(denoiser.sde, x)
+    for at, to in pairwise(moments):
+        x = step(x, denoiser.clean(x, at), at, to, 1.0)
+        x = torch.where(known, to.diffuse(start, torch.randn_like(x)), x)
+        stride, force = STRIDE * rows(to.noise, x), denoiser.score(x, to)
+        for _ in range(corrections):
+            momentum = KEPT * momentum + math.sqrt(1 - KEPT**2) * torch.randn_like(x) + stride / 2 * force
+            x = torch.where(known, x, x + stride * momentum)
+            force = denoiser.score(x, to)
+            momentum = momentum + stride / 2 * force
+    return torch.where(known, start, denoiser.clean(x, moments[-1]))
+
+
 def step(x: Tensor, clean: Tensor, at: Moment, to: Moment, eta: float) -> Tensor:
     """A draw of x_s of x_t and x_0, s < t, that keeps q(x_s | x_0) (Song et al. 2021, DDIM, Eq. 7).
 

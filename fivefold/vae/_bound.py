@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from fivefold.options import option
 from fivefold.space import Batch
 from fivefold.system import LatentSystem, System, Update, log_mean_exp
+from fivefold.tools.mcmc import Proposal, metropolis_within_gibbs
+from fivefold.tools.particles import near
 
 SAMPLES = 64  # of z for each example, unless a system or the user says otherwise
 MOST_NUMBERS = 2**22  # outputs of the decoder held at once when scoring
@@ -97,6 +99,7 @@ class VariationalSystem(LatentSystem):
     Subclasses write `bound`: the terms for any number of draws, the encoder's work being done once.
     """
 
+    fill_steps = 200
     lr = 2e-3
     objective: str = option("elbo", "what is made of the terms of the bound", choices=tuple(OBJECTIVES))
     draws: int = option(1, "of z for each example of a training step", least=1, tune=(1, 16), log=True)
@@ -126,6 +129,40 @@ class VariationalSystem(LatentSystem):
     @abstractmethod
     def numbers(self) -> int:
         """How many the decoder holds at once for one draw of z."""
+
+    @abstractmethod
+    def proposal(self, x: Tensor, condition: Tensor | None) -> Proposal:
+        """The encoder's law of codes `(B, ...)` given encoded examples."""
+
+    @abstractmethod
+    def log_joint(self, x: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """ln p(x, z) in nats `(B,)`."""
+
+    @abstractmethod
+    def complete(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples with what is not known drawn given codes and the rest."""
+
+    @property
+    def filling(self) -> str:
+        return (
+            "what is missing and the code by turns, the encoder's codes accepted or not by Metropolis and Hastings "
+            "(Mattei and Frellsen, 2018): exact in the limit of many steps"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        start = torch.where(known, x, near(self._sample, self.space, x, known, condition))
+        return metropolis_within_gibbs(
+            lambda x, z: self.complete(x, known, z, condition),
+            lambda x: self.proposal(x, condition),
+            lambda x, z: self.log_joint(x, z, condition),
+            start,
+            self.fill_steps,
+            lambda z: self.settle(z, x, known, condition),
+        )
+
+    def settle(self, z: Tensor, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Codes after another move that keeps their law given what is known; as they are unless a system has one."""
+        return z
 
     @property
     def loss_scale(self) -> float:

@@ -14,6 +14,8 @@ from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
 from fivefold.options import Need, depth_option, option, slot, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import LatentSystem, System, Update
+from fivefold.tools.mcmc import gibbs_sweeps
+from fivefold.tools.particles import near
 from fivefold.tools.schedule import second_stage
 from fivefold.vae._parts import nats
 
@@ -75,6 +77,7 @@ class CodeSystem(LatentSystem):
     levels: ClassVar[tuple[str, ...]]
     prior_lr: ClassVar[float] = 1e-3  # of a prior that does not say otherwise
 
+    fill_steps = 30
     prior: Any = option(slot("gated-pixelcnn"), "of the codes, of each level", needs=PRIOR)
     codes: int = option(64, "size of a codebook", least=2, tune=(16, 512), log=True)
     code_width: int = option(16, "dimensions of its vectors", least=1, tune=(4, 64), log=True)
@@ -207,6 +210,34 @@ class CodeSystem(LatentSystem):
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         head, codes = self.autoencoder.head, self._sample_below([], n, condition)
         return head.sample(self.autoencoder.decode(*self._vectors(*codes)), head.noise(n)).view(n, *self.space.shape)
+
+    @property
+    def filling(self) -> str:
+        return (
+            "Gibbs sampling of the codes given what is known, then what is missing given them: exact in the limit of "
+            "many steps"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """From the codes of samples near what is known."""
+        model, grids = self.autoencoder, self.autoencoder.grids
+        start = self._codes(torch.where(known, x, near(self._sample, self.space, x, known, condition)))
+        codes = torch.cat([part.flatten(1) for part in start], 1)
+
+        def split(codes: Tensor) -> list[Tensor]:
+            parts = codes.split([h * w for h, w in grids], 1)
+            return [part.view(-1, 1, *grid) for part, grid in zip(parts, grids, strict=True)]
+
+        def log_prob(states: Tensor, rows: Tensor) -> Tensor:
+            levels, given = split(states), None if condition is None else condition[rows]
+            of_dims = model.head.log_prob(model.decode(*self._vectors(*levels)), x[rows])
+            priors = torch.stack(self._log_priors(levels, given)).sum(0)
+            return priors + (of_dims * known[rows].flatten(1)).sum(1)
+
+        count = torch.full((codes.shape[1],), self.codes)
+        codes = gibbs_sweeps(log_prob, codes, torch.ones_like(codes, dtype=torch.bool), count, self.fill_steps)
+        params = model.decode(*self._vectors(*split(codes)))
+        return model.head.sample(params, model.head.noise(len(x))).view_as(x)
 
     def _sample_below(self, codes: list[Tensor], n: int, condition: Tensor | None) -> list[Tensor]:
         """The first levels' codes, with draws of those after them from their priors."""

@@ -7,15 +7,17 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fivefold.errors import Unfit
 from fivefold.nets.condition import ConditionEmbedding
 from fivefold.options import option
 from fivefold.space import Batch
 from fivefold.tools.distributions import gaussian_log_prob
+from fivefold.tools.mcmc import Proposal
 from fivefold.vae._bound import Terms, VariationalSystem, kl_to_standard_normal, repeat, repeat_condition
 
 COARSE = 4  # sides up to which a grid is not halved but followed by one of a single position
@@ -211,6 +213,27 @@ class LadderSystem(VariationalSystem):
         parts = self._split(noise)
         return self.descend(len(noise), condition, lambda number, h, prior: prior.push(parts[number]))
 
+    # --- what is missing --------------------------------------------------------------------------
+
+    def proposal(self, x: Tensor, condition: Tensor | None) -> Proposal:
+        return Ladder(self, self.features(x, condition), condition)
+
+    def log_joint(self, x: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        parts, priors = self._split(z), list[Tensor]()
+
+        def choose(number: int, h: Tensor, prior: Gaussian) -> Tensor:
+            priors.append(prior.log_prob(parts[number]).flatten(1).sum(1))
+            return parts[number]
+
+        return self.head.log_prob(self.descend(len(x), condition, choose), x) + torch.stack(priors).sum(0)
+
+    def complete(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Pixels are independent given the codes, and the colours of one are not."""
+        if (known != known[:, :1]).any():
+            raise Unfit(f"{type(self).__name__} draws the colours of a pixel together: let whole pixels be missing")
+        parts = self._split(z)
+        return torch.where(known, x, self.head.sample(self.descend(len(x), condition, lambda i, *_: parts[i])))
+
     def _rate_distortion(self, x: Tensor, condition: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Of each grid, smallest first; the codes below are the prior's means."""
         nats, found = self._nats_of_grids(self.terms(x, condition)), self.features(x, condition)
@@ -243,6 +266,35 @@ class LadderSystem(VariationalSystem):
 
     def networks(self) -> list[nn.Module]:
         return [self.encoder]
+
+
+class Ladder(NamedTuple):
+    """The posterior of all codes, one after another in `(B, codes)`, given what the encoder found."""
+
+    system: LadderSystem
+    found: list[Tensor]
+    condition: Tensor | None
+
+    def draw(self) -> Tensor:
+        drawn = list[Tensor]()
+
+        def choose(number: int, h: Tensor, prior: Gaussian) -> Tensor:
+            drawn.append(self.system.posterior(self.found, number, h, prior).draw())
+            return drawn[-1]
+
+        self.system.descend(len(self.found[0]), self.condition, choose)
+        return torch.cat([z.flatten(1) for z in drawn], 1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        parts, nats = self.system._split(z), list[Tensor]()
+
+        def choose(number: int, h: Tensor, prior: Gaussian) -> Tensor:
+            law = self.system.posterior(self.found, number, h, prior)
+            nats.append(law.log_prob(parts[number]).flatten(1).sum(1))
+            return parts[number]
+
+        self.system.descend(len(z), self.condition, choose)
+        return torch.stack(nats).sum(0)
 
 
 def divergence(z: Tensor, prior: Gaussian, law: Law) -> Tensor:

@@ -112,9 +112,17 @@ class NetworkDecoder(nn.Module):
         """ln p(x|z) in nats `(B,)`."""
         return self.head.log_prob(self.net(z, condition), x).sum(1)
 
+    def log_known(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """ln p of what is known of x given z, in nats `(B,)`."""
+        return (self.head.log_prob(self.net(z, condition), x) * known.flatten(1)).sum(1)
+
     def sample(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """Encoded examples `(B, *shape)`."""
         return self._shaped(self.head.sample(self.net(z, condition), self.head.noise(len(z))))
+
+    def complete(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples with what is not known drawn: of what is known it is independent given z."""
+        return torch.where(known, x, self.sample(z, condition).to(x.dtype))
 
     def mode(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """As `sample`, without noise."""
@@ -152,6 +160,10 @@ class SystemDecoder(nn.Module):
     def sample(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """Encoded examples `(B, *shape)`."""
         return self.system._sample(len(z), self.seen(z, condition))
+
+    def complete(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoded examples with what is not known drawn given z and the rest."""
+        return torch.where(known, x, self.system._fill(x, known, self.seen(z, condition)).to(x.dtype))
 
     def mode(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """Dimension by dimension the median of its distribution, given those before it."""

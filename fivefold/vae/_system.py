@@ -6,15 +6,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.errors import Unfit
 from fivefold.nets.coders import ConvDecoder, ConvEncoder, Maps, MLPDecoder, MLPEncoder, Output
 from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
+from fivefold.nets.norm import frozen
 from fivefold.options import Need, class_in, depth_option, dropout_option, option, slot, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
+from fivefold.tools.mcmc import hamiltonian
 from fivefold.tools.schedule import warm_cosine
 from fivefold.vae._bound import Terms, VariationalSystem, kl_to_standard_normal, repeat, repeat_condition
 from fivefold.vae._parts import AutoregressivePrior, NetworkDecoder, StandardNormal, SystemDecoder, nats, vectors
@@ -23,6 +26,7 @@ NETWORKS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 SMALLEST_CONV = 16  # sides of an image from which on convolutions pay
 ACTIVE = 0.01  # variance of a unit's posterior mean over the data, above which it is in use (Burda et al., 2016)
 FEWER = 16  # draws of z when scoring, where the decoder is a system
+FEWER_STEPS = 30  # when filling in, there
 FREE = 0.05  # nats a dimension that z may cost for nothing where the decoder could do without it
 
 PRIOR = Need(
@@ -51,6 +55,22 @@ class Posterior(NamedTuple):
     mean: Tensor
     log_scale: Tensor
     features: Tensor | None
+
+
+class Encoded(NamedTuple):
+    """q(z|x) as a law of codes `(B, latent)`: the noise's, shifted and scaled."""
+
+    q: Posterior
+    noise: Any
+    shape: tuple[int, ...]  # of a code as the noise has it
+
+    def draw(self) -> Tensor:
+        noise, _ = self.noise.draw(len(self.q.mean), self.q.features)
+        return self.q.mean + self.q.log_scale.exp() * noise.flatten(1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        noise = (z - self.q.mean) * torch.exp(-self.q.log_scale)
+        return nats(self.noise._log_prob(noise.view(-1, *self.shape), self.q.features)) - self.q.log_scale.sum(1)
 
 
 class VAESystem(VariationalSystem):
@@ -93,6 +113,7 @@ class VAESystem(VariationalSystem):
         if by_system:
             self.free_bits = FREE if self.free_bits is None else self.free_bits
             self.score_samples = self.score_samples or FEWER
+            self.fill_steps = FEWER_STEPS
         features = 2 * self.latent if flexible else 0
         head = None if by_system else Head(self.space, self.fill("likelihood", self.space))
         seen = self._seen() if by_system else self.space
@@ -176,6 +197,35 @@ class VAESystem(VariationalSystem):
     def learning_rate(self, progress: float) -> float:
         """Constant for half the budget, then down to a hundredth along a cosine."""
         return warm_cosine(progress, warmup=0.0, level=0.5)
+
+    # --- what is missing --------------------------------------------------------------------------
+
+    def proposal(self, x: Tensor, condition: Tensor | None) -> Encoded:
+        return Encoded(self.encoded(x, condition), self.posterior, self.codes.shape)
+
+    def log_joint(self, x: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        return self.decoder.log_prob(x, z, condition) + self.log_prior(z, condition)
+
+    def complete(self, x: Tensor, known: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        return self.decoder.complete(x, known, z, condition)
+
+    def settle(self, z: Tensor, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Hamiltonian Monte Carlo, where the decoder has a density of a part of x: then no encoder need be good."""
+        decoder = self.decoder
+        if not isinstance(decoder, NetworkDecoder):
+            return z
+
+        def energy(z: Tensor) -> Tensor:
+            return -self.log_prior(z, condition) - decoder.log_known(x, known, z, condition)
+
+        with frozen(self):
+            return hamiltonian(energy, z, max(1, self.fill_steps // 10), max(1, self.fill_steps // 10))
+
+    @property
+    def filling(self) -> str:
+        if isinstance(self.decoder, NetworkDecoder):
+            return super().filling
+        return f"{super().filling}; given a code by its decoder: {self.decoder.system.filling}"
 
     # --- samples and codes ----------------------------------------------------------------------
 
