@@ -159,7 +159,7 @@ def test_systematic_resampling_is_unbiased():
 # --- enumeration ---------------------------------------------------------------------------------------
 
 TABLE = Space(
-    "table", (4,), frame=True,
+    "table", (4,), frame=True, lifted=True,  # so that categories are levels to all systems
     columns=(Column("a", "integer", levels=3), Column("b", "categorical", levels=2, categories=("u", "v")),
              Column("c", "integer", levels=4), Column("d", "categorical", levels=3, categories=("x", "y", "z"))),
 )  # fmt: skip
@@ -229,6 +229,33 @@ def test_conditionals_of_a_table_that_can_be_enumerated(name, patterns, draws):
         found = torch.bincount((ends @ WEIGHTS).long(), minlength=len(STATES))[agrees]
         assert found.sum() == draws
         assert follow(found.numpy(), (law[agrees] / law[agrees].sum() * draws).numpy()), pattern
+
+
+RNG = np.random.default_rng(0)
+MIDDLE = {"a": -1.5, "b": 0.0, "c": 2.0}
+SHARES = {"a": 0.5, "b": 0.3, "c": 0.2}
+CLASS = RNG.choice(list(SHARES), 4000, p=list(SHARES.values()))
+RAIN = np.where(RNG.random(4000) < np.where(CLASS == "a", 0.8, 0.2), 0.0, RNG.lognormal(1, 0.5, 4000))
+CLASSES = pd.DataFrame({"kind": CLASS, "x": [RNG.normal(MIDDLE[k], 1) for k in CLASS], "rain": RAIN})
+
+
+@pytest.mark.parametrize(
+    "name", ["spline-flow", "made", *(pytest.param(n, marks=pytest.mark.slow) for n in ("score-sde", "vae", "rbm"))]
+)
+def test_lifted_columns_are_filled_by_their_law(name):
+    """The posterior of a class given a number, and the share of a point mass given the class, as the data were made."""
+    model = fivefold.fit(name, CLASSES, budget="1000steps", batch_size=128, evaluations=1)
+    n = 400
+    for x in (-1.5, 0.5, 2.0):
+        partial = pd.DataFrame({"kind": [None] * n, "x": np.full(n, x)})
+        drawn = model.fill_in(partial, seed=0)["kind"].value_counts(normalize=True)
+        weight = {k: SHARES[k] * math.exp(-0.5 * (x - MIDDLE[k]) ** 2) for k in SHARES}
+        for k, share in weight.items():
+            assert drawn.get(k, 0) == pytest.approx(share / sum(weight.values()), abs=0.2 if name == "score-sde" else 0.13), (x, k)
+    for kind, dry in (("a", 0.8), ("b", 0.2)):
+        filled = model.fill_in(pd.DataFrame({"kind": [kind] * n, "x": np.full(n, MIDDLE[kind])}), seed=0)
+        assert (filled["kind"] == kind).all()
+        assert (filled["rain"] == 0).mean() == pytest.approx(dry, abs=0.15)
 
 
 def test_gibbs_among_some_of_many_values():

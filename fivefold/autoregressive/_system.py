@@ -109,7 +109,7 @@ class AutoregressiveSystem(System):
         ways = self._ways()
         orders = [torch.tensor(list(order), device=x.device) for _, order in ways]
         is_first = torch.stack([(known[:, order].int().diff(dim=1) <= 0).all(1) for order in orders]).all(0)
-        if self.density is not Density.EXACT and not is_first.all():
+        if self.density is Density.NONE and not is_first.all():
             raise Unfit(
                 f"{type(self).__name__} has no probabilities to weigh draws by: it fills in only what comes after all "
                 "that is known, in the order of the model (of images, the lower rows)"

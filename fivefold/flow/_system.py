@@ -16,20 +16,12 @@ from fivefold.nets.condition import ConditionEmbedding
 from fivefold.nets.norm import frozen
 from fivefold.options import option
 from fivefold.space import Batch, Space
-from fivefold.system import Density, LatentSystem
+from fivefold.system import Density, LatentSystem, log_mean_exp
 from fivefold.tools.boxes import Box
 from fivefold.tools.distributions import standard_normal_log_prob
-from fivefold.tools.mcmc import hamiltonian, logistic_jump, random_walk
+from fivefold.tools.mcmc import corner_jump, hamiltonian, logistic_jump, random_walk
 from fivefold.tools.particles import near
-from fivefold.tools.scaling import (
-    cell,
-    dequantise,
-    dequantise_log_det,
-    importance_log_prob,
-    log_mean_exp,
-    midpoint,
-    quantise,
-)
+from fivefold.tools.scaling import cell, dequantise, dequantise_log_det, importance_log_prob, midpoint, quantise
 from fivefold.tools.schedule import warm_cosine
 
 ESTIMATES = 8  # of the density at each step of a random walk
@@ -188,7 +180,11 @@ class FlowSystem(LatentSystem):
             else:
                 energy = box.energy(lambda y: -self._point_log_prob(y, condition))
 
+                groups = self.lift.corners if self.lift else []
+
                 def between(u: Tensor) -> Tensor:
+                    if groups:
+                        u = corner_jump(energy, u, groups, free)
                     if not jumps.any():
                         return u
                     return logistic_jump(lambda v: energy(v.view_as(u)), u.flatten(1), jumps).view_as(u)

@@ -70,6 +70,11 @@ class Lift:
         self.parts = [_part(column, points) for column in outer.columns]
         self.widths = [len(part.columns) for part in self.parts]
         self.trivial = all(part.trivial for part in self.parts)
+        ends = np.cumsum(self.widths).tolist()
+        self.corners = [  # of a category's dimensions each
+            slice(end - width, end) for part, end, width in zip(self.parts, ends, self.widths, strict=True)
+            if width > 1 and isinstance(part.inner if isinstance(part, Grouped) else part, Corners)
+        ]  # fmt: skip
         made = tuple(column for part in self.parts for column in part.columns)
         counts = {column.levels for column in made}
         self.inner = replace(

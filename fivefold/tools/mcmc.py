@@ -284,6 +284,31 @@ def logistic_jump(energy: Callable[[Tensor], Tensor], x: Tensor, free: Tensor) -
     return torch.where(taken[:, None], y, x)
 
 
+@torch.no_grad()
+def corner_jump(energy: Callable[[Tensor], Tensor], x: Tensor, groups: list[slice], free: Tensor) -> Tensor:
+    """The largest number of a group changes places with another of it, or stays, as Metropolis says.
+
+    Between the categories that such groups stand for no gradient leads.
+
+    Args:
+        energy: E in nats `(B,)` of states `(B, D)`.
+        x: states `(B, D)`.
+        groups: numbers that stand next to one another.
+        free: which numbers may move, `(B, D)`, whole groups of them.
+    """
+    group = groups[int(torch.randint(len(groups), ()))]
+    part, rows = x[:, group], torch.arange(len(x), device=x.device)
+    first = part.argmax(1)
+    second = (first + torch.randint(1, part.shape[1], (len(x),), device=x.device)) % part.shape[1]
+    new = part.clone()
+    new[rows, first], new[rows, second] = part[rows, second], part[rows, first]
+    y = x.clone()
+    y[:, group] = new
+    log_ratio = energy(x) - energy(y)
+    taken = (torch.rand_like(log_ratio).log() < log_ratio) & free[:, group].all(1)
+    return torch.where(taken[:, None], y, x)
+
+
 def _log_logistic(x: Tensor) -> Tensor:
     return F.logsigmoid(x) + F.logsigmoid(-x)
 
