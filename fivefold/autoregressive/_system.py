@@ -95,7 +95,7 @@ class AutoregressiveSystem(System):
     @property
     def filling(self) -> str:
         first = "ancestral sampling with what is known held: exact where it comes first in the model's order"
-        if self.density is not Density.EXACT:
+        if self.density is Density.NONE:
             return f"{first}, refused elsewhere"
         return (
             f"{first}; elsewhere by particles (as many as steps) weighted by the probabilities of what is known "
@@ -126,7 +126,7 @@ class AutoregressiveSystem(System):
         """By every factorisation, and of these one, by the probability that it gives to what is known."""
         x, known = x.repeat_interleave(particles, 0), known.repeat_interleave(particles, 0)
         condition = None if condition is None else condition.repeat_interleave(particles, 0)
-        log_prob = self.head.log_prob_dim if self.density is Density.EXACT else None
+        log_prob = self.head.log_prob_dim if self.density is not Density.NONE else None
         found = []
         for make, order in ways:
             noise = self.head.noise(len(x))
