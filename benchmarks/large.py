@@ -37,7 +37,7 @@ def piece(start: int, count: int) -> pd.DataFrame:
         "donation": np.where(draw.random(count) < 0.8, 0.0, (income * draw.random(count) / 100).round(2)),
         "people": people,
         "kilometres": draw.integers(0, 1_000_000, count),
-        "work": draw.choice(["full", "half", "none", "school", "retired"], count, p=[0.4, 0.2, 0.1, 0.1, 0.2]),
+        "work": draw.choice(["full", "half", "home", "school", "retired"], count, p=[0.4, 0.2, 0.1, 0.1, 0.2]),
         "town": np.char.add("town", draw.integers(0, 200, count).astype(str)),
         "day": (np.datetime64("2015-01-01") + draw.integers(0, 3650, count)).astype(str),
     })  # fmt: skip

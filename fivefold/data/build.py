@@ -149,7 +149,7 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
 
 def _condition_space(given: dict[str, tables.TableRows], names: list[str], notes: list[str]) -> Space:
     for name in names:
-        values = pd.concat([one for rows in given.values() for one in (rows.sampled(name), rows.telling(name))])
+        values = pd.concat(tables.seen(given, name), ignore_index=True)
         if values.nunique(dropna=False) < 2:
             raise DataError(f"the condition {name!r} has one class only ({values.iloc[0]}): leave it out")
     if names == ["label"] and not pd.api.types.is_float_dtype(values):
@@ -172,8 +172,10 @@ def _is_small(space: Space) -> bool:
 
 
 def _split(rows: Rows, condition: Tensor | None, space: Space, in_memory: bool) -> Split:
+    encode = tables.encoder(rows, space) if space.kind == "table" else lambda index: space.encode(rows[index])
+
     def read(index: Tensor) -> Tensor:
-        return space.encode(rows[index.numpy()])
+        return encode(index.numpy())
 
     if not in_memory:
         return Split(len(rows), None, condition, read)

@@ -14,9 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from fivefold.data.columns import MOST_ATOMS, MOST_DECIMALS, SAMPLED
 from fivefold.errors import DataError
+from fivefold.space import Column, Space
 from fivefold.space.column import multiples
 from fivefold.space.dates import STEPS, Dates, dates_of
 
@@ -86,10 +89,24 @@ class Stored:
 
     def take(self, places: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
         """The rows at `places`, of the columns `names`."""
+        packed = self._packed(places, names)
+        return pd.DataFrame({name: self.kept[name].unpack(values) for name, values in packed.items()})
+
+    def encoder(self, columns: Sequence[Column]) -> Callable[[np.ndarray], Tensor]:
+        """What gives the codes `(N, D)`, float32, that `columns` have for the rows at some places; with few detours."""
+        encoders = {column.name: _encoder(self.kept[column.name], column) for column in columns}
+
+        def encode(places: np.ndarray) -> Tensor:
+            packed = self._packed(places, list(encoders))
+            return torch.stack([encoders[name](values) for name, values in packed.items()], 1)
+
+        return encode
+
+    def _packed(self, places: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         pieces = np.array_split(places, max(1, -(-len(places) // READ)))
         rows = np.concatenate([self._mapped()[piece] for piece in pieces])
         which = {name: str(i) for i, name in enumerate(self.kept)}
-        return pd.DataFrame({name: self.kept[name].unpack(np.ascontiguousarray(rows[which[name]])) for name in names})
+        return {name: np.ascontiguousarray(rows[which[name]]) for name in names}
 
     def column(self, name: str, places: np.ndarray | None) -> pd.Series:
         """One column of all rows, or of those at `places`; in memory."""
@@ -130,6 +147,21 @@ def _few_enough(count: int, name: str) -> None:
     """DataError for too many categories."""
     if count > MOST_WORDS:
         raise DataError(f"column {name!r} has over {MOST_WORDS:,} categories: leave it out (--columns '{name}=drop')")
+
+
+def _encoder(kept: Kept, column: Column) -> Callable[[np.ndarray], Tensor]:
+    """From what stands in the file to codes."""
+    alone = Space("table", (1,), columns=(column,))
+
+    def encode(packed: np.ndarray) -> Tensor:
+        return alone.encode(pd.DataFrame({column.name: kept.unpack(packed)}))[:, 0]
+
+    if isinstance(kept, _Numbers):
+        return lambda packed: torch.from_numpy(column.encode(packed))
+    if isinstance(kept, _Words):
+        table, first = encode(kept.telling()), int(kept.missing > 0)
+        return lambda packed: table[torch.from_numpy(packed + first)]
+    return encode
 
 
 class _Odd:

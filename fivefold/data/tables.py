@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from fivefold.data.columns import (
     FEW,
@@ -29,7 +31,7 @@ from fivefold.space.relation import Relation, find, parse
 RELATED_ROWS = 500  # that are looked at for relations, of so many
 RELATED_COLUMNS = 24
 COUNTER = "the first column has no name and counts the rows: left out"
-SAMPLE = 200_000  # rows of a part, of those that are stored, from which its columns are told
+SAMPLE = 100_000  # rows of a part that is stored, from which columns are told
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class TableRows:
         return self._sample[name] if isinstance(self.frame, Stored) else self.column(name)
 
     def telling(self, name: str) -> pd.Series:
-        """Values that are to be seen beside the sampled ones; none where those are all."""
+        """The values to be seen beside the sampled ones; none where those are all."""
         if isinstance(self.frame, Stored) and len(self) > SAMPLE:
             return self.frame.telling(name)
         return self.sampled(name)[:0]
@@ -108,6 +110,15 @@ def from_frame(frame: pd.DataFrame, named: bool = True, labels: np.ndarray | Non
         raw.notes.append(COUNTER)
     raw.parts = _parts(TableRows(frame), labels, raw.notes)
     return raw
+
+
+def encoder(rows: Any, space: Space) -> Callable[[np.ndarray], Tensor]:
+    """What encodes the rows at some positions."""
+    table = flat(rows)
+    if not isinstance(table.frame, Stored):
+        return lambda index: space.encode(table[index])
+    encode = table.frame.encoder(space.columns)
+    return lambda index: encode(index if table.index is None else table.index[index])
 
 
 def checked(frame: pd.DataFrame) -> pd.DataFrame:
@@ -244,8 +255,8 @@ def _related(rows: TableRows, left_out: set[str]) -> list[str]:
 
 def _left_out(parts: dict[str, TableRows], name: str, place: int, told: dict[str, str], raw: Raw) -> LeftOut | None:
     """How a column that is not modelled is made anew: a constant, or in named columns what tells rows apart."""
-    values = pd.concat([rows.sampled(name) for rows in parts.values()], ignore_index=True)
-    everything = pd.concat([values, *(rows.telling(name) for rows in parts.values())], ignore_index=True)
+    values, telling = seen(parts, name)
+    everything = pd.concat([values, telling], ignore_index=True)
     kind, count = told.get(name), sum(map(len, parts.values()))
     if kind is None and (found := constant(everything, place)):
         return found
@@ -258,12 +269,19 @@ def _left_out(parts: dict[str, TableRows], name: str, place: int, told: dict[str
 
 def fit_column(parts: dict[str, TableRows], name: str, notes: list[str], told: dict[str, str] | None = None) -> Column:
     """One column, from all parts but scaled by the training part; of the kind that is `told` of it."""
-    told_values = [rows.telling(name) for rows in parts.values()]
-    everything = pd.concat([*(rows.sampled(name) for rows in parts.values()), *told_values], ignore_index=True)
     train = parts["train"].sampled(name)
     if is_numeric(train) and len(numbers := parts["train"].telling(name).dropna()):
-        train = pd.concat([train, pd.Series([numbers.min(), numbers.max()], dtype=numbers.dtype)])  # far outliers show
-    return infer_column(everything, train.rename(name), notes, (told or {}).get(name))
+        far = pd.Series([numbers.min(), numbers.max()], dtype=numbers.dtype)  # so that outliers show
+        train = pd.concat([train, far], ignore_index=True).rename(name)
+    everything = pd.concat(seen(parts, name), ignore_index=True)
+    return infer_column(everything, train, notes, (told or {}).get(name))
+
+
+def seen(parts: dict[str, TableRows], name: str) -> tuple[pd.Series, pd.Series]:
+    """What is looked at of a column, all parts or samples of them; and the telling values beside it."""
+    telling = {part: rows.telling(name) for part, rows in parts.items()}
+    looked_at = [rows.sampled(name) for part, rows in parts.items() if part == "train" or not len(telling[part])]
+    return pd.concat(looked_at, ignore_index=True), pd.concat(telling.values(), ignore_index=True)
 
 
 def table_space(columns: list[Column], named: bool) -> Space:
