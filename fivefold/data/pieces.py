@@ -48,7 +48,8 @@ def is_large(path: Path) -> bool:
 
 @dataclass
 class _Column:
-    """How a column of text is read: "bare" numbers by the parser, "formed" ones by `numbers_of`, else "words"."""
+    """How a column is read: "bare" numbers by the parser, "formed" ones by `numbers_of`, "words" that occur again as
+    categories by the parser, "texts" as they are."""
 
     how: str
     values: pd.Series  # of the rows looked at first
@@ -59,6 +60,7 @@ class _Column:
         given = self.values.dropna()
         words = _is_text(given) and given.map(lambda value: isinstance(value, str)).all()
         self.different = bool(words) and given.nunique() > DIFFERENT * len(given)
+        self.how = "texts" if self.how == "words" and self.different else self.how
 
 
 class _Read(Exception):
@@ -104,8 +106,10 @@ def _looked_at(path: Path, spots: int) -> bytes:
 
 def _guess(strings: pd.Series, found: Dialect) -> _Column:
     values, form = dialect.typed(strings, found)
-    if not is_numeric(values):  # truth values are told when all rows are read
-        return _Column("words", values.astype(str) if pd.api.types.is_bool_dtype(values) else values)
+    if pd.api.types.is_bool_dtype(values):  # or texts: it is told when all rows are read
+        return _Column("texts", values.astype(str))
+    if not is_numeric(values):
+        return _Column("words", values)
     bare = strings[values.notna()].str.strip().str.replace(found.decimal, ".", regex=False)
     return _Column("bare" if pd.to_numeric(bare, errors="coerce").notna().all() else "formed", values, form)
 
@@ -113,8 +117,8 @@ def _guess(strings: pd.Series, found: Dialect) -> _Column:
 def _csv_pieces(
     path: Path, found: Dialect, columns: dict[str, _Column], told: dict[str, str]
 ) -> Iterator[pd.DataFrame]:
-    types = {"bare": "float64", "formed": str, "words": "category"}
-    wanted = {i: str if column.different else types[column.how] for i, column in enumerate(columns.values())}
+    types = {"bare": "float64", "words": "category"}
+    wanted = {i: types.get(column.how, str) for i, column in enumerate(columns.values())}
     signs = {i: SIGNS for i, column in enumerate(columns.values()) if column.how == "bare"}
     row = 0
 
@@ -154,10 +158,12 @@ def _typed(
             if (read is None and dialect.is_given(values).any()) or (read and _other_unit(read[1], column.form)):
                 raise _contradiction(values, found, told, row)
             values = read[0] if read else values.where(dialect.is_given(values)).astype(float)
-        elif column.how == "words" and not column.different:
+        elif column.how == "words":
+            if not pd.api.types.is_string_dtype(values.cat.categories):
+                raise _Read(name, "texts")  # all look like numbers, which pandas makes of them
             known = dialect.is_given(pd.Series(values.cat.categories, dtype=str))
             values = values.cat.remove_categories(values.cat.categories[~known.to_numpy()])
-        elif column.how == "words":
+        elif column.how == "texts":
             values = values.where(dialect.is_given(values))
         made[name] = values
     return pd.DataFrame(made)
@@ -189,7 +195,7 @@ def _contradicted(
 def _contradiction(values: pd.Series, found: Dialect, told: dict[str, str], row: int) -> Exception:
     """What a column of numbers that holds something else calls for."""
     if told.get(str(values.name)) in ("category", "ordered"):
-        return _Read(str(values.name), "words")
+        return _Read(str(values.name), "texts")
     number = dialect.pattern(found.decimal, found.thousands).pattern
     odd = ~values.str.strip().str.fullmatch(number) & ~values.str.strip().str.lower().isin(dialect.MISSING)
     at = int(odd.to_numpy().argmax())
@@ -283,7 +289,7 @@ def _filled(
                 stored.append(piece)
             return stored
         except TooMany as error:
-            columns[error.name].different = True
+            columns[error.name].different, columns[error.name].how = True, "texts"
 
 
 def _refuse(columns: dict[str, _Column], told: dict[str, str]) -> None:

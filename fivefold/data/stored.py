@@ -342,7 +342,7 @@ class _Ends:
         if not self.found or microseconds[low] < self.span[0] or microseconds[high] > self.span[1]:
             at += [low, high]
             known = list(self.span) if self.found else []
-            self.span = (min(*known, int(microseconds[low])), max(*known, int(microseconds[high])))
+            self.span = (min([*known, int(microseconds[low])]), max([*known, int(microseconds[high])]))
         self.found += values[at].tolist() if values.dtype == object else list(values[at])
 
 
