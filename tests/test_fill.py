@@ -251,7 +251,9 @@ def test_lifted_columns_are_filled_by_their_law(name):
         drawn = model.fill_in(partial, seed=0)["kind"].value_counts(normalize=True)
         weight = {k: SHARES[k] * math.exp(-0.5 * (x - MIDDLE[k]) ** 2) for k in SHARES}
         for k, share in weight.items():
-            assert drawn.get(k, 0) == pytest.approx(share / sum(weight.values()), abs=0.2 if name == "score-sde" else 0.13), (x, k)
+            assert drawn.get(k, 0) == pytest.approx(
+                share / sum(weight.values()), abs=0.2 if name == "score-sde" else 0.13
+            ), (x, k)
     for kind, dry in (("a", 0.8), ("b", 0.2)):
         filled = model.fill_in(pd.DataFrame({"kind": [kind] * n, "x": np.full(n, MIDDLE[kind])}), seed=0)
         assert (filled["kind"] == kind).all()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from fivefold.data import arrays, dialect, folders, hub, tables, text
+from fivefold.data import arrays, dialect, folders, hub, pieces, tables, text
 from fivefold.data.build import assemble, encode_all
 from fivefold.data.embedded import EMBEDDED
 from fivefold.data.raw import Options, Raw, read_parts
@@ -147,18 +147,24 @@ def read_raw(source: Any, options: Options) -> Raw:
 
 def _read_csv(path: Path, options: Options) -> Raw:
     """A file of rows; one without a line of names comes back as arrays."""
-    frame, found, forms = dialect.read(path, dialect.given(options.read) if options.read else {})
-    raw = tables.from_frame(frame, named=found.header > 0)
-    raw.dialect, raw.written = found, forms
-    if not found.header:
+    if pieces.is_large(path):
+        raw = pieces.read_csv(path, options)
+    else:
+        frame, found, forms = dialect.read(path, dialect.given(options.read) if options.read else {})
+        raw = tables.from_frame(frame, named=found.header > 0)
+        raw.dialect, raw.written = found, forms
+    assert raw.dialect is not None
+    if not raw.dialect.header:
         raw.notes.append("the first line is numbers: read without a header")
-    if words := found.describe():
+    if words := raw.dialect.describe():
         raw.notes.append(f"read with {words} (--read says otherwise)")
     return raw
 
 
 def _read_parquet(path: Path, options: Options) -> Raw:
     try:
+        if not options.field and pieces.is_large(path):
+            return pieces.read_parquet(path, options)
         frame = pd.read_parquet(path)
     except ImportError as error:
         raise DataError("Parquet files need the library 'pyarrow': pip install 'fivefold[parquet]'") from error

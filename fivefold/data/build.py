@@ -14,10 +14,13 @@ from torch import Tensor
 from fivefold.data import audio, images, tables, text
 from fivefold.data.raw import PARTS, Options, Part, Raw, Rows, partition
 from fivefold.data.splits import Data, Split
+from fivefold.data.stored import Stored
 from fivefold.errors import DataError
 from fivefold.space import Space, label_space
 
 IN_MEMORY = 2**30  # bytes: encoded parts up to this size are held in memory
+STORED_IN_MEMORY = 2**28  # and those of a table that was stored for its size
+PIECE = 4096  # rows encoded at once
 HASHED = 2**26  # bytes: parts up to this size are fingerprinted whole, larger ones by examples spread over them
 
 _FIT: dict[str, Callable[[Raw, Options], Space]] = {
@@ -46,9 +49,11 @@ def assemble(raw: Raw, options: Options, name: str, source: str) -> Data:
     conditions, condition_space = _condition(raw, options.condition)
     space = _FIT[raw.kind](raw, options)
     space = replace(space, name=name, condition=condition_space)
-    in_memory = sum(_bytes(part.rows, space) for part in raw.parts.values()) <= IN_MEMORY
+    size = sum(_bytes(part.rows, space) for part in raw.parts.values())
+    stored = raw.kind == "table" and isinstance(tables.flat(raw.parts["train"].rows).frame, Stored)
+    in_memory = size <= (STORED_IN_MEMORY if stored else IN_MEMORY)
     if not in_memory:
-        raw.notes.append("larger than 1 GiB: read from disk as it is needed")
+        raw.notes.append(f"{size / 2**30:.2f} GiB, encoded: read from disk as they are needed")
     splits = [_split(raw.parts[part].rows, conditions.get(part), space, in_memory) for part in PARTS]
     return Data(
         name=name,
@@ -99,8 +104,7 @@ def _modelled(part: Part, space: Space) -> Rows:
     if space.kind != "table":
         return part.rows
     rows = tables.flat(part.rows)
-    names = {column.name for column in space.columns}
-    return replace(rows, hidden=tuple(name for name in rows.columns if name not in names))
+    return rows.without(*(set(rows.columns) - {column.name for column in space.columns}))
 
 
 def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | None]:
@@ -117,11 +121,11 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
         if len(names) == len(columns):
             raise DataError(f"the condition {name!r} is the only column: nothing is left to model")
         rows = {part: tables.flat(raw.parts[part].rows) for part in PARTS}
-        raw.parts = {part: Part(replace(rows[part], hidden=tuple(names)), labels[part]) for part in PARTS}
-        given = {part: pd.DataFrame({one: rows[part].column(one) for one in names}) for part in PARTS}
+        raw.parts = {part: Part(rows[part].without(*names), labels[part]) for part in PARTS}
+        given = {part: rows[part].without(*(set(columns) - set(names))) for part in PARTS}
     elif name in ("label", raw.facts.get("label")) and has_labels:
         names = ["label"]
-        given = {part: pd.DataFrame({"label": values}) for part, values in labels.items()}
+        given = {part: tables.TableRows(pd.DataFrame({"label": values})) for part, values in labels.items()}
     else:
         choices = ", ".join([*columns, *(["label"] if has_labels else [])])
         raise DataError(
@@ -133,27 +137,34 @@ def _condition(raw: Raw, name: str | None) -> tuple[dict[str, Tensor], Space | N
             f"the condition {', '.join(lacking)} is missing in some rows: leave those out (--missing drop) or fill them"
         )
     raw.notes.append(f"condition: {space.describe()}")
-    for column in space.columns:
+    encoded = {
+        part: torch.cat([space.encode(rows[piece]) for piece in _pieces(len(rows))]) for part, rows in given.items()
+    }
+    for i, column in enumerate(space.columns):
         if column.categories:
-            counts = given["train"][column.name].value_counts(dropna=False)
-            if rare := [str(value) for value, count in counts.items() if count == 1]:
+            counts = encoded["train"][:, i].long().bincount().tolist()
+            if rare := [str(value) for value, count in zip(column.categories, counts, strict=False) if count == 1]:
                 raw.notes.append(
                     f"condition {column.name!r}: one training example only of {', '.join(rare[:8])}"
                     f"{', ...' if len(rare) > 8 else ''}: little can be learnt of what is given them"
                 )
-    return {part: space.encode(frame) for part, frame in given.items()}, space
+    return encoded, space
 
 
-def _condition_space(given: dict[str, pd.DataFrame], names: list[str], notes: list[str]) -> Space:
-    everything = pd.concat(given.values(), ignore_index=True)
+def _condition_space(given: dict[str, tables.TableRows], names: list[str], notes: list[str]) -> Space:
     for name in names:
-        if everything[name].nunique(dropna=False) < 2:
-            raise DataError(f"the condition {name!r} has one class only ({everything[name].iloc[0]}): leave it out")
-    if names == ["label"] and not pd.api.types.is_float_dtype(everything["label"]):
-        values = sorted(everything["label"].unique().tolist(), key=lambda v: (str(type(v)), v))
-        return label_space(tuple(values), dtype=str(everything["label"].dtype))
-    parts = {part: tables.TableRows(frame) for part, frame in given.items()}
-    return tables.table_space([tables.fit_column(parts, name, notes) for name in names], named=True)
+        values = pd.concat(tables.seen(given, name), ignore_index=True)
+        if values.nunique(dropna=False) < 2:
+            raise DataError(f"the condition {name!r} has one class only ({values.iloc[0]}): leave it out")
+    if names == ["label"] and not pd.api.types.is_float_dtype(values):
+        classes = sorted(values.unique().tolist(), key=lambda v: (str(type(v)), v))
+        return label_space(tuple(classes), dtype=str(values.dtype))
+    return tables.table_space([tables.fit_column(given, name, notes) for name in names], named=True)
+
+
+def _pieces(size: int) -> list[np.ndarray]:
+    """Positions in order, a few thousand at a time."""
+    return np.array_split(np.arange(size), max(1, -(-size // PIECE)))
 
 
 def _bytes(rows: Rows, space: Space) -> int:
@@ -165,14 +176,16 @@ def _is_small(space: Space) -> bool:
 
 
 def _split(rows: Rows, condition: Tensor | None, space: Space, in_memory: bool) -> Split:
+    encode = tables.encoder(rows, space) if space.kind == "table" else lambda index: space.encode(rows[index])
+
     def read(index: Tensor) -> Tensor:
-        return space.encode(rows[index.numpy()])
+        return encode(index.numpy())
 
     if not in_memory:
         return Split(len(rows), None, condition, read)
     held = torch.uint8 if _is_small(space) else torch.int32 if space.levels and space.kind != "table" else torch.float32
     x = torch.empty((len(rows), *space.shape), dtype=held)
-    for index in torch.arange(len(rows)).split(4096):
+    for index in map(torch.from_numpy, _pieces(len(rows))):
         x[index[0] : index[-1] + 1] = read(index).to(held)
     return Split(len(rows), x, condition)
 
@@ -188,7 +201,7 @@ def _fingerprint(raw: Raw, space: Space, conditions: dict[str, Tensor]) -> str:
         count = len(rows) if size <= HASHED else max(256, len(rows) * HASHED // size // 8)
         index = np.unique(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))
         digest.update(f"{name} {len(rows)}".encode())
-        for piece in np.array_split(index, -(-len(index) // 4096)):
+        for piece in np.array_split(index, -(-len(index) // PIECE)):
             digest.update(_content(rows[piece]))
         if name in conditions:
             digest.update(conditions[name].numpy().round(4).tobytes())

@@ -46,8 +46,15 @@ def kinds_told(text: str) -> dict[str, str]:
     return told
 
 
-def identifier(values: pd.Series, place: int) -> LeftOut | None:
-    """How such values are made anew; None where they repeat, are few, or are neither a range nor codes of one form."""
+def identifier(values: pd.Series, place: int, everything: pd.Series, count: int) -> LeftOut | None:
+    """How such values are made anew; None where they repeat, are few, or are neither a range nor codes of one form.
+
+    Args:
+        values: of some rows, or of all.
+        place: among all columns.
+        everything: those and the smallest and largest, perhaps again.
+        count: all rows.
+    """
     number = pd.api.types.is_integer_dtype(values)
     if not number and not (_is_text(values) and values.map(lambda v: isinstance(v, str)).all()):
         return None
@@ -55,13 +62,13 @@ def identifier(values: pd.Series, place: int) -> LeftOut | None:
         return None
     name, dtype = str(values.name), str(values.dtype)
     if number:
-        low, high = int(values.min()), int(values.max())
-        return LeftOut(name, place, start=high + 1, dtype=dtype) if high - low + 1 == len(values) else None
+        low, high = int(everything.min()), int(everything.max())
+        return LeftOut(name, place, start=high + 1, dtype=dtype) if high - low + 1 == count else None
     lengths = values.str.len().unique()
     if len(lengths) > 1 or not lengths[0]:
         return None
     alphabets = tuple("".join(sorted(set(symbols))) for symbols in zip(*values, strict=True))
-    is_code = math.prod(map(len, alphabets)) > len(values) and " " not in "".join(alphabets)
+    is_code = math.prod(map(len, alphabets)) > count and " " not in "".join(alphabets)
     return LeftOut(name, place, alphabets=alphabets, dtype=dtype) if is_code and not is_date(values) else None
 
 

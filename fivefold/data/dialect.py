@@ -7,7 +7,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,8 @@ def given(text: str) -> dict[str, Any]:
 # --- finding out ------------------------------------------------------------------------------------
 
 
-def find(path: Path, given: dict[str, Any]) -> tuple[Dialect, str]:
-    """The dialect of a file, what is `given` taken as it is, and the file's text; DataError where it has none."""
-    raw = path.read_bytes()
+def find(path: Path, raw: bytes, given: dict[str, Any]) -> tuple[Dialect, str]:
+    """The dialect of a file's bytes, what is `given` taken as it is, and their text; DataError where it has none."""
     encoding = given.get("encoding") or encoding_of(raw)
     try:
         text = raw.decode(encoding)
@@ -254,32 +253,48 @@ def read(path: Path, said: dict[str, Any]) -> tuple[pd.DataFrame, Dialect, dict[
     Columns of numbers and of True and False have such types, others are text, missing values NaN.
     Raises DataError with the line where it is no such file.
     """
-    dialect, text = find(path, said)
-    body = without_comments(text, dialect.comment)
-    try:
+    strings, dialect = fields(path, path.read_bytes(), said)
+    columns: dict[int, pd.Series] = {}
+    forms: dict[str, Numbers] = {}
+    for i, name in enumerate(strings.columns):
+        columns[i], form = typed(strings.iloc[:, i], dialect)
+        if form is not None:
+            forms[name] = form
+    whole = pd.concat(columns, axis=1)
+    whole.columns = strings.columns
+    return whole, dialect, forms
+
+
+def fields(path: Path, raw: bytes, said: dict[str, Any]) -> tuple[pd.DataFrame, Dialect]:
+    """The fields of a file's bytes as strings under their columns' names, and its dialect; errors as of `read`."""
+    dialect, text = find(path, raw, said)
+    with readable(path, dialect):
         frame = pd.read_csv(
-            io.StringIO(body), sep=dialect.sep, header=None, dtype=str, keep_default_na=False, skipinitialspace=True
-        )
+            io.StringIO(without_comments(text, dialect.comment)),
+            sep=dialect.sep, header=None, dtype=str, keep_default_na=False, skipinitialspace=True,
+        )  # fmt: skip
+    names = [_name(column, i) for i, column in enumerate(frame.iloc[: dialect.header].T.to_numpy())]
+    frame = frame.iloc[dialect.header :].reset_index(drop=True)
+    frame.columns = pd.Index(names if dialect.header else [f"x{i}" for i in range(len(names))])
+    signs = Counter({sign: int(frame.eq(sign).to_numpy().sum()) for sign in _signs(frame)})
+    return frame, replace(dialect, missing=signs.most_common(1)[0][0] if signs else "")
+
+
+@contextlib.contextmanager
+def readable(path: Path, dialect: Dialect) -> Iterator[None]:
+    """What the parser says of a file is a DataError that names it and the way out."""
+    try:
+        yield
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         hint = (
             f"{path} cannot be read as CSV with {dialect.describe() or 'fields between commas'}: {str(error).strip()}"
         )
         raise DataError(f"{hint}; --read says how it is written: --read 'sep=;,decimal=,'") from error
-    names = [_name(column, i) for i, column in enumerate(frame.iloc[: dialect.header].T.to_numpy())]
-    frame = frame.iloc[dialect.header :].reset_index(drop=True)
-    frame.columns = pd.Index(names if dialect.header else [f"x{i}" for i in range(len(names))])
-    signs = Counter({sign: int(frame.eq(sign).to_numpy().sum()) for sign in _signs(frame)})
-    dialect = replace(dialect, missing=signs.most_common(1)[0][0] if signs else "")
-    columns: dict[int, pd.Series] = {}
-    forms: dict[str, Numbers] = {}
-    for i, name in enumerate(frame.columns):
-        found = numbers_of(frame.iloc[:, i], dialect)
-        columns[i], form = found or (_words(frame.iloc[:, i]), None)
-        if form is not None:
-            forms[name] = form
-    whole = pd.concat(columns, axis=1)
-    whole.columns = frame.columns
-    return whole, dialect, forms
+
+
+def typed(strings: pd.Series, dialect: Dialect) -> tuple[pd.Series, Numbers | None]:
+    """A column as numbers, with their form where they have one, as truth values, or as text."""
+    return numbers_of(strings, dialect) or (words_of(strings), None)
 
 
 def _signs(frame: pd.DataFrame) -> set[str]:
@@ -293,9 +308,14 @@ def _name(lines: Sequence[str], i: int) -> str:
     return " ".join(dict.fromkeys(word for line in lines if (word := str(line).strip()))) or f"Unnamed: {i}"
 
 
-def _words(strings: pd.Series) -> pd.Series:
+def is_given(strings: pd.Series) -> pd.Series:
+    """Which texts are no sign of a missing value."""
+    return ~strings.str.strip().str.lower().isin(MISSING - {"-", "."})
+
+
+def words_of(strings: pd.Series) -> pd.Series:
     """Text, or True and False, missing where nothing is given."""
-    known = ~strings.str.strip().str.lower().isin(MISSING - {"-", "."})
+    known = is_given(strings)
     if known.all() and set(strings.unique()) == {"True", "False"}:
         return strings == "True"
     return strings.where(known)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from fivefold.data.raw import Options, Raw, part_of, read_parts
 from fivefold.errors import DataError
 
 TEXTS = {".txt", ".text", ".md"}
+KINDS = {"images": image_files.SUFFIXES, "sound": audio.SUFFIXES, "text": TEXTS}
 
 
 def read(folder: Path, options: Options) -> Raw:
@@ -28,21 +32,34 @@ def read(folder: Path, options: Options) -> Raw:
 
 
 def _read_part(folder: Path, options: Options) -> Raw:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    pictures = [path for path in files if path.suffix.lower() in image_files.SUFFIXES]
-    sounds = [path for path in files if path.suffix.lower() in audio.SUFFIXES]
-    texts = [path for path in files if path.suffix.lower() in TEXTS]
+    names = list(_names(folder))
+    suffixes = [os.path.splitext(name)[1] for name in names]
+    found = {
+        kind: [n for n, s in zip(names, suffixes, strict=True) if s.lower() in kinds] for kind, kinds in KINDS.items()
+    }
+    pictures, sounds, texts = found.values()
     if texts and not pictures and not sounds:
-        return text.read_folder(texts, options)
+        return text.read_folder([folder / name for name in texts], options)
     if bool(pictures) == bool(sounds):
-        kinds = ", ".join(
-            f"{n} {suffix or 'without suffix'}" for suffix, n in Counter(sorted(p.suffix for p in files)).items()
-        )
+        counts = Counter(sorted(suffixes))
+        kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in counts.items())
         raise DataError(
             f"the folder {folder} holds {kinds or 'no files'}: "
             f"expected images ({' '.join(sorted(image_files.SUFFIXES))}), sound or text ({' '.join(sorted(TEXTS))})"
         )
-    found = pictures or sounds
-    folders = [str(path.parent.relative_to(folder)) for path in found]
-    labels = np.array(folders, dtype=object) if len(set(folders)) > 1 and "." not in folders else None
-    return image_files.read(pictures, labels, options) if pictures else audio.read(sounds, labels, options)
+    inside = [sys.intern(os.path.dirname(name) or ".") for name in pictures or sounds]
+    labels = np.array(inside, dtype=object) if len(set(inside)) > 1 and "." not in inside else None
+    if pictures:
+        return image_files.read(folder, pictures, labels, options)
+    return audio.read([folder / name for name in sounds], labels, options)
+
+
+def _names(folder: Path, inside: str = "") -> Iterator[str]:
+    """The files of a folder and of those in it, in the order of their paths; names alone, as there may be a million."""
+    with os.scandir(folder / inside) as entries:
+        kinds = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    for name in sorted(kinds):
+        if kinds[name]:
+            yield from _names(folder, f"{inside}{name}/")
+        elif not name.startswith(".") and (folder / inside / name).is_file():
+            yield inside + name

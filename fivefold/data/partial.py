@@ -67,7 +67,7 @@ def read_partial(source: str | Path, space: Space, read: str = "") -> tuple[pd.D
             f"{source} has none of the model's columns: it has {', '.join(map(str, frame.columns))}; expected some of "
             f"{', '.join(column.name for column in space.columns)}"
         )
-    _, text = dialects.find(path, said)
+    _, text = dialects.find(path, path.read_bytes(), said)
     records = fields(dialects.without_comments(text, found.comment), found.sep)
     if len(records) != found.header + len(frame):
         raise DataError(

@@ -37,7 +37,7 @@ class Split:
             x = x if x.is_floating_point() else x.long()
         else:
             assert self.read is not None
-            x = self.read(torch.arange(self.size)[index])
+            x = self.read(index if isinstance(index, Tensor) else torch.arange(*index.indices(self.size)))
         return Batch(x, None if self.condition is None else self.condition[index])
 
     def spread(self, n: int) -> Batch:

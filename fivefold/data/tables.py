@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from fivefold.data.columns import (
     FEW,
@@ -20,19 +23,22 @@ from fivefold.data.columns import (
     resolution,
 )
 from fivefold.data.raw import Options, Part, Raw, Subset, part_of
+from fivefold.data.stored import Stored
 from fivefold.errors import DataError
 from fivefold.space import Column, LeftOut, Space
 from fivefold.space.relation import Relation, find, parse
 
 RELATED_ROWS = 500  # that are looked at for relations, of so many
 RELATED_COLUMNS = 24
+COUNTER = "the first column has no name and counts the rows: left out"
+SAMPLE = 100_000  # rows of a part that is stored, from which columns are told
 
 
 @dataclass(frozen=True)
 class TableRows:
-    """Some rows and columns of a DataFrame, without a copy: it may be a memory map."""
+    """Some rows and columns of a DataFrame, without a copy, or of a table that is stored on disk."""
 
-    frame: pd.DataFrame
+    frame: pd.DataFrame | Stored
     index: np.ndarray | None = None
     hidden: tuple[str, ...] = ()
 
@@ -40,14 +46,48 @@ class TableRows:
         return len(self.frame) if self.index is None else len(self.index)
 
     def __getitem__(self, index: Any) -> pd.DataFrame:
+        if isinstance(self.frame, Stored):
+            index = np.arange(len(self))[index] if isinstance(index, slice) else index
+            return self.frame.take(index if self.index is None else self.index[index], self.columns)
         return self.frame.iloc[index if self.index is None else self.index[index]][self.columns]
 
     @property
     def columns(self) -> list[str]:
         return [name for name in self.frame.columns if name not in self.hidden]
 
+    def without(self, *names: str) -> TableRows:
+        """The same rows with fewer columns."""
+        return replace(self, hidden=(*self.hidden, *names))
+
     def column(self, name: str) -> pd.Series:
+        """All of a column, in memory."""
+        if isinstance(self.frame, Stored):
+            return self.frame.column(name, self.index)
         return self.frame[name] if self.index is None else self.frame[name].iloc[self.index]
+
+    def lacks(self, name: str) -> bool:
+        """Whether a column has missing values."""
+        if isinstance(self.frame, Stored):
+            return self.frame.kept[name].missing > 0
+        return bool(self.column(name).isna().any())
+
+    def sampled(self, name: str) -> pd.Series:
+        """A column from which to tell what it is: all of it, or of what is stored `SAMPLE` rows."""
+        return self._sample[name] if isinstance(self.frame, Stored) else self.column(name)
+
+    def telling(self, name: str) -> pd.Series:
+        """The values to be seen beside the sampled ones; none where those are all."""
+        if isinstance(self.frame, Stored) and len(self) > SAMPLE:
+            return self.frame.telling(name)
+        return self.sampled(name)[:0]
+
+    @cached_property
+    def _sample(self) -> pd.DataFrame:
+        """In order, one at random from every stretch of equal length."""
+        if len(self) <= SAMPLE:
+            return self[np.arange(len(self))]
+        edges = np.linspace(0, len(self), SAMPLE + 1).astype(np.int64)
+        return self[np.random.default_rng(0).integers(edges[:-1], edges[1:])]
 
 
 def flat(rows: Any) -> TableRows:
@@ -63,28 +103,60 @@ def from_frame(frame: pd.DataFrame, named: bool = True, labels: np.ndarray | Non
 
     `named` is False for arrays, whose samples come back as arrays.
     """
+    frame = checked(frame)
+    raw = Raw("table", {}, facts={"named": named})
+    if "Unnamed: 0" in frame and frame["Unnamed: 0"].equals(pd.Series(range(len(frame)), name="Unnamed: 0")):
+        frame = frame.drop(columns="Unnamed: 0")
+        raw.notes.append(COUNTER)
+    raw.parts = _parts(TableRows(frame), labels, raw.notes)
+    return raw
+
+
+def encoder(rows: Any, space: Space) -> Callable[[np.ndarray], Tensor]:
+    """What encodes the rows at some positions."""
+    table = flat(rows)
+    if not isinstance(table.frame, Stored):
+        return lambda index: space.encode(table[index])
+    encode = table.frame.encoder(space.columns)
+    return lambda index: encode(index if table.index is None else table.index[index])
+
+
+def checked(frame: pd.DataFrame) -> pd.DataFrame:
+    """With names that are text; DataError where one occurs twice or nothing is there."""
     frame = frame.rename(columns=str).reset_index(drop=True)
     twice = sorted(set(frame.columns[frame.columns.duplicated()]))
     if twice:
         raise DataError(f"column names that occur twice: {', '.join(twice)}; give each column its own name")
     if not len(frame) or not len(frame.columns):
         raise DataError(f"the table is empty: {len(frame)} rows, {len(frame.columns)} columns")
+    return frame
+
+
+def from_stored(table: Stored, named: bool) -> Raw:
+    """The Raw of a table that is read from disk as it is needed."""
     raw = Raw("table", {}, facts={"named": named})
-    if "Unnamed: 0" in frame and frame["Unnamed: 0"].equals(pd.Series(range(len(frame)), name="Unnamed: 0")):
-        frame = frame.drop(columns="Unnamed: 0")
-        raw.notes.append("the first column has no name and counts the rows: left out")
-    raw.parts = _parts(frame, labels, raw.notes)
+    rows = TableRows(table)
+    if "Unnamed: 0" in table.columns and (rows.column("Unnamed: 0").to_numpy() == np.arange(len(table))).all():
+        rows = rows.without("Unnamed: 0")
+        raw.notes.append(COUNTER)
+    if len(table) > SAMPLE:
+        raw.notes.append(
+            f"{len(table):,} rows, read from disk: what columns are, shares, curves and scaling by {SAMPLE:,} rows of "
+            "each part; ranges, steps, categories and whether any is missing by all rows"
+        )
+    raw.parts = _parts(rows, None, raw.notes)
     return raw
 
 
-def _parts(frame: pd.DataFrame, labels: np.ndarray | None, notes: list[str]) -> dict[str, Part]:
-    names = frame["split"].map(part_of) if "split" in frame else None
-    if names is None or names.isna().any() or "train" not in set(names):
-        return {"train": Part(TableRows(frame), labels)}
+def _parts(rows: TableRows, labels: np.ndarray | None, notes: list[str]) -> dict[str, Part]:
+    found = rows.column("split") if "split" in rows.columns else pd.Series(dtype=object)
+    names = found.map({value: part_of(value) for value in found.unique()})
+    if names.isna().any() or "train" not in set(names):
+        return {"train": Part(rows, labels)}
     notes.append("parts by the column 'split'")
-    frame = frame.drop(columns="split")
+    rows = rows.without("split")
     return {
-        str(name): Part(TableRows(frame.iloc[index]), None if labels is None else labels[index])
+        str(name): Part(replace(rows, index=index), None if labels is None else labels[index])
         for name, index in names.groupby(names).indices.items()
     }
 
@@ -93,31 +165,31 @@ def prepare(raw: Raw, options: Options) -> None:
     """Before splitting: columns to drop; rows with missing numbers, modelled, dropped or refused as the user says."""
     told = kinds_told(options.columns)
     for name, part in raw.parts.items():
-        frame = flat(part.rows).frame
-        if unknown := [column for column in told if column not in frame]:
-            raise DataError(f"columns (--columns): no {', '.join(unknown)} among {', '.join(frame.columns)}")
+        rows = flat(part.rows)
+        if unknown := [column for column in told if column not in rows.columns]:
+            raise DataError(f"columns (--columns): no {', '.join(unknown)} among {', '.join(rows.columns)}")
         if dropped := [column for column, kind in told.items() if kind == "drop"]:
-            frame = frame.drop(columns=dropped)
-            raw.parts[name] = part = Part(TableRows(frame), part.labels)
+            rows = rows.without(*dropped)
+            raw.parts[name] = part = Part(rows, part.labels)
+        if options.missing == "model":
+            continue
         lacking = {
-            name: column.isna().to_numpy() for name, column in frame.items()
-            if column.isna().any() and (is_numeric(column) or is_date(column))
+            column: values.isna().to_numpy() for column in rows.columns
+            if rows.lacks(column) and (is_numeric(values := rows.column(column)) or is_date(values))
         }  # fmt: skip
         if not lacking:
             continue
-        counts = ", ".join(f"{column} ({rows.sum()})" for column, rows in lacking.items())
-        if options.missing == "model":
-            continue
+        counts = ", ".join(f"{column} ({lacks.sum()})" for column, lacks in lacking.items())
         if options.missing == "refuse":
             raise DataError(
-                f"columns with missing values, of {len(frame)} rows: {counts}; fill them first, leave those rows out "
+                f"columns with missing values, of {len(rows)} rows: {counts}; fill them first, leave those rows out "
                 "(--missing drop), or let that they are missing be modelled too (--missing model)"
             )
-        keep = ~np.any(list(lacking.values()), axis=0)
-        if not keep.any():
+        keep = np.flatnonzero(~np.any(list(lacking.values()), axis=0))
+        if not len(keep):
             raise DataError(f"no row is without missing values: {counts}")
-        raw.parts[name] = Part(TableRows(frame[keep]), None if part.labels is None else part.labels[keep])
-        raw.notes.append(f"{(~keep).sum()} of {len(frame)} rows dropped for missing values: {counts}")
+        raw.parts[name] = part.take(keep)
+        raw.notes.append(f"{len(rows) - len(keep)} of {len(rows)} rows dropped for missing values: {counts}")
 
 
 def fit(raw: Raw, options: Options) -> Space:
@@ -183,11 +255,13 @@ def _related(rows: TableRows, left_out: set[str]) -> list[str]:
 
 def _left_out(parts: dict[str, TableRows], name: str, place: int, told: dict[str, str], raw: Raw) -> LeftOut | None:
     """How a column that is not modelled is made anew: a constant, or in named columns what tells rows apart."""
-    values = pd.concat([rows.column(name) for rows in parts.values()], ignore_index=True)
-    kind = told.get(name)
-    if kind is None and (found := constant(values, place)):
+    values, telling = seen(parts, name)
+    everything = pd.concat([values, telling], ignore_index=True)
+    kind, count = told.get(name), sum(map(len, parts.values()))
+    if kind is None and (found := constant(everything, place)):
         return found
-    found = identifier(values, place) if kind == "identifier" or (kind is None and raw.facts["named"]) else None
+    asked = kind == "identifier" or (kind is None and raw.facts["named"])
+    found = identifier(values, place, everything, count) if asked else None
     if found is None and kind == "identifier":
         raise DataError(f"column {name!r} tells rows apart in no way that could be made anew; drop it instead")
     return found
@@ -195,8 +269,19 @@ def _left_out(parts: dict[str, TableRows], name: str, place: int, told: dict[str
 
 def fit_column(parts: dict[str, TableRows], name: str, notes: list[str], told: dict[str, str] | None = None) -> Column:
     """One column, from all parts but scaled by the training part; of the kind that is `told` of it."""
-    everything = pd.concat([rows.column(name) for rows in parts.values()], ignore_index=True)
-    return infer_column(everything, parts["train"].column(name), notes, (told or {}).get(name))
+    train = parts["train"].sampled(name)
+    if is_numeric(train) and len(numbers := parts["train"].telling(name).dropna()):
+        far = pd.Series([numbers.min(), numbers.max()], dtype=numbers.dtype)  # so that outliers show
+        train = pd.concat([train, far], ignore_index=True).rename(name)
+    everything = pd.concat(seen(parts, name), ignore_index=True)
+    return infer_column(everything, train, notes, (told or {}).get(name))
+
+
+def seen(parts: dict[str, TableRows], name: str) -> tuple[pd.Series, pd.Series]:
+    """What is looked at of a column, all parts or samples of them; and the telling values beside it."""
+    telling = {part: rows.telling(name) for part, rows in parts.items()}
+    looked_at = [rows.sampled(name) for part, rows in parts.items() if part == "train" or not len(telling[part])]
+    return pd.concat(looked_at, ignore_index=True), pd.concat(telling.values(), ignore_index=True)
 
 
 def table_space(columns: list[Column], named: bool) -> Space:
