@@ -78,6 +78,7 @@ def test_what_the_peers_are_given_misses_nothing_and_comes_back_as_it_was(most):
 
 def test_samples_of_the_peers_are_rounded_and_clipped_to_the_training_rows():
     table = mixed()
+    table.train.loc[1, "x"] = 1 / 3  # one of many
     given, _ = mixed_tables.for_peers(table, 0)
     given.loc[1, "x"], given.loc[2, "few"] = 0.1234, 17.3
     found = mixed_tables.from_peers(given, table)
