@@ -239,3 +239,32 @@ def test_very_many_categories_are_grouped_and_come_back_by_their_frequencies() -
     y, weight = lift.up(everything)
     assert float(weight[y[:, 0] == 255].exp().sum()) == pytest.approx(1)
     assert (weight[y[:, 0] < 255] == 0).all()
+
+
+def test_levels_that_stand_out_are_atoms_to_points_only() -> None:
+    """Hours of which half are 40; the law over all levels sums to no more than 1 by enumeration."""
+    hours = np.where(RNG.random(N) < 0.5, 40, RNG.integers(1, 80, N))
+    frame = pd.DataFrame({"hours": hours, "y": RNG.normal(size=N)})
+    space = load_data(frame).space
+    assert space.columns[0].atoms == (40.0,)
+    assert lift_of(space, points=False) is None
+    lift = lift_of(space, points=True)
+    assert lift is not None
+    assert lift.inner.dims == 3
+    x = space.encode(frame)
+    torch.testing.assert_close(lift.down(lift.up(x)[0]), x)
+    only = load_data(frame[["hours"]]).space
+    levels = pd.DataFrame({"hours": np.tile(np.arange(1, 80), 200)})
+    mass = Known(only).log_prob(levels).exp().view(200, 79).mean(0)
+    truth = weights(79) * weights(2)[0]
+    truth[39] = weights(2)[1]
+    np.testing.assert_allclose(mass[np.arange(79) != 39], truth[np.arange(79) != 39], rtol=1e-4)
+    assert float(mass[39]) == pytest.approx(float(truth[39]), rel=0.05)
+
+
+def test_a_few_numbers_between_the_others_do_not_hide_the_resolution() -> None:
+    x = RNG.integers(-20, 40, N).astype(float)
+    x[:4] = [14.67, 3.25, -1.5, 0.123]
+    (column, _) = load_data(pd.DataFrame({"x": x, "y": RNG.normal(size=N)})).space.columns
+    assert column.step == 1.0
+    assert column.cells

@@ -23,10 +23,12 @@ WIDE = 2**24  # whole numbers beyond this are not exact in float32, in which tab
 MOST_LEVELS = 1024  # whole numbers of a wider range are real ones of step 1
 MOST_DECIMALS = 6  # that a resolution has
 SAMPLED = 1000  # rows that are looked at first
+REGULAR = 0.995  # share of the rows that have the resolution
 REPEATS = 0.95  # share of different values below which rounding shows
 ATOM = 0.02  # share of the rows
 OUTSTANDING = 10.0  # times what other values have
 MOST_ATOMS = 8
+FEWEST_WITH_ATOMS = 16  # levels; fewer can be told apart as they are
 MOST_CATEGORIES = 256  # that are modelled apart
 FEW_FOR_ENDS = 100
 TAIL = 1 / 3  # of what lies between the median and the last twentieth; of a Gaussian 0.5 in 100 rows, and more of more
@@ -224,7 +226,10 @@ def _or_missing(column: Column, values: pd.Series, notes: list[str]) -> Column:
 
 
 def resolution(x: np.ndarray) -> float | None:
-    """The largest of 1000, 100, ..., 1e-6 of which all numbers are multiples; None where there is no such."""
+    """The largest of 1000, 100, ..., 1e-6 of which nearly all numbers are multiples; None where there is no such.
+
+    A few that were interpolated between others, say, come back rounded like the rest.
+    """
     if not len(x):
         return None
     largest = float(np.abs(x).max())
@@ -232,7 +237,7 @@ def resolution(x: np.ndarray) -> float | None:
         step = 10.0**exponent
         if largest / step >= 2**53 or (exponent > 0 and largest < 100 * step):
             continue
-        if np.array_equal(multiples(x[:SAMPLED], step), x[:SAMPLED]) and np.array_equal(multiples(x, step), x):
+        if all((multiples(part, step) == part).mean() >= REGULAR for part in (x[:SAMPLED], x)):
             return step
     return None
 
@@ -290,7 +295,8 @@ def _integer(name: str, values: pd.Series, train: pd.Series, notes: list[str], m
     if high - low >= most:
         notes.append(f"column {name!r} spans {high - low + 1:,} whole numbers: modelled as real ones that are rounded")
         return _real(name, values, train, notes)
-    column = Column(name, "integer", str(values.dtype), location=float(low), levels=high - low + 1)
+    atoms = _atoms(floats(train.dropna())) if high - low >= FEWEST_WITH_ATOMS else ()
+    column = Column(name, "integer", str(values.dtype), location=float(low), levels=high - low + 1, atoms=atoms)
     return _or_missing(column, values, notes)
 
 

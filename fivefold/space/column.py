@@ -27,11 +27,12 @@ class Column:
     `high` where these are given, and whole multiples of `step`. Integer: encoded as value - location, in {0..levels-1}.
     Categorical: index into `categories`.
 
-    `atoms` are values of a real column that have a probability of their own: there a likelihood is a probability and
-    elsewhere a density. With `missing` a number may be missing: its code is NaN, and it too has a probability. With
-    `cells` the density at a value is the mean over the `step` around it.
-    Of very many categories `rare` has the training share of each that is modelled as one of a group, 0 for others.
-    `dtype` is the NumPy or pandas dtype in which samples come back, `written` how a file had its numbers.
+    `atoms` are values that have a probability of their own, in a real column beside the density of the rest; of an
+    integer column they tell systems that take examples as points which levels stand out. With `missing` a number may
+    be missing: its code is NaN, and it too has a probability. With `cells` the density at a value is the mean over
+    the `step` around it. Of very many categories `rare` has the training share of each that is modelled as one of a
+    group, 0 for others. `dtype` is the NumPy or pandas dtype in which samples come back, `written` how a file had its
+    numbers.
     `dates`: the numbers are steps since 1970 of dates so written, from the first to the last of `span`.
     """
 
@@ -65,6 +66,8 @@ class Column:
     def atom_codes(self) -> np.ndarray:
         """The code of each of `atoms`, float32: their own, or below all others where the curve has none."""
         values = np.array(self.atoms, dtype=np.float64)
+        if self.kind == "integer":
+            return (values - self.location).astype(np.float32)
         codes = self._straight(np.where(self._on_curve(values), values, 1.0))
         least = self._straight(np.array([self.low or 1.0]))[0] if self.curve == "log" else 0.0
         return np.where(self._on_curve(values), codes, least - 1 - np.arange(len(values))).astype(np.float32)
@@ -104,7 +107,7 @@ class Column:
             spread = (-2 * self.scale, 2 * self.scale) if self.kind == "real" else (0, (self.levels or 1) - 1)
             low, high = (self.location + one for one in spread)
             return f"{self.name}: {'most ' if self.kind == 'real' else ''}{self.dates.describe(low, high)}"
-        special = [f"{atom:g}" for atom in self.atoms] + (["missing"] if self.missing else [])
+        special = [f"{atom:g}" for atom in self.atoms if self.kind == "real"] + (["missing"] if self.missing else [])
         more = (
             f"; {', '.join(special)} of a probability of {'their' if len(special) > 1 else 'its'} own"
             if special

@@ -116,7 +116,7 @@ def _part(column: Column, points: bool) -> Part:
         return Grouped(column, plain) if column.rare else plain
     if column.dates is not None and not column.missing and Calendar.fits(column):
         return Calendar(column)
-    return Number(column)
+    return Number(column if points or column.kind == "real" else replace(column, atoms=()))
 
 
 class Plain:
