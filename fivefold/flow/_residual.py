@@ -34,6 +34,7 @@ class ContractionSystem(InvertedFlowSystem):
     implicit: ClassVar[bool] = False  # whether a block is a residual one and the inverse of another
     roulette: ClassVar[bool] = True  # whether the series is ended at random in training, or cut
 
+    fill_steps = 20
     score_samples = 4
     blocks: int = depth_option(2, "blocks of convolutions at each resolution of an image", tune=(1, 8))
     scales: int = option(2, "the most resolutions; fewer where a side becomes odd", least=1, tune=(1, 3))

@@ -246,6 +246,7 @@ SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Solution[Tensor]]] = {
 
 
 STRIDE, KEPT = 0.7, 0.9  # of `filled_in`: a step in units of the noise, and the share of a momentum that stays
+LEAST_NOISE = 0.1  # of the signal, below which a network's score is too wrong to move by: its error is one of the noise
 
 
 def filled_in(denoiser: Denoiser, start: Tensor, known: Tensor, plan: Plan, corrections: int) -> Tensor:
@@ -269,6 +270,8 @@ def filled_in(denoiser: Denoiser, start: Tensor, known: Tensor, plan: Plan, corr
     for at, to in pairwise(moments):
         x = step(x, denoiser.clean(x, at), at, to, 1.0)
         x = torch.where(known, to.diffuse(start, torch.randn_like(x)), x)
+        if to.noise < LEAST_NOISE * to.signal:
+            continue
         stride, force = STRIDE * rows(to.noise, x), denoiser.score(x, to)
         for _ in range(corrections):
             momentum = KEPT * momentum + math.sqrt(1 - KEPT**2) * torch.randn_like(x) + stride / 2 * force
