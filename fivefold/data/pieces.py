@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 LARGE = 2**26  # bytes of a CSV file, or of the numbers of a Parquet file: larger ones are read in pieces
-ROWS = 2**16  # of a piece
+ROWS = 2**15  # of a piece
 HEAD = 2**20  # bytes from which, with those of the spots, it is told what columns hold
 SPOTS, SPOT = 64, 2**16  # places spread over the file, and bytes looked at there
 DIFFERENT = 0.9  # share of different texts from which on they are free text, codes or times
@@ -89,7 +89,11 @@ def read_csv(path: Path, options: Options) -> Raw:
             column.how, column.form = error.how, column.form if error.how == "formed" else None
             column.values = column.values if error.how == "formed" else column.values.astype(str)
     raw = tables.from_stored(stored, named=found.header > 0)
-    raw.dialect, raw.written = found, {name: column.form for name, column in guess.items() if column.form is not None}
+    raw.dialect = found
+    for name, column in guess.items():
+        decimals = stored.decimals(name)  # of all rows
+        if column.form is not None and decimals is not None:
+            raw.written[name] = replace(column.form, decimals=max(column.form.decimals, decimals))
     return raw
 
 

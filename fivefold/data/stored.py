@@ -24,7 +24,7 @@ from fivefold.space.column import multiples
 from fivefold.space.dates import STEPS, Dates, dates_of
 
 MOST_WORDS = 2**16  # different texts of a column that are kept as codes
-READ = 1024  # rows read at once: the pages around each count as memory while they are
+READ = 256  # rows read at once: the pages around each count as memory while they are
 SCANNED = 2**18  # rows read at once where all are read in order
 MARGIN = 8  # bytes that a text may be longer than those seen first
 NONE = b"\xff"  # in no text: a missing one
@@ -114,6 +114,11 @@ class Stored:
         starts = range(0, self.size, SCANNED)
         packed = np.concatenate([self._mapped()[start : start + SCANNED][which] for start in starts])
         return self.kept[name].unpack(packed if places is None else packed[places]).rename(name)
+
+    def decimals(self, name: str) -> int | None:
+        """How many the numbers of a column have at most; None where they have very many."""
+        kept = self.kept[name]
+        return kept.decimals() if isinstance(kept, _Numbers) else None
 
     def telling(self, name: str) -> pd.Series:
         """The telling values of a column."""
@@ -217,6 +222,10 @@ class _Numbers:
         whole = isinstance(self.dtype, np.dtype) and self.dtype.kind in "iu"
         broken = self.missing or not self.odd.steps or self.odd.steps[0] < 1
         return np.dtype(np.float64) if whole and broken else self.dtype
+
+    def decimals(self) -> int | None:
+        """How many all numbers have; None of numbers in full precision."""
+        return max(0, -round(np.log10(self.odd.steps[0]))) if self.odd.steps else None
 
     def unpack(self, packed: np.ndarray) -> pd.Series:
         return pd.Series(packed).astype(self._dtype())
