@@ -91,9 +91,8 @@ def read_csv(path: Path, options: Options) -> Raw:
     raw = tables.from_stored(stored, named=found.header > 0)
     raw.dialect = found
     for name, column in guess.items():
-        decimals = stored.decimals(name)  # of all rows
-        if column.form is not None and decimals is not None:
-            raw.written[name] = replace(column.form, decimals=max(column.form.decimals, decimals))
+        if column.form is not None and (decimals := stored.decimals(name, column.form.decimals)) is not None:
+            raw.written[name] = replace(column.form, decimals=decimals)
     return raw
 
 

@@ -169,7 +169,7 @@ def partition(raw: Raw, seed: int) -> Raw:
         )
     if not missing:
         return raw
-    order = np.arange(len(whole), dtype=np.int32 if len(whole) < 2**31 else np.int64)
+    order = np.arange(len(whole), dtype=np.int64 if raw.ordered or len(whole) >= 2**31 else np.int32)
     order = order if raw.ordered else np.random.default_rng(seed).permutation(order)
     share = {name: SHARES[name] for name in PARTS if name == "train" or name in missing}
     parts = {**raw.parts, **dict(zip(share, _cut(whole, order, share), strict=True))}

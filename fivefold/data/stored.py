@@ -115,10 +115,10 @@ class Stored:
         packed = np.concatenate([self._mapped()[start : start + SCANNED][which] for start in starts])
         return self.kept[name].unpack(packed if places is None else packed[places]).rename(name)
 
-    def decimals(self, name: str) -> int | None:
-        """How many the numbers of a column have at most; None where they have very many."""
+    def decimals(self, name: str, seen: int) -> int | None:
+        """How many the numbers of a column have at most, `seen` in the first; None where they have very many."""
         kept = self.kept[name]
-        return kept.decimals() if isinstance(kept, _Numbers) else None
+        return kept.decimals(seen) if isinstance(kept, _Numbers) else None
 
     def telling(self, name: str) -> pd.Series:
         """The telling values of a column."""
@@ -223,9 +223,11 @@ class _Numbers:
         broken = self.missing or not self.odd.steps or self.odd.steps[0] < 1
         return np.dtype(np.float64) if whole and broken else self.dtype
 
-    def decimals(self) -> int | None:
-        """How many all numbers have; None of numbers in full precision."""
-        return max(0, -round(np.log10(self.odd.steps[0]))) if self.odd.steps else None
+    def decimals(self, seen: int) -> int | None:
+        """How many numbers have at most, `seen` in the first; None of numbers in full precision."""
+        if not self.odd.steps:  # more than are looked for
+            return seen if seen > MOST_DECIMALS else None
+        return max(seen, -round(np.log10(self.odd.steps[0])))
 
     def unpack(self, packed: np.ndarray) -> pd.Series:
         return pd.Series(packed).astype(self._dtype())
