@@ -277,7 +277,7 @@ def test_relations_are_found_said_and_kept(tmp_path: Path) -> None:
     """A sum, a product; samples hold them to the last digit only where they are kept."""
     data = load_data(SUMS)
     for words in ("total=a+b", "paid=price*n"):
-        assert any(note.startswith(f"{words} in every row") for note in data.notes)
+        assert any(note.startswith(f"{words} in the rows looked at") for note in data.notes)
     kept = load_data(SUMS, keep="total=a+b, paid=price*n,change=b-2*n")
     assert [column.name for column in kept.space.columns] == ["a", "b", "price", "n"]
     assert "column 'change' is left out and made anew in samples: change=b-2*n" in kept.notes

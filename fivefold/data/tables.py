@@ -248,7 +248,7 @@ def _related(rows: TableRows, left_out: set[str]) -> list[str]:
     if len(frame) < FEW:
         return []
     return [
-        f"{one.describe()} in every row; samples hold it only nearly, unless it is kept (--keep '{one.describe()}')"
+        f"{one.describe()} in the rows looked at; samples hold it but nearly, unless it is kept (--keep '{one.describe()}')"
         for one in find(columns, RELATED_COLUMNS)
     ]
 
