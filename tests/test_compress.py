@@ -123,7 +123,7 @@ def test_a_condition_is_kept(name):
 
 def test_what_the_model_leaves_out_is_not_lost_in_silence():
     system = build("idf, a table")
-    system.space = replace(MIXED, made=(LeftOut("row", 0, start=9),))
+    system.data_space = replace(MIXED, made=(LeftOut("row", 0, start=9),))
     with pytest.raises(Unfit, match="row would not come back"):
         compress(system, MIXED.decode(torch.zeros(3, 3)))
 
@@ -228,3 +228,10 @@ def test_a_missing_coder_is_named(monkeypatch):
 def test_the_magic_number_is_of_bytes_that_no_text_has():
     assert len(MAGIC) == 8
     assert b"\0" in MAGIC
+
+
+def test_columns_that_are_more_than_levels_are_refused():
+    space = replace(MIXED, columns=tuple(replace(c, missing=c.kind == "integer") for c in MIXED.columns))
+    system = catalog.build("idf", space)
+    with pytest.raises(Unfit, match="more to the model than a level each"):
+        compress(system, space.decode(torch.zeros(3, 3)))

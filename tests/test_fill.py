@@ -260,6 +260,31 @@ def test_lifted_columns_are_filled_by_their_law(name):
         assert (filled["rain"] == 0).mean() == pytest.approx(dry, abs=0.15)
 
 
+SLOW_ONES = [pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "glow")]
+
+
+@pytest.mark.parametrize("name", ["gated-pixelcnn", "pixelrnn", *SLOW_ONES])
+def test_conditionals_of_images_that_can_be_enumerated(name):
+    """2x2 pixels of 3 levels: the lower from the upper ones, and the upper from the lower ones."""
+    space, draws = Space("image", (1, 2, 2), levels=3), 800
+    images = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 1, 2, 2)
+    torch.manual_seed(0)
+    options = {"score_samples": 2000, "hidden": 8, "layers": 2} if name == "glow" else {}
+    system = catalog.build(name, space, **options).eval()
+    with torch.no_grad():
+        for parameter in system.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    law = system.score_encoded(Batch(images)).log_prob.exp()
+    for rows in ([True, False], [False, True]):
+        known = torch.tensor(rows).view(1, 1, 2, 1).expand(draws, 1, 2, 2)
+        agrees = (images[:, known[0]] == torch.tensor([1, 2])).all(1)
+        x = torch.tensor([1, 2]).expand(draws, 1, 2, 2)
+        ends = system.fill_encoded(x, known, seed=0, batch_size=draws, steps=30).flatten(1)
+        found = torch.bincount(ends @ torch.tensor([27, 9, 3, 1]), minlength=81)[agrees]
+        assert found.sum() == draws
+        assert follow(found.numpy(), (law[agrees] / law[agrees].sum() * draws).numpy())
+
+
 def test_gibbs_among_some_of_many_values():
     """Of more values than are weighed at once."""
     law = (torch.arange(100) / 30.0).sin().mul(2)

@@ -343,6 +343,8 @@ def _coder(system: System) -> Coder:
     if made := system.data_space.made:
         names = ", ".join(one.name for one in made)
         raise Unfit(f"{names} would not come back: the model leaves out what tells rows apart; drop it (--columns)")
+    if system.lift is not None:
+        raise Unfit("this table has columns that are more to the model than a level each (dates, missing numbers, ...)")
     return system
 
 

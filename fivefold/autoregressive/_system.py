@@ -19,7 +19,7 @@ from fivefold.system import Density, System
 from fivefold.tools.schedule import warm_cosine
 
 MOST_NUMBERS = 2**18  # of particles that are drawn at once
-Way = tuple[Callable[[int, Tensor | None], States], Iterable[int]]
+Way = tuple[Callable[[int, Tensor | None], States], list[int]]
 
 
 class AutoregressiveSystem(System):
@@ -107,7 +107,7 @@ class AutoregressiveSystem(System):
         self.head.temperature = 1.0
         flat, known = x.flatten(1).to(self.head.dtype), known.flatten(1)
         ways = self._ways()
-        orders = [torch.tensor(list(order), device=x.device) for _, order in ways]
+        orders = [torch.tensor(order, device=x.device) for _, order in ways]
         is_first = torch.stack([(known[:, order].int().diff(dim=1) <= 0).all(1) for order in orders]).all(0)
         if self.density is Density.NONE and not is_first.all():
             raise Unfit(
@@ -117,7 +117,7 @@ class AutoregressiveSystem(System):
         filled = flat.clone()
         for rows, particles in ((is_first, 1), (~is_first, self.fill_steps)):
             at_once = max(1, MOST_NUMBERS // (particles * self.space.dims))
-            for row in rows.nonzero().squeeze(1).split(at_once):
+            for row in rows.nonzero().squeeze(1).split(at_once) if rows.any() else ():
                 given = None if condition is None else condition[row]
                 filled[row] = self._fill_by(ways, flat[row], known[row], given, particles)
         return filled.view_as(x)
@@ -144,7 +144,7 @@ class AutoregressiveSystem(System):
 
     def _ways(self) -> list[Way]:
         """Of every factorisation that the density is a mean of: what makes its states, and its order."""
-        return [(self.states, self._order())]
+        return [(self.states, list(self._order()))]
 
     def _order(self) -> Iterable[int]:
         """Flattened dimensions in the order of the factorisation."""

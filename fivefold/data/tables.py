@@ -248,8 +248,8 @@ def _related(rows: TableRows, left_out: set[str]) -> list[str]:
     if len(frame) < FEW:
         return []
     return [
-        f"{one.describe()} in the rows looked at; samples hold it but nearly, unless it is kept (--keep '{one.describe()}')"
-        for one in find(columns, RELATED_COLUMNS)
+        f"{words} in the rows looked at; samples hold it but nearly, unless it is kept (--keep '{words}')"
+        for words in map(Relation.describe, find(columns, RELATED_COLUMNS))
     ]
 
 
