@@ -146,7 +146,7 @@ def test_discrete_columns_are_learnt_as_real_ones():
     system = build(MIXED)
     assert system.density is Density.LOWER_BOUND
     assert system.teacher.density is Density.EXACT
-    assert system.teacher.space.dim_levels == (None,) * 3
+    assert system.teacher.space.dim_levels == (None,) * 5  # three of the categories
     x = torch.tensor([[0.3, 4.0, 2.0], [-1.0, 0.0, 1.0]])
     assert system.score_encoded(Batch(x)).log_prob.isfinite().all()
 
