@@ -33,7 +33,7 @@ def read(folder: Path, options: Options) -> Raw:
 
 def _read_part(folder: Path, options: Options) -> Raw:
     names = list(_names(folder))
-    suffixes = [os.path.splitext(name)[1] for name in names]
+    suffixes = [sys.intern(os.path.splitext(name)[1]) for name in names]
     found = {
         kind: [n for n, s in zip(names, suffixes, strict=True) if s.lower() in kinds] for kind, kinds in KINDS.items()
     }

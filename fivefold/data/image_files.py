@@ -61,12 +61,14 @@ def read(folder: Path, names: list[str], labels: np.ndarray | None, options: Opt
     if len(seen.modes) > 1:
         notes.append(f"images of modes {', '.join(seen.modes)} are all read as {mode}")
     notes += [f"{count} of {len(looked_at)} files {what}" for what, count in seen.odd.items() if count]
-    good = [i for i in range(len(names)) if i not in bad]
+    if bad:
+        good = [i for i in range(len(names)) if i not in bad]
+        names, labels = [names[i] for i in good], None if labels is None else labels[good]
     shape = None if options.size is not None else next(iter(seen.sizes))[::-1]
-    rows = ImageFiles(folder, [names[i] for i in good], mode, shape, options)
+    rows = ImageFiles(folder, names, mode, shape, options)
     levels = _DEEP.get(mode, 2 if mode == "1" else 256)
     facts = {"layout": "HW" if mode in ("1", "L", *_DEEP) else "HWC", "levels": levels}
-    return Raw("image", {"train": Part(rows, None if labels is None else labels[good])}, notes=notes, facts=facts)
+    return Raw("image", {"train": Part(rows, labels)}, notes=notes, facts=facts)
 
 
 def _look(image: Image.Image, path: Path, seen: _Seen, options: Options) -> None:
