@@ -66,6 +66,12 @@ def _histogram(axis: Any, column: Column, codes: np.ndarray) -> None:
         axis.set_title(f"{column.name} ({np.isnan(codes).mean():.0%} missing)", fontsize=8)
     few = column.levels is not None and column.levels <= 40
     bins: Any = np.arange(values.min(), values.max() + 2) - 0.5 if few else 40
+    if column.curve == "log":
+        zeros, values = np.mean(values <= 0), values[values > 0]
+        axis.set_xscale("log")
+        bins = np.geomspace(values.min(), values.max(), 41)
+        if zeros:
+            axis.set_title(f"{column.name} ({zeros:.0%} not positive)", fontsize=8)
     axis.hist(values, bins, color="#4c78a8", rwidth=0.85 if few else None)
     if few:
         axis.locator_params(axis="x", integer=True)

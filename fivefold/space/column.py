@@ -126,7 +126,9 @@ class Column:
             return f"{self.name}: {what}{step}{more}"
         if self.kind == "integer":
             return f"{self.name}: integer, {self.location:.0f} to {self.location + (self.levels or 1) - 1:.0f}{more}"
-        shown = ", ".join("(missing)" if value is None else str(value) for value in self.categories[:8])
+        shown = ", ".join(
+            "(missing)" if value is None else " ".join(str(value).split()) for value in self.categories[:8]
+        )
         return f"{self.name}: categorical, {self.levels}: {shown}{', ...' if len(self.categories) > 8 else ''}"
 
     def parse(self, word: str) -> Any:
