@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fivefold import fit
 from fivefold.data import load_data
+from fivefold.evaluation.evaluate import evaluate_samples
 from fivefold.space import Column, Space
 from fivefold.space.lift import GAP, SPREAD, Lift, lift_of
 from fivefold.system import Density, System
@@ -268,3 +269,16 @@ def test_a_few_numbers_between_the_others_do_not_hide_the_resolution() -> None:
     (column, _) = load_data(pd.DataFrame({"x": x, "y": RNG.normal(size=N)})).space.columns
     assert column.step == 1.0
     assert column.cells
+
+
+def test_samples_that_miss_are_measured_and_those_that_never_do_are_seen() -> None:
+    """Held-out rows at the floor; the same with no number missing, or no point mass, are farther."""
+    data = load_data(FRAME)
+    held_out = data.space.decode(data.test.batch(slice(None)).x)
+    filled = held_out.assign(age=held_out["age"].fillna(40.0), pay=held_out["pay"].fillna(3000.0))
+    wet = held_out.assign(rain=held_out["rain"].where(held_out["rain"] > 0, 2.0))
+    found = {name: evaluate_samples(name, frame, data)["quality"] for name, frame in
+             {"held out": held_out, "filled": filled, "wet": wet}.items()}  # fmt: skip
+    for name in ("filled", "wet"):
+        assert found[name]["frechet"]["value"] > 2 * found["held out"]["frechet"]["value"]
+        assert found[name]["column_shapes"]["value"] < found["held out"]["column_shapes"]["value"] - 0.01

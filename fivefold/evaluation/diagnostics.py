@@ -13,7 +13,7 @@ from torch import Tensor
 from fivefold.data import Data
 from fivefold.errors import TooFew
 from fivefold.evaluation.evaluate import Row, affordable, conditions, recoded
-from fivefold.evaluation.features import Features, fit_features
+from fivefold.evaluation.features import Features, fit_features, gaps_shown
 from fivefold.machine import fastest_threads, using
 from fivefold.system import LatentSystem, System
 from fivefold.tools.metrics import measure
@@ -61,7 +61,12 @@ def _levels(system: System, data: Data) -> list[dict[str, float]]:
         return []
     n = min(LEVEL_EXAMPLES, len(data.test))
     x = recoded(data.test.spread(n).x, data.space, system.data_space).to(system.device)
+    real = gaps_shown(x, system.data_space)
+    made = system.rate_distortion(x, conditions(system, data, n))
     return [
-        {"nats": nats.mean().item(), "distortion": (reconstruction.to(x) - x).double().square().mean().item()}
-        for nats, reconstruction in system.rate_distortion(x, conditions(system, data, n))
+        {
+            "nats": nats.mean().item(),
+            "distortion": (gaps_shown(again.to(x), system.data_space) - real).double().square().mean().item(),
+        }
+        for nats, again in made
     ]

@@ -264,7 +264,7 @@ def sample_quality(x: Tensor, data: Data, features: Features | None = None, keep
     reference = data.test.spread(max(len(x), SAMPLES))
     row: Row = {"features": features.name, "frechet_name": features.distance}
     row |= {"samples": len(x), "reference": len(reference.x)}
-    if not x.isfinite().all():
+    if not gaps_shown(x, data.space).isfinite().all():
         return {**row, "note": "samples are not finite"}
     with using(fastest_threads(lambda: features(x[:64]))[0]):
         training, real, mine = features.of(data.train, TRAINING_EXAMPLES), features(reference.x), features(x)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fivefold.data.splits import Data
 from fivefold.errors import Unfit
-from fivefold.evaluation.features import Features, fit_features
+from fivefold.evaluation.features import Features, fit_features, gaps_shown
 from fivefold.system import Batch, System, seeded
 from fivefold.tools.metrics import frechet, spread
 from fivefold.tools.resampling import Estimate, smooth
@@ -98,7 +98,7 @@ class Validation:
         if n < FEWEST and not needed:
             return None
         samples = draw(n)
-        if not samples.isfinite().all():
+        if not gaps_shown(samples, self.data.space).isfinite().all():
             return Estimate(math.inf, 0.0)
         x, y = self._features(samples), self._features(reference.x)
         return smooth(lambda i, j: [frechet(x[i], y[j])], len(x), len(y))[0].estimate
