@@ -276,7 +276,7 @@ def fields(path: Path, raw: bytes, said: dict[str, Any]) -> tuple[pd.DataFrame, 
     names = [_name(column, i) for i, column in enumerate(frame.iloc[: dialect.header].T.to_numpy())]
     frame = frame.iloc[dialect.header :].reset_index(drop=True)
     frame.columns = pd.Index(names if dialect.header else [f"x{i}" for i in range(len(names))])
-    signs = Counter({sign: int(frame.eq(sign).to_numpy().sum()) for sign in _signs(frame)})
+    signs = Counter({sign: int(frame.eq(sign).to_numpy().sum()) for sign in _signs(frame, dialect)})
     return frame, replace(dialect, missing=signs.most_common(1)[0][0] if signs else "")
 
 
@@ -297,10 +297,15 @@ def typed(strings: pd.Series, dialect: Dialect) -> tuple[pd.Series, Numbers | No
     return numbers_of(strings, dialect) or (words_of(strings), None)
 
 
-def _signs(frame: pd.DataFrame) -> set[str]:
-    """What stands for missing values in a sample of the rows."""
+def _signs(frame: pd.DataFrame, dialect: Dialect) -> set[str]:
+    """What stands for missing values in a sample of the rows; a dash or a point only among numbers."""
     rows = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, 20 * SAMPLE).astype(int))] if len(frame) else frame
-    return {value for value in np.unique(rows.to_numpy().astype(str)) if value.strip().lower() in MISSING - {"-", "."}}
+    found: set[str] = set()
+    for _, values in rows.items():
+        words = {value for value in values.astype(str).unique() if value.strip().lower() in MISSING}
+        doubtful = {word for word in words if word.strip() in ("-", ".")}
+        found |= words if doubtful and numbers_of(values, dialect) is not None else words - doubtful
+    return found
 
 
 def _name(lines: Sequence[str], i: int) -> str:
