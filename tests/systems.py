@@ -72,6 +72,7 @@ class Game(System):
 
 def follow(counts: np.ndarray, expected: np.ndarray, significance: float = 1e-4) -> bool:
     """Whether counts of cells agree with those expected, by a chi-square test; rare cells are counted together."""
+    counts, expected = counts.astype(np.float64), expected.astype(np.float64)
     often = expected > 5
     observed, wanted = (np.append(part[often], part[~often].sum() + 1e-9) for part in (counts, expected))
     return bool(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > significance)
