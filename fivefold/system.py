@@ -125,7 +125,8 @@ class System(Configured, nn.Module, ABC):
         self.density: Density = kind
         self.configure(options)
         self.build()
-        if self.lift and self.density is Density.EXACT:
+        many_ways = space.vocabulary is not None and bool(space.vocabulary.merges)  # to split one text into tokens
+        if (self.lift or many_ways) and self.density is Density.EXACT:
             self.density = Density.LOWER_BOUND
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -210,3 +210,10 @@ def test_the_extra_is_named_only_where_it_is_needed(learnt, monkeypatch):
         load_data([GERMAN], vocabulary="bpe")
     assert load_data([GERMAN], vocabulary="bytes").space.levels == 256
     assert learnt.decode([256]) == learnt.tokens[256].decode()
+
+
+def test_a_density_of_tokens_is_a_bound_on_that_of_the_text():
+    """There are other ways to split it; into bytes there are none."""
+    pytest.importorskip("tokenizers", reason="the library 'tokenizers' is not installed")
+    for vocabulary, kind in (("bytes", Density.EXACT), ("bpe:260", Density.LOWER_BOUND)):
+        assert Marginal(load_data([GERMAN * 20], vocabulary=vocabulary, length=8).space).density is kind
