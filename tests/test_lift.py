@@ -282,3 +282,18 @@ def test_samples_that_miss_are_measured_and_those_that_never_do_are_seen() -> No
     for name in ("filled", "wet"):
         assert found[name]["frechet"]["value"] > 2 * found["held out"]["frechet"]["value"]
         assert found[name]["column_shapes"]["value"] < found["held out"]["column_shapes"]["value"] - 0.01
+
+
+def test_dates_of_which_one_is_far_or_many_are_the_same_are_probabilities_too() -> None:
+    """Whatever the curve and the atoms of the axis, they are taken back and the way back is exact."""
+    days = RNG.integers(18000, 18060, N)
+    days[: N // 4], days[-1] = 18020, 2000
+    when = pd.Series(pd.Timestamp(0) + pd.to_timedelta(days, unit="D"))
+    space = load_data(pd.DataFrame({"when": when, "y": RNG.normal(size=N)})).space
+    assert space.columns[0].curve == "asinh"
+    lift = lift_of(space, points=False)
+    assert lift is not None
+    x = space.encode(pd.DataFrame({"when": when, "y": np.zeros(N)}))
+    y, weight = lift.up(x)
+    torch.testing.assert_close(lift.down(y)[:, 0], x[:, 0], rtol=0, atol=1e-6)
+    assert torch.allclose(weight + space.log_det(x) - space.columns[1].log_det(x[:, 1]), torch.zeros(N).double())

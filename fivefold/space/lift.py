@@ -209,8 +209,7 @@ class Calendar:
         for unit in self.units:
             found.append(rest // unit)
             rest = rest % unit
-        term = math.log(self.column.scale) if self.column.kind == "real" else 0.0  # a probability, not a density
-        return torch.stack(found, 1).to(codes), term
+        return torch.stack(found, 1).to(codes), -self.column.log_det(codes.double())  # a probability, not a density
 
     def down(self, y: Tensor) -> Tensor:
         assert self.column.dates is not None
@@ -218,7 +217,10 @@ class Calendar:
         seconds = (y.double() * units).sum(1) - self.offset + self.first * WEEK
         low, high = _span(self.column)
         steps = (seconds / round(self.column.dates.step)).round().clamp(low, high)
-        return ((steps - self.column.location) / (self.column.scale if self.column.kind == "real" else 1)).float()
+        if self.column.kind == "integer":
+            return (steps - self.column.location).float()
+        straight = torch.from_numpy(self.column.straighten(steps.cpu().numpy())).to(y.device)
+        return ((straight - self.column.location) / self.column.scale).float()
 
 
 def _span(column: Column) -> tuple[float, float]:
