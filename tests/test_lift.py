@@ -53,6 +53,10 @@ class Known(System):
         return torch.stack(parts, 1).sum(1)
 
 
+class KnownLevels(Known):
+    points = False
+
+
 def weights(levels: int) -> Tensor:
     w = torch.arange(1.0, levels + 1)
     return w / w.sum()
@@ -61,7 +65,7 @@ def weights(levels: int) -> Tensor:
 def test_point_masses_and_the_density_of_the_rest_are_one_probability() -> None:
     """Their sum and the integral of the rest is 1, and a mass is the model's own, whatever the noise that stands in."""
     column = Column("a", location=2.0, scale=3.0, atoms=(0.0, 7.0), missing=True)
-    system = Known(table(column))
+    system = KnownLevels(table(column))
     assert system.density is Density.LOWER_BOUND
     masses = system.log_prob(pd.DataFrame({"a": np.tile([0.0, 7.0, np.nan], 500)})).exp().view(500, 3)
     np.testing.assert_allclose(masses.mean(0), weights(4)[1:], rtol=0.02)
@@ -71,6 +75,23 @@ def test_point_masses_and_the_density_of_the_rest_are_one_probability() -> None:
     assert density[2000] == pytest.approx(
         0.1 * math.exp(-0.5 * (2 / 2.4) ** 2) / (2.4 * math.sqrt(2 * math.pi)), rel=1e-3
     )
+
+
+def test_which_of_several_it_is_has_no_order_where_examples_are_points() -> None:
+    """A number, 0, 7 or missing are four corners, which are alike to Gaussians that know none of them."""
+    column = Column("a", location=2.0, scale=3.0, atoms=(0.0, 7.0), missing=True)
+    system = Known(table(column))
+    assert system.space.dims == 5 and system.lift.corners == [slice(0, 4)]  # type: ignore[union-attr]
+    x = np.array([0.0, 7.0, np.nan, 4.0])
+    torch.manual_seed(0)
+    found = system.log_prob(pd.DataFrame({"a": np.tile(x, 4000)})).exp().view(-1, 4)
+    number = 0.25 * math.exp(-0.5 * (2 / 2.4) ** 2) / (2.4 * math.sqrt(2 * math.pi))
+    error = found.std(0) / math.sqrt(len(found))
+    assert ((found.mean(0) - torch.tensor([0.25, 0.25, 0.25, number])).abs() < 4 * error).all()
+    assert (error / found.mean(0) < 0.03).all()
+    codes = torch.from_numpy(column.encode(x))[:, None]
+    lift = Lift(table(column), points=True)
+    torch.testing.assert_close(lift.down(lift.up(codes)[0]), codes, equal_nan=True)
 
 
 @pytest.mark.parametrize("curve", ["", "log", "asinh"])

@@ -10,8 +10,9 @@ they are more than the value tells:
 | real, rounded to a step            | itself, with uniform noise in the cell of that step                     |
 | dates, by the day or finer         | week, weekday, and the hour and what is left of it                      |
 | categories, very many              | a category, of which one stands for all that are rare                   |
-| categories without order, where    | a point in as many dimensions as there are categories, Gaussian about a |
-| a system takes examples as points  | corner of a simplex, of which the category's own is the largest         |
+| categories without order (of those | a point in as many dimensions as there are categories, Gaussian about a |
+| above too), where a system takes   | corner of a simplex, of which the category's own is the largest         |
+| examples as points                 |                                                                         |
 
 With q(y | x) the law of what is drawn, ln P(x) is ln E[p(y) / q(y | x)], bounded from below by every mean over
 draws (as in survey 6 [86] of uniform noise; Hoogeboom et al. 2021 of the largest of several dimensions). Since y tells
@@ -67,13 +68,15 @@ class Lift:
 
     def __init__(self, outer: Space, points: bool) -> None:
         self.outer = outer
-        self.parts = [_part(column, points) for column in outer.columns]
+        parts = [_part(column, points) for column in outer.columns]
+        self.parts: list[Part] = [Points(part) for part in parts] if points else parts
         self.widths = [len(part.columns) for part in self.parts]
         self.trivial = all(part.trivial for part in self.parts)
-        ends = np.cumsum(self.widths).tolist()
+        starts = np.cumsum([0, *self.widths]).tolist()
         self.corners = [  # of a category's dimensions each
-            slice(end - width, end) for part, end, width in zip(self.parts, ends, self.widths, strict=True)
-            if width > 1 and isinstance(part.inner if isinstance(part, Grouped) else part, Corners)
+            slice(start + corner.start, start + corner.stop)
+            for part, start in zip(self.parts, starts, strict=False) if isinstance(part, Points)
+            for corner in part.corners
         ]  # fmt: skip
         made = tuple(column for part in self.parts for column in part.columns)
         counts = {column.levels for column in made}
@@ -110,10 +113,7 @@ def lift_of(space: Space, points: bool) -> Lift | None:
 
 def _part(column: Column, points: bool) -> Part:
     if column.kind == "categorical":
-        kept = len(column.categories) - sum(share > 0 for share in column.rare) + bool(column.rare)
-        corners = points and kept >= FEWEST and not column.dtype.startswith("ordered")
-        plain: Part = Corners(column, kept) if corners else Plain(column, kept)
-        return Grouped(column, plain) if column.rare else plain
+        return Grouped(column) if column.rare else Plain(column)
     if column.dates is not None and not column.missing and Calendar.fits(column):
         return Calendar(column)
     return Number(column if points or column.kind == "real" else replace(column, atoms=()))
@@ -122,9 +122,8 @@ def _part(column: Column, points: bool) -> Part:
 class Plain:
     """A category as it is."""
 
-    def __init__(self, column: Column, levels: int) -> None:
-        self.columns = [replace(column, levels=levels, rare=())]
-        self.trivial = True
+    def __init__(self, column: Column) -> None:
+        self.columns, self.trivial = [column], True
 
     def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
         return codes[:, None], 0.0
@@ -233,35 +232,65 @@ def _span(column: Column) -> tuple[float, float]:
 class Grouped:
     """A category, the rare ones as one; which of these it is has the share of each in the training data."""
 
-    def __init__(self, column: Column, inner: Part) -> None:
-        self.inner, self.columns, self.trivial = inner, inner.columns, False
+    def __init__(self, column: Column) -> None:
         shares = torch.tensor(column.rare, dtype=torch.float64, device="cpu")
         self.rare = (shares > 0).nonzero()[:, 0]
         self.shares = shares[self.rare] / shares.sum()
         self.kept = (shares == 0).nonzero()[:, 0]
+        names = (*(column.categories[i] for i in self.kept.tolist()), "a rare one")
+        self.columns = [Column(column.name, "categorical", column.dtype, levels=len(names), categories=names)]
+        self.trivial = False
         self.to = torch.full((len(shares),), float(len(self.kept)), device="cpu")
         self.to[self.kept] = torch.arange(float(len(self.kept)), device="cpu")
         self.nats = torch.zeros(len(shares), dtype=torch.float64, device="cpu")
         self.nats[self.rare] = self.shares.log()
 
     def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
-        y, term = self.inner.up(self.to.to(codes.device)[codes.long()])
-        return y, term + self.nats.to(codes.device)[codes.long()]
+        return self.to.to(codes.device)[codes.long()][:, None], self.nats.to(codes.device)[codes.long()]
 
     def down(self, y: Tensor) -> Tensor:
-        group = self.inner.down(y).long().cpu()
+        group = y[:, 0].long().cpu()
         drawn = self.rare[torch.multinomial(self.shares, len(group), replacement=True)]
         own = self.kept[group.clamp(max=len(self.kept) - 1)]
         return torch.where(group == len(self.kept), drawn, own).to(y)
 
 
+class Points:
+    """What a part makes of a column, its categories without order as points."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.pieces = [Corners(column) if _unordered(column) else Plain(column) for column in part.columns]
+        self.columns = [column for piece in self.pieces for column in piece.columns]
+        self.widths = [len(piece.columns) for piece in self.pieces]
+        self.trivial = part.trivial and all(piece.trivial for piece in self.pieces)
+        ends = np.cumsum(self.widths).tolist()
+        self.corners = [slice(end - w, end) for end, w in zip(ends, self.widths, strict=True) if w > 1]
+
+    def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
+        y, total = self.part.up(codes)
+        found = []
+        for piece, each in zip(self.pieces, y.unbind(1), strict=True):
+            point, term = piece.up(each)
+            found.append(point)
+            total = total + term
+        return torch.cat(found, 1), total
+
+    def down(self, y: Tensor) -> Tensor:
+        points = y.split(self.widths, 1)
+        return self.part.down(torch.stack([p.down(each) for p, each in zip(self.pieces, points, strict=True)], 1))
+
+
+def _unordered(column: Column) -> bool:
+    return column.kind == "categorical" and (column.levels or 0) >= FEWEST and not column.dtype.startswith("ordered")
+
+
 class Corners:
     """A category as a point about its corner, of which its own dimension is the largest."""
 
-    def __init__(self, column: Column, count: int) -> None:
-        names = [str(value) for value in column.categories] if not column.rare else [str(i) for i in range(count)]
-        self.columns = [Column(f"{column.name} {name}") for name in names]
-        self.count, self.trivial = count, False
+    def __init__(self, column: Column) -> None:
+        self.columns = [Column(f"{column.name} {name}") for name in column.categories]
+        self.count, self.trivial = len(self.columns), False
 
     def up(self, codes: Tensor) -> tuple[Tensor, Tensor | float]:
         own = F.one_hot(codes.long(), self.count).to(codes.dtype)
