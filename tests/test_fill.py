@@ -354,6 +354,28 @@ def test_rows_come_back_with_what_was_known(name):
     assert first["b"].dtype == "int64"
 
 
+def test_what_a_kept_relation_tells_is_not_drawn():
+    """A part that follows from the total, a factor from the product; both at once; what does not follow is refused."""
+    draw = np.random.default_rng(0)
+    whole = pd.DataFrame({"a": draw.integers(0, 9, 200), "b": draw.normal(size=200).round(1), "n": draw.integers(1, 5, 200)})
+    whole = whole.assign(total=whole["a"] + whole["b"], paid=(whole["b"] * whole["n"]).round(1))
+    data = fivefold.load_data(whole, keep="total=a+b,paid=b*n")
+    system = catalog.build("made", data.space, hidden=8).eval()
+    rows = pd.DataFrame({
+        "a": [3, np.nan, 2, np.nan], "b": [np.nan, 0.5, np.nan, np.nan], "n": [2, 1, np.nan, np.nan],
+        "total": [4.5, 7.5, 3.5, np.nan], "paid": [np.nan, np.nan, 6.0, np.nan],
+    })  # fmt: skip
+    found = system.fill_in(rows, draws=5, seed=0)
+    np.testing.assert_allclose(found["a"][:15], np.repeat([3, 7, 2], 5))
+    np.testing.assert_allclose(found["b"][:15], np.repeat([1.5, 0.5, 1.5], 5), atol=1e-6)
+    np.testing.assert_allclose(found["n"][10:15], 4)
+    np.testing.assert_allclose(found["total"], found["a"] + found["b"], atol=1e-6)
+    np.testing.assert_allclose(found["paid"], (found["b"] * found["n"]), atol=0.06)
+    assert found["b"][15:].nunique() > 1
+    with pytest.raises(DataError, match="row 2 gives 'total', which does not tell what is missing of total=a"):
+        system.fill_in(rows.assign(b=[1.5, np.nan, 1.5, np.nan]), seed=0)
+
+
 def test_arrays_and_images_come_back_alike():
     space = Space("image", (1, 4, 4), levels=5, layout="HW")
     system = catalog.build("made", space, hidden=8).eval()

@@ -100,6 +100,7 @@ def _encode_table(space: Space, frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
     for one in space.made:
         if one.name in frame and one.relation is None:  # what follows from parts that are missing cannot be checked
             one.check(frame[one.name].dropna().to_numpy(), {})
+    frame = frame.assign(**_told_by_results(space, frame))
     x = np.zeros((len(frame), len(names)), dtype=np.float32)
     known = np.zeros(x.shape, dtype=bool)
     for i, column in enumerate(space.columns):
@@ -107,6 +108,33 @@ def _encode_table(space: Space, frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
             known[:, i] = ~_isna(frame[column.name])
             x[known[:, i], i] = column.encode(_values(column, frame[column.name][known[:, i]]))
     return torch.from_numpy(x), torch.from_numpy(known)
+
+
+def _told_by_results(space: Space, frame: pd.DataFrame) -> dict[str, Any]:
+    """Columns with the parts that follow from the result of a relation that is kept and from its other parts.
+
+    Raises DataError where a result is given and more than one of its parts is missing: nothing here draws numbers of
+    a given sum.
+    """
+    told: dict[str, Any] = {}
+    for one in space.made:
+        if one.relation is None or one.name not in frame:
+            continue
+        empty = np.full(len(frame), np.nan)
+        parts = {name: told.get(name, frame.get(name, empty)) for name in (one.name, *one.relation.names)}
+        columns = {name: np.asarray(values, np.float64) for name, values in parts.items()}
+        absent = {name: np.isnan(columns[name]) & ~np.isnan(columns[one.name]) for name in one.relation.names}
+        for name in one.relation.names:
+            if (alone := absent[name] & (sum(absent.values()) == 1)).any():
+                columns[name] = np.where(alone, one.relation.solve(name, columns), columns[name])
+                told[name] = columns[name]
+                absent[name] = np.isnan(columns[name]) & absent[name]
+        if (left := np.any(list(absent.values()), axis=0)).any():
+            raise DataError(
+                f"row {int(np.argmax(left)) + 1} gives {one.name!r}, which does not tell what is missing of "
+                f"{one.relation.describe()}: leave {one.name!r} empty there too"
+            )
+    return told
 
 
 def _values(column: Column, series: pd.Series) -> np.ndarray:

@@ -36,6 +36,15 @@ class Relation:
         size = sum(abs(f) * np.abs(np.prod([columns[n] for n in names], axis=0)) for f, names in self.terms)
         return (np.abs(found - given) <= CLOSE * (size + np.abs(given))) | (np.isnan(found) & np.isnan(given))
 
+    def solve(self, name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The part `name` `(N,)` from the result and the other parts; NaN where they do not tell it."""
+        without = {**columns, name: np.zeros_like(columns[self.result])}
+        rest, slope = self.of(without), self.of({**without, name: np.ones_like(columns[self.result])})
+        powers = max(names.count(name) for _, names in self.terms)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = (columns[self.result] - rest) / (slope - rest)
+        return np.where(np.isfinite(found) & (powers == 1), found, np.nan)
+
     def describe(self) -> str:
         """As it is written: `total=p1+p2`."""
         words = ""
