@@ -1,6 +1,7 @@
 """What columns are: told by their values, overruled by the user, and what tells rows apart made anew."""
 
 import math
+import json
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,48 @@ def test_relations_are_found_said_and_kept(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(again.decode(again.encode(SUMS)), SUMS, rtol=1e-5)
     with pytest.raises(DataError, match="held in every row of the training data, not in these"):
         again.encode(SUMS.assign(total=0.0))
+
+
+CITIES = {"Ulm": ("DE", 49), "Bonn": ("DE", 49), "Graz": ("AT", 43), None: (None, 0)}
+PICKED = RNG.choice(np.array(list(CITIES), dtype=object), N)
+PLACES = pd.DataFrame({"city": PICKED, "a": RNG.normal(size=N).round(1)})
+PLACES = PLACES.assign(land=[CITIES[city][0] for city in PICKED], code=[CITIES[city][1] for city in PICKED])
+
+
+def test_what_a_category_tells_is_found_said_and_kept(tmp_path: Path) -> None:
+    """A country from its city, a number from it too: never a pair that the data do not have."""
+    data = load_data(PLACES)
+    for words in ("land=city", "code=city"):
+        assert any(note.startswith(f"{words} in the rows looked at") for note in data.notes)
+    assert not any(note.startswith(("city=", "a=", "land=a")) for note in data.notes)
+    kept = load_data(PLACES, keep="land=city,code=city")
+    assert [column.name for column in kept.space.columns] == ["city", "a"]
+    again = type(kept.space).from_json(json.loads(json.dumps(kept.space.to_json())))
+    model = fit("made", kept, budget="20steps")
+    drawn = model.sample(300, seed=0)
+    assert list(drawn.columns) == list(PLACES.columns)
+    assert drawn["code"].dtype == PLACES["code"].dtype
+    seen = {tuple(row) for row in drawn[["city", "land", "code"]].astype(object).where(drawn.notna(), None).to_numpy()}
+    assert seen == {(city, *rest) for city, rest in CITIES.items()}
+    pd.testing.assert_frame_equal(again.decode(again.encode(PLACES)), PLACES, rtol=1e-5)
+    with pytest.raises(DataError, match="land=city held in every row of the training data, not in these"):
+        again.encode(PLACES.assign(land="FR"))
+    partial = pd.DataFrame({"code": [43, np.nan, 49], "city": [None, "Ulm", "Bonn"]})
+    filled = model.fill_in(partial, seed=0)
+    assert filled["city"].tolist() == ["Graz", "Ulm", "Bonn"]
+    assert filled["land"].tolist() == ["AT", "DE", "DE"]
+    assert filled["code"].tolist() == [43, 49, 49]
+    with pytest.raises(DataError, match="row 2 gives 'code', which does not tell what is missing of code=city"):
+        model.fill_in(pd.DataFrame({"code": [43, 49]}))
+
+
+def test_what_a_category_does_not_tell_cannot_be_kept() -> None:
+    with pytest.raises(DataError, match="city=land does not hold: 'land' is 'DE' in rows of which 'city' differs"):
+        load_data(PLACES, keep="city=land")
+    with pytest.raises(DataError, match=r"'land' holds .*, expected numbers, or 'code' .*--columns 'code=category'"):
+        load_data(PLACES, keep="land=code")
+    kept = load_data(PLACES, keep="land=code", columns="code=category").space
+    pd.testing.assert_frame_equal(kept.decode(kept.encode(PLACES)), PLACES, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

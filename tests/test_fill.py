@@ -357,7 +357,9 @@ def test_rows_come_back_with_what_was_known(name):
 def test_what_a_kept_relation_tells_is_not_drawn():
     """A part that follows from the total, a factor from the product; both at once; what does not follow is refused."""
     draw = np.random.default_rng(0)
-    whole = pd.DataFrame({"a": draw.integers(0, 9, 200), "b": draw.normal(size=200).round(1), "n": draw.integers(1, 5, 200)})
+    whole = pd.DataFrame(
+        {"a": draw.integers(0, 9, 200), "b": draw.normal(size=200).round(1), "n": draw.integers(1, 5, 200)}
+    )
     whole = whole.assign(total=whole["a"] + whole["b"], paid=(whole["b"] * whole["n"]).round(1))
     data = fivefold.load_data(whole, keep="total=a+b,paid=b*n")
     system = catalog.build("made", data.space, hidden=8).eval()

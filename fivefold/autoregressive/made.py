@@ -35,7 +35,7 @@ class Made(AutoregressiveSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"ema": 0.995},
         "mnist": {
-            "hidden": 1200, "layers": 1, "dropout": 0.25, "batch_size": 100, "lr": 1e-3, "ema": 0.999,
+            "hidden": 2048, "layers": 1, "dropout": 0.25, "batch_size": 100, "lr": 1e-3, "ema": 0.999,
         },
     }  # fmt: skip
 

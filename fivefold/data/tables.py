@@ -26,6 +26,8 @@ from fivefold.data.raw import Options, Part, Raw, Subset, part_of
 from fivefold.data.stored import Stored
 from fivefold.errors import DataError
 from fivefold.space import Column, LeftOut, Space
+from fivefold.space.lookup import Lookup, pairs_of
+from fivefold.space.lookup import find as lookups
 from fivefold.space.relation import Relation, find, parse
 
 RELATED_ROWS = 500  # that are looked at for relations, of so many
@@ -202,14 +204,14 @@ def fit(raw: Raw, options: Options) -> Space:
                 f"the {name} part has columns {', '.join(rows.columns)}; training has {', '.join(expected)}"
             )
     told, notes = kinds_told(options.columns), raw.notes
-    kept = _kept(parts, parse(options.keep, expected) if options.keep else [])
+    kept = _kept(parts, parse(options.keep, expected) if options.keep else [], told)
     made = [
         found for place, name in enumerate(expected)
         if (found := replace(kept[name], place=place) if name in kept else _left_out(parts, name, place, told, raw))
     ]  # fmt: skip
     for one in made:
         notes.append(f"column {one.name!r} is left out and made anew in samples: {one.describe()}")
-    notes.extend(_related(parts["train"], {one.name for one in made}))
+    notes.extend(_related(parts["train"], {one.name for one in made}, told))
     modelled = [name for name in expected if name not in {one.name for one in made}]
     if not modelled:
         raise DataError(f"nothing is left to model: {'; '.join(f'{one.name} is {one.describe()}' for one in made)}")
@@ -217,39 +219,72 @@ def fit(raw: Raw, options: Options) -> Space:
     return replace(table_space(columns, raw.facts["named"]), dialect=raw.dialect, made=tuple(made))
 
 
-def _kept(parts: dict[str, TableRows], relations: list[Relation]) -> dict[str, LeftOut]:
+def _kept(parts: dict[str, TableRows], relations: list[Relation], told: dict[str, str]) -> dict[str, LeftOut]:
     """How the results of relations are made anew; raises DataError for one that does not hold in every row."""
-    found = {}
+    found: dict[str, LeftOut] = {}
     for relation in relations:
-        columns = {}
-        for name in (relation.result, *relation.names):
-            values = pd.concat([rows.column(name) for rows in parts.values()], ignore_index=True)
-            if not is_numeric(values):
-                raise DataError(f"keep (--keep): column {name!r} holds {values.dtype}, expected numbers")
-            columns[name] = floats(values)
-        if not (holds := relation.holds(columns)).all():
-            raise DataError(
-                f"keep (--keep): {relation.describe()} holds in {holds.mean():.1%} of the rows only, first not in row "
-                f"{int(np.argmin(holds)) + 1}; what does not hold in every row cannot be kept"
-            )
+        columns = {
+            name: pd.concat([rows.column(name) for rows in parts.values()], ignore_index=True)
+            for name in (relation.result, *relation.names)
+        }
+        dtype = str(parts["train"].column(relation.result).dtype)
+        source = relation.copied
+        if source and (told.get(source) in ("category", "ordered") or not is_numeric(columns[source])):
+            lookup = _looked_up(relation, columns[source], columns[relation.result])
+            kept = LeftOut(relation.result, 0, relation=lookup, dtype=dtype)
+        else:
+            kept = LeftOut(relation.result, 0, relation=relation, step=_step_of(relation, columns), dtype=dtype)
         if chained := [name for name in relation.names if name in found]:
             raise DataError(f"keep (--keep): {chained[0]!r} is itself the result of a relation; put its parts instead")
-        given = columns[relation.result]
-        dtype = str(parts["train"].column(relation.result).dtype)
-        step = resolution(given[~np.isnan(given)])
-        found[relation.result] = LeftOut(relation.result, 0, relation=relation, step=step, dtype=dtype)
+        found[relation.result] = kept
     return found
 
 
-def _related(rows: TableRows, left_out: set[str]) -> list[str]:
+def _step_of(relation: Relation, columns: dict[str, pd.Series]) -> float | None:
+    """That of the result's numbers; raises DataError where the relation does not hold in every row, or of numbers."""
+    for name, values in columns.items():
+        if not is_numeric(values):
+            source = relation.copied
+            more = f", or {source!r} a column of categories (--columns '{source}=category')" if source else ""
+            raise DataError(f"keep (--keep): column {name!r} holds {values.dtype}, expected numbers{more}")
+    numbers = {name: floats(values) for name, values in columns.items()}
+    if not (holds := relation.holds(numbers)).all():
+        raise DataError(
+            f"keep (--keep): {relation.describe()} holds in {holds.mean():.1%} of the rows only, first not in row "
+            f"{int(np.argmin(holds)) + 1}; what does not hold in every row cannot be kept"
+        )
+    return resolution(numbers[relation.result][~np.isnan(numbers[relation.result])])
+
+
+def _looked_up(relation: Relation, source: pd.Series, result: pd.Series) -> Lookup:
+    """Raises DataError where a category has several results, or they are neither numbers nor text."""
+    name = str(source.name)
+    if pd.api.types.is_datetime64_any_dtype(result):
+        raise DataError(f"keep (--keep): column {relation.result!r} holds {result.dtype}, expected numbers or text")
+    pairs = pairs_of(source, result)
+    if pairs is None:
+        odd = next(value for value, rows in result.groupby(source, dropna=False) if rows.nunique(dropna=False) > 1)
+        raise DataError(
+            f"keep (--keep): {relation.describe()} does not hold: {name!r} is {odd!r} in rows of which "
+            f"{relation.result!r} differs; what does not hold in every row cannot be kept"
+        )
+    return Lookup(relation.result, name, pairs)
+
+
+def _related(rows: TableRows, left_out: set[str], told: dict[str, str]) -> list[str]:
     """A line for every relation that holds in the rows looked at."""
     frame = rows[np.unique(np.linspace(0, len(rows) - 1, RELATED_ROWS).astype(int))]
-    columns = {n: floats(v) for n, v in frame.items() if n not in left_out and is_numeric(v)}
+    frame = frame[[name for name in frame if name not in left_out]]
     if len(frame) < FEW:
         return []
+    numbers = {name: floats(values) for name, values in frame.items() if is_numeric(values)}
+    words = [name for name in frame if name not in numbers or told.get(name) in ("category", "ordered")]
+    names = [name for name in frame if not pd.api.types.is_datetime64_any_dtype(frame[name])][:RELATED_COLUMNS]
+    found = list(map(Relation.describe, find(numbers, RELATED_COLUMNS)))
+    found += lookups(frame, [name for name in words if name in names], names)
     return [
-        f"{words} in the rows looked at; samples hold it but nearly, unless it is kept (--keep '{words}')"
-        for words in map(Relation.describe, find(columns, RELATED_COLUMNS))
+        f"{relation} in the rows looked at; samples hold it but nearly, unless it is kept (--keep '{relation}')"
+        for relation in found
     ]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fivefold.errors import DataError
 from fivefold.space.dates import Dates
+from fivefold.space.lookup import Lookup
 from fivefold.space.relation import Relation
 from fivefold.space.written import Numbers
 
@@ -270,7 +271,7 @@ class LeftOut:
     start: int = 0
     alphabets: tuple[str, ...] = ()
     value: float | None = None
-    relation: Relation | None = None
+    relation: Relation | Lookup | None = None
     step: float | None = None
     dtype: str = "int64"
 
@@ -289,16 +290,14 @@ class LeftOut:
                 f"column {self.name!r} was {self.value:g} in every row of the training data, got {wrong[0]}"
             )
         if self.relation is not None:
-            given = {name: np.asarray(columns[name], np.float64) for name in self.relation.names}
-            holds = self.relation.holds({**given, self.name: np.asarray(values, np.float64)})
-            if not holds.all():
+            if not self.relation.holds({**columns, self.name: values}).all():
                 raise DataError(f"{self.relation.describe()} held in every row of the training data, not in these")
 
     def make(self, n: int, columns: Mapping[str, Any]) -> np.ndarray:
         """`n` new ones: the next numbers or other codes of the same form, all different; the constant; or what follows
         from other columns."""
         if self.relation is not None:
-            found = self.relation.of({name: np.asarray(columns[name], np.float64) for name in self.relation.names})
+            found = self.relation.of(columns)
             return found if self.step is None else multiples(found, self.step)
         if self.value is not None:
             return np.full(n, self.value)
@@ -313,7 +312,9 @@ class LeftOut:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
         relation = record.get("relation")
-        if relation is not None:
+        if relation is not None and "pairs" in relation:
+            relation = Lookup(**{**relation, "pairs": tuple(map(tuple, relation["pairs"]))})
+        elif relation is not None:
             terms = tuple((factor, tuple(names)) for factor, names in relation["terms"])
             relation = Relation(relation["result"], terms)
         return cls(**{**record, "alphabets": tuple(record["alphabets"]), "relation": relation})

@@ -91,6 +91,7 @@ def _frame(space: Space, data: Any) -> pd.DataFrame:
 
 
 def _encode_table(space: Space, frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
+    frame = frame.assign(**_told_by_results(space, frame))
     names = [column.name for column in space.columns]
     if not set(names) & set(frame.columns):
         raise DataError(
@@ -100,7 +101,6 @@ def _encode_table(space: Space, frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
     for one in space.made:
         if one.name in frame and one.relation is None:  # what follows from parts that are missing cannot be checked
             one.check(frame[one.name].dropna().to_numpy(), {})
-    frame = frame.assign(**_told_by_results(space, frame))
     x = np.zeros((len(frame), len(names)), dtype=np.float32)
     known = np.zeros(x.shape, dtype=bool)
     for i, column in enumerate(space.columns):
@@ -116,19 +116,20 @@ def _told_by_results(space: Space, frame: pd.DataFrame) -> dict[str, Any]:
     Raises DataError where a result is given and more than one of its parts is missing: nothing here draws numbers of
     a given sum.
     """
+    import pandas as pd
+
     told: dict[str, Any] = {}
     for one in space.made:
         if one.relation is None or one.name not in frame:
             continue
-        empty = np.full(len(frame), np.nan)
-        parts = {name: told.get(name, frame.get(name, empty)) for name in (one.name, *one.relation.names)}
-        columns = {name: np.asarray(values, np.float64) for name, values in parts.items()}
-        absent = {name: np.isnan(columns[name]) & ~np.isnan(columns[one.name]) for name in one.relation.names}
+        names = (one.name, *one.relation.names)
+        columns = {name: told.get(name, frame.get(name, pd.Series(np.nan, frame.index))) for name in names}
+        absent = {name: _isna(columns[name]) & ~_isna(columns[one.name]) for name in one.relation.names}
         for name in one.relation.names:
             if (alone := absent[name] & (sum(absent.values()) == 1)).any():
-                columns[name] = np.where(alone, one.relation.solve(name, columns), columns[name])
-                told[name] = columns[name]
-                absent[name] = np.isnan(columns[name]) & absent[name]
+                solved = np.where(alone, one.relation.solve(name, columns), columns[name])
+                columns[name] = told[name] = pd.Series(solved, frame.index)
+                absent[name] = absent[name] & _isna(solved)
         if (left := np.any(list(absent.values()), axis=0)).any():
             raise DataError(
                 f"row {int(np.argmax(left)) + 1} gives {one.name!r}, which does not tell what is missing of "

@@ -21,28 +21,34 @@ class Relation:
     terms: tuple[tuple[float, tuple[str, ...]], ...]
 
     @property
+    def copied(self) -> str | None:
+        """The one column that the result is the same as, where it is."""
+        return self.terms[0][1][0] if [(factor, len(names)) for factor, names in self.terms] == [(1, 1)] else None
+
+    @property
     def names(self) -> list[str]:
         """The columns that it is of."""
         return list(dict.fromkeys(name for _, names in self.terms for name in names))
 
     def of(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """The result `(N,)`, float64, from the other columns' numbers."""
-        parts = [factor * np.prod([columns[name] for name in names], axis=0) for factor, names in self.terms]
-        return np.sum(parts, axis=0)
+        x = {name: np.asarray(columns[name], np.float64) for name in self.names}
+        return np.sum([factor * np.prod([x[name] for name in names], axis=0) for factor, names in self.terms], axis=0)
 
     def holds(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """In which rows `(N,)`; where a number is missing the result has to be so too."""
+        columns = {name: np.asarray(columns[name], np.float64) for name in (self.result, *self.names)}
         found, given = self.of(columns), columns[self.result]
         size = sum(abs(f) * np.abs(np.prod([columns[n] for n in names], axis=0)) for f, names in self.terms)
         return (np.abs(found - given) <= CLOSE * (size + np.abs(given))) | (np.isnan(found) & np.isnan(given))
 
     def solve(self, name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """The part `name` `(N,)` from the result and the other parts; NaN where they do not tell it."""
-        without = {**columns, name: np.zeros_like(columns[self.result])}
-        rest, slope = self.of(without), self.of({**without, name: np.ones_like(columns[self.result])})
+        given = np.asarray(columns[self.result], np.float64)
+        rest, slope = (self.of({**columns, name: np.full_like(given, value)}) for value in (0, 1))
         powers = max(names.count(name) for _, names in self.terms)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = (columns[self.result] - rest) / (slope - rest)
+            found = (given - rest) / (slope - rest)
         return np.where(np.isfinite(found) & (powers == 1), found, np.nan)
 
     def describe(self) -> str:
