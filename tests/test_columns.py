@@ -1,7 +1,7 @@
 """What columns are: told by their values, overruled by the user, and what tells rows apart made anew."""
 
-import math
 import json
+import math
 from pathlib import Path
 
 import numpy as np

@@ -81,7 +81,9 @@ def test_which_of_several_it_is_has_no_order_where_examples_are_points() -> None
     """A number, 0, 7 or missing are four corners, which are alike to Gaussians that know none of them."""
     column = Column("a", location=2.0, scale=3.0, atoms=(0.0, 7.0), missing=True)
     system = Known(table(column))
-    assert system.space.dims == 5 and system.lift.corners == [slice(0, 4)]  # type: ignore[union-attr]
+    assert system.space.dims == 5
+    assert system.lift is not None
+    assert system.lift.corners == [slice(0, 4)]
     x = np.array([0.0, 7.0, np.nan, 4.0])
     torch.manual_seed(0)
     found = system.log_prob(pd.DataFrame({"a": np.tile(x, 4000)})).exp().view(-1, 4)

@@ -289,9 +289,8 @@ class LeftOut:
             raise DataError(
                 f"column {self.name!r} was {self.value:g} in every row of the training data, got {wrong[0]}"
             )
-        if self.relation is not None:
-            if not self.relation.holds({**columns, self.name: values}).all():
-                raise DataError(f"{self.relation.describe()} held in every row of the training data, not in these")
+        if self.relation is not None and not self.relation.holds({**columns, self.name: values}).all():
+            raise DataError(f"{self.relation.describe()} held in every row of the training data, not in these")
 
     def make(self, n: int, columns: Mapping[str, Any]) -> np.ndarray:
         """`n` new ones: the next numbers or other codes of the same form, all different; the constant; or what follows

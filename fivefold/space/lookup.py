@@ -81,8 +81,9 @@ def _mapped(values: Any, pairs: tuple[tuple[Any, Any], ...]) -> np.ndarray:
     made = np.empty(len(keys) + 1, dtype=object)
     made[:] = [*(table[key] for key in keys), None]
     objects = _objects(values)
-    found = made[pd.Index(keys, dtype=object).get_indexer(pd.Index(objects, dtype=object))]
-    return np.where(pd.isna(objects), table.get(None), found)
+    found: np.ndarray = made[pd.Index(keys, dtype=object).get_indexer(pd.Index(objects, dtype=object))]
+    found[pd.isna(objects)] = table.get(None)
+    return found
 
 
 def _objects(values: Any) -> np.ndarray:
