@@ -59,8 +59,8 @@ def load_data(
         crop: of images only a square of so many pixels round the centre is taken, before they are scaled.
         columns: what columns of a table are, where that is told wrongly: "zip=category,income=real"; real, integer,
             category, ordered, identifier (made anew in samples) or drop.
-        keep: relations between columns of numbers that samples keep exactly: "total=p1+p2,pay=rate*hours"; the result
-            is not modelled but follows from the others. Those that hold in the data are in the notes.
+        keep: relations that samples keep exactly: between numbers, "total=p1+p2,pay=rate*hours", and what a category
+            tells, "country=city"; the result is not modelled but follows. Those that hold in the data are in the notes.
         field: of JSON lines, Parquet and the hub, which holds the text; Parquet is a table otherwise.
         rate: samples a second that sound is resampled to; the commonest of the files' own unless given.
         trim: of sound, what is 60 dB below the loudest at both ends is cut off.
