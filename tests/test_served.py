@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -15,7 +19,9 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from fivefold.cli.app import app
 from fivefold.comparison.board import Board
 from fivefold.errors import RunError
 from fivefold.files import write_json
@@ -334,7 +340,7 @@ def test_browser_rows_come_in_and_are_sorted_opened_and_saved(tmp_path, monkeypa
             assert "0 of 11 rows" in tab.locator("#running").inner_text()
             assert labels.count() == 0
             running.click()
-            tab.locator("#running svg[aria-label^='Fréchet distance']").wait_for()  # the curves so far
+            tab.locator("#running svg[aria-label^='validation distance']").wait_for()  # the curves so far
             for count in range(1, len(ELEVEN)):
                 go.release()
                 labels.nth(count - 1).wait_for()
@@ -406,6 +412,8 @@ def test_browser_the_file_by_keyboard(tmp_path, scheme):
         assert tab.locator("th[data-key=memorisation]").count() == 1
         assert tab.evaluate("document.activeElement.value") == "memorisation"
         tab.locator("#columns input[value=frechet]").uncheck()
+        tab.keyboard.press("Escape")
+        assert not tab.locator("#columns .choices").is_visible()
         address = tab.url
         tab.reload()
         assert tab.url == address
@@ -436,3 +444,59 @@ def test_browser_finds_among_thousands(tmp_path):
         assert "13.0 ± 0.6" in tab.locator("tr.detail .figures").inner_text()  # its figures are
         assert fits(tab)
         assert complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_browser_a_real_comparison(tmp_path, monkeypatch):
+    """From the command line: rows of trained systems come in, the page outlives the comparison and ends by Ctrl-C."""
+    monkeypatch.chdir(tmp_path)
+    port = serve.free_port(None)
+    words = ["compare", "made", "dcgan", "--data", "digits", "--budget", "3s", "--out", "out", "--no-diagnostics"]
+    command = [sys.executable, "-c", "from fivefold.cli import main; main()", *words, "--serve", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        with browser() as (tab, complaints):
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    get(f"http://127.0.0.1:{port}/")
+                    break
+                time.sleep(0.2)
+            tab.goto(f"http://127.0.0.1:{port}/")
+            tab.set_default_timeout(240_000)
+            running = tab.locator("#running summary")
+            running.first.wait_for()
+            labels = tab.locator("#results tbody th")
+            labels.nth(1).wait_for()
+            tab.locator("#running").wait_for(state="hidden")
+            assert sorted(labels.all_inner_texts()) == ["dcgan", "made"]
+            tab.locator("#results tbody button", has_text="dcgan").click()
+            tab.locator("tr.detail h4", has_text="nearest to it").wait_for()
+            assert tab.locator("tr.detail svg[aria-label^='training loss']").count() == 1
+            assert fits(tab)
+            assert complaints == []
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert said.count(f"http://127.0.0.1:{port}/") == 2
+    assert (tmp_path / "out" / "report.html").exists()
+    assert not (tmp_path / "out" / folder.PROGRESS).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["report", "c", "--table", "csv"], "wrote c/table.csv"),
+        (["report", "c"], "wrote c/report.html"),
+        (["report", "nowhere", "--serve"], "nowhere is no comparison"),
+        (["report", "c", "--table", "xlsx"], "'xlsx' is not one of"),
+        (["report", "c", "--serve", "--port", "0"], "0 is not in the range"),
+    ],
+)
+def test_commands(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    finish(begin(tmp_path / "c"), row("a"))
+    done = CliRunner().invoke(app, words)
+    assert said in done.output + str(done.exception)

@@ -18,8 +18,8 @@ from fivefold.tools.metrics import MEASURES
 CURVES = {  # of a row: what each curve is called
     "loss": "training loss",
     "validation": "validation",
-    "density": "log-likelihood, validation, nats",
-    "distance": "Fréchet distance, validation",
+    "density": "validation, nats",
+    "distance": "validation distance",
 }
 
 

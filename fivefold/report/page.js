@@ -276,6 +276,11 @@ const fivefold = (() => {
   }
   byId("more").addEventListener("click", () => { state.most += STEP; drawBody(); });
   byId("find").addEventListener("input", (event) => { state.find = event.target.value; state.most = STEP; changed(); });
+  byId("columns").addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    byId("columns").open = false;
+    byId("columns").firstElementChild.focus();
+  });
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; draw(); } });
 
