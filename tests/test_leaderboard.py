@@ -1,5 +1,6 @@
 """Comparisons on several data sets as one table: ranks, ties, mean ranks with their error, and what is missing."""
 
+import json
 import math
 
 import pandas as pd
@@ -126,6 +127,11 @@ def test_other_folders_are_refused(tmp_path):
     one = comparison(tmp_path, "one", [row("a")])
     with pytest.raises(RunError, match="on other data, got one, one"):
         leaderboard([one, one])
+    two = comparison(tmp_path, "two", [row("a")])
+    settings = json.loads((two / folder.SETTINGS).read_text())
+    settings["data"]["name"] = "one"  # another file of the same name
+    write_json(two / folder.SETTINGS, settings)
+    assert leaderboard([one, two]).names == ("one", "two")
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="is no comparison"):
         leaderboard([tmp_path / "empty"])

@@ -8,7 +8,6 @@ share (the held-out set) does not average out. Lines are told apart by the error
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -433,21 +432,6 @@ def _cell(column: Column, reading: Reading | None, mark: str, several: bool) -> 
     text = column.show(reading, several or column.always_error)
     value = reading.value if finite else None
     return Cell(text, value, mark, ", ".join(hints), reading.error if finite else 0.0, reading.kind)
-
-
-def foremost(table: list[Line], chosen: list[Column], most: int) -> list[Line]:
-    """At most so many lines in their order: the best of density, of quality and of sampling speed by turns."""
-    if len(table) <= most:
-        return table
-    wanted = [column for column in chosen if column.key in ("bits", "nats", "frechet", "sample_64")]
-    orders = []
-    for column in wanted:
-        read = {line.label: reading for line in table if (reading := line.reading(column)) is not None}
-        scores = {label: score(column, reading) for label, reading in read.items() if math.isfinite(reading.value)}
-        orders.append(sorted(scores, key=scores.__getitem__))
-    best = dict.fromkeys(label for labels in itertools.zip_longest(*orders) for label in labels if label is not None)
-    kept = set(itertools.islice(best, most))
-    return [line for line in table if line.label in kept]
 
 
 def floors(table: list[Line], chosen: list[Column]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,10 @@ def leaderboard(directories: Sequence[str | Path], *, by: str = "frechet", kind:
     if kind and by != "density":
         raise OptionError(f"a kind of density says nothing of {by!r}: give --by density, or leave it out")
     boards = [_board(folder.comparison(directory), by, kind or "exact") for directory in directories]
-    names = [board.name for board in boards]
-    if len(set(names)) < len(names):
-        raise RunError(f"each comparison must be on other data, got {', '.join(names)}")
+    if len({board.name for board in boards}) < len(boards):  # as of two files table.csv: known by their folders then
+        boards = [replace(b, name=Path(place).name) for b, place in zip(boards, directories, strict=True)]
+    if len({board.data["fingerprint"] for board in boards}) < len(boards):
+        raise RunError(f"each comparison must be on other data, got {', '.join(board.name for board in boards)}")
     labels = list(dict.fromkeys(label for board in boards for label in board.lines))
     ranked = [label for label in labels if all(label in board.readings for board in boards)]
     ranks = np.array([_ranks(board, ranked) for board in boards]).T
@@ -148,7 +149,7 @@ def leaderboard(directories: Sequence[str | Path], *, by: str = "frechet", kind:
         for label in labels if label not in ranked
     ]  # fmt: skip
     places.sort(key=lambda place: (place.mean, place.label))
-    return Leaderboard(tuple(names), boards[0].column.title, (*places, *others))
+    return Leaderboard(tuple(board.name for board in boards), boards[0].column.title, (*places, *others))
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class _Board:
     """One comparison: its lines by label, and those readings that can be ranked."""
 
     name: str
+    data: Mapping[str, Any]
     column: Column
     lines: Mapping[str, Line]
     readings: Mapping[str, Reading]
@@ -177,7 +179,6 @@ class _Board:
 
 def _board(directory: Path, by: str, kind: str) -> _Board:
     rows = Shelf(directory).read()
-    name = read_json(directory / folder.SETTINGS)["data"]["name"]
     known = {column.key: column for column in columns(rows)}
     able = [key for key, column in known.items() if column.best is not None and column.group != "Density"]
     if by not in ("density", *able):
@@ -190,7 +191,8 @@ def _board(directory: Path, by: str, kind: str) -> _Board:
         for label, reading in found.items()
         if math.isfinite(reading.value) and (reading.kind not in DENSITY or reading.kind == kind)
     }
-    return _Board(name, column, table_lines, wanted)
+    data = read_json(directory / folder.SETTINGS)["data"]
+    return _Board(data["name"], data, column, table_lines, wanted)
 
 
 def _ranks(board: _Board, labels: list[str]) -> list[float]:

@@ -17,8 +17,8 @@ from fivefold.catalog import FAMILIES
 from fivefold.files import write_text
 from fivefold.report import curves, details, pictures, plots, table, trials
 from fivefold.report.advice import listed, recommendation
-from fivefold.report.columns import NATS, Column, Line, Row, columns, density_column, floors, foremost, lines
-from fivefold.report.terminal import COMPARED, SHOWN, failures
+from fivefold.report.columns import NATS, Column, Line, Row, columns, density_column, floors, lines
+from fivefold.report.terminal import COMPARED, SHOWN, failures, foremost
 from fivefold.space import Space
 
 Arrays = dict[str, NDArray[Any]]
@@ -191,7 +191,7 @@ def _over_time(good: list[Line], running: list[Row]) -> list[dict[str, Any]]:
     found = []
     rows = [line.finished[0] for line in good] + running
     for name, (title, axis, caption) in _OVER_TIME.items():
-        series = [plots.Series(f"{_sign(row) if name == 'density' else ''}{row['label']}", row["family"], points)
+        series = [plots.Series(_called(row, name), row["family"], points)
                   for row in rows if len(points := curves.drawn(row, name)) > 1]  # fmt: skip
         if series:
             window = curves.window([[value for _, value in one.points] for one in series], name)
@@ -201,9 +201,12 @@ def _over_time(good: list[Line], running: list[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _sign(row: Row) -> str:
-    kind = (row.get("density") or {}).get("kind", "none")
-    return {"lower bound": "≥ ", "estimate": "≈ "}.get(kind, "")
+def _called(row: Row, curve: str) -> str:
+    """A row's name at its curve: with the kind of its density, and a mark where it is still being trained."""
+    if row["status"] == "running":
+        return f"{row['label']} …"
+    kind = (row.get("density") or {}).get("kind", "none") if curve == "density" else ""
+    return {"lower bound": "≥ ", "estimate": "≈ "}.get(kind, "") + row["label"]
 
 
 def _density_axis(density: Column) -> str:

@@ -36,7 +36,7 @@ class Served:
         self.directory, self.shelf = directory, rows.Shelf(directory)
         self.guard = threading.Lock()
         self.seen: Any = None
-        self.version, self.due = 0, 0.0
+        self.version, self.due = "", 0.0
         self.content: page.Content | None = None
         self.text = ""
 
@@ -46,16 +46,19 @@ class Served:
             self._look()
             if not self.text:
                 with self._sparing():
-                    self.text = page.render(self._content(), served=str(self.version))
+                    self.text = page.render(self._content(), served=self.version)
             return self.text
 
     def live(self, opened: set[str]) -> dict[str, str]:
-        """Which version of the page there is, and what runs."""
-        with self.guard:
-            self._look()
+        """Which version of the page there is, and what runs; at once, also while the page is being made."""
+        if self.guard.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self.guard.release()
         found = progress.read(self.directory)
         running = progress.render(self.directory, found, opened) if found else ""
-        return {"version": str(self.version), "running": running}
+        return {"version": self.version, "running": running}
 
     def detail(self, label: str) -> str:
         """What a row opens into; KeyError where there is no such row."""
@@ -65,8 +68,7 @@ class Served:
     def parquet(self) -> bytes:
         """The table."""
         with self.guard:
-            found = self._content().rows
-            return table.encoded("parquet", table.frame(found), table.markdown(found))
+            return table.encoded("parquet", table.frame(self._content().rows), "")
 
     def _look(self) -> None:
         """See whether the folder holds something new, when it is time to."""
@@ -78,7 +80,8 @@ class Served:
             files = [*logs, self.directory / folder.RACE, self.directory / folder.SETTINGS]
             seen = self.shelf.stamps(), [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
             if seen != self.seen:
-                self.seen, self.version, self.content, self.text = seen, self.version + 1, None, ""
+                self.seen, self.content, self.text = seen, None, ""
+                self.version = str(time.time_ns())  # never that of another server of the folder
 
     def _content(self) -> page.Content:
         if self.content is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fivefold.report.columns import DENSITY, NATS, Column, Line, Row, cells, columns, floors, foremost, lines, number
+from fivefold.report.columns import DENSITY, NATS, Column, Line, Row, cells, columns, floors, lines, number, score
 
 # Terminals are narrow: these columns, in two tables; the page has all.
 _SHOWN = (
@@ -52,6 +55,21 @@ def table(rows: list[Row]) -> Group:
     if len(failed) > SHOWN:
         parts.append(Text(f"and {len(failed) - SHOWN:,} more failed", style="red"))
     return Group(*parts)
+
+
+def foremost(table: list[Line], chosen: list[Column], most: int) -> list[Line]:
+    """At most so many lines in their order: the best of density, of quality and of sampling speed by turns."""
+    if len(table) <= most:
+        return table
+    wanted = [column for column in chosen if column.key in ("bits", "nats", "frechet", "sample_64")]
+    orders = []
+    for column in wanted:
+        read = {line.label: reading for line in table if (reading := line.reading(column)) is not None}
+        scores = {label: score(column, reading) for label, reading in read.items() if math.isfinite(reading.value)}
+        orders.append(sorted(scores, key=scores.__getitem__))
+    best = dict.fromkeys(label for labels in itertools.zip_longest(*orders) for label in labels if label is not None)
+    kept = set(itertools.islice(best, most))
+    return [line for line in table if line.label in kept]
 
 
 def headline(row: Row) -> str:
