@@ -1,7 +1,7 @@
 """A comparison of up to 10,000 rows: reading its folder, its one file and its page, in time, memory and bytes.
 
 Rows are copies of a real one of the digits, with arrays, values moved at random. Each size is measured in processes of
-its own; needs Chromium and playwright.
+its own, by the processor's time, since the machine may have other work; needs Chromium and playwright.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def _scaled(values: dict[str, Any], names: tuple[str, ...], scale: float) -> dic
 
 
 def measure(place: Path, work: str) -> dict[str, float]:
-    """In a process of its own: seconds of one work and the most memory that the process held beyond its start."""
-    before, shelf, began = _memory(), Shelf(place), time.perf_counter()
+    """In a process of its own: the processor's seconds for a work, and the memory that it took beyond the start."""
+    before, shelf, began = _memory(), Shelf(place), time.process_time()
     shelf.read()
     if work == "page":
-        began = time.perf_counter()
+        began = time.process_time()
         page.write(content(shelf), place / folder.REPORT)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     if work == "files":
         shelf.keep()
     return {"seconds": seconds, "megabytes": _memory() - before}

@@ -52,7 +52,15 @@ def finish(place, one, position=0.0):
 def job(name, **about):
     """A job as a crew has it."""
     one = {"label": name, "family": "flow", "seed": 0}
-    return {"name": f"{name}-seed0", "row": one, "kind": "train", "budget": "30s", "tune": None, **about}
+    return {
+        "name": f"{name}-seed0",
+        "row": one,
+        "kind": "train",
+        "budget": "30s",
+        "tune": None,
+        "within": None,
+        **about,
+    }
 
 
 # --- all rows in one file -----------------------------------------------------------------------
@@ -188,6 +196,12 @@ def test_the_board_says_what_runs_where_and_is_gone_at_the_end(tmp_path, monkeyp
         assert found.mean < 5
     assert progress.read(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_finalists_of_a_race_are_only_measured(tmp_path):
+    """Whose budget is no time that one could wait for."""
+    finalist = job("a", budget="up to 30s", within={"seconds": 60.0, "systems": ["a"]})
+    assert Board(tmp_path, [finalist], 1).expected == (20.0, 20.0)
 
 
 def test_what_is_left_follows_the_rate_of_training():
@@ -453,7 +467,11 @@ def test_browser_a_real_comparison(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     port = serve.free_port(None)
     words = ["compare", "made", "dcgan", "--data", "digits", "--budget", "3s", "--out", "out", "--no-diagnostics"]
-    command = [sys.executable, "-c", "from fivefold.cli import main; main()", *words, "--serve", "--port", str(port)]
+    start = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run behind
+    )
+    start += "from fivefold.cli import main; main()"
+    command = [sys.executable, "-c", start, *words, "--serve", "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         with browser() as (tab, complaints):

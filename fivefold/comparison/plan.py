@@ -175,7 +175,12 @@ def announcement(
 
 
 def expected_seconds(job: dict[str, Any]) -> float:
-    """What is known beforehand of a job's time: that of its trials and its own training, and of measuring it."""
+    """What is known beforehand of a job's time: that of its trials and its own training, and of measuring it.
+
+    The finalists of a race are trained.
+    """
+    if job["within"]:
+        return MEASURING_SECONDS
     tune = job["tune"] if job["kind"] == "tuned" else {"trials": 0, "budget": job["budget"]}
     amounts = [(Budget.parse(tune["budget"]), tune["trials"]), (Budget.parse(job["budget"]), job["kind"] != "samples")]
     return MEASURING_SECONDS + sum(count * amount.amount for amount, count in amounts if amount.unit == "seconds")
