@@ -128,11 +128,10 @@ def test_samples_of_another_shape_are_a_row_that_says_so(place, finished):
 def test_what_failed_from_outside_is_tried_again(place):
     """And what failed by itself is not, though it would do now."""
     systems = [f"toys.{name}" for name in ONCE]
-    first, second = (
-        compare(systems, "moons", budget="5steps", out="again", diagnostics=False, console=Console(file=io.StringIO()))
-        for _ in range(2)
-    )
-    assert {row["label"]: row["status"] for row in first.rows} == {f"toys.{n}": s for n, (_, s) in ONCE.items()}
+    about = {"budget": "5steps", "out": "again", "diagnostics": False, "console": Console(file=io.StringIO())}
+    first = compare(systems, "moons", **about).rows
+    second = compare(systems, "moons", **about)
+    assert {row["label"]: row["status"] for row in first} == {f"toys.{n}": s for n, (_, s) in ONCE.items()}
     assert {row["status"] for row in second.rows if row["label"] != "toys.wrong"} == {"ok"}
     assert next(row for row in second.rows if row["label"] == "toys.wrong")["error"] == "ValueError: shape"
     settings = json.loads((place / "again" / "comparison.json").read_text())

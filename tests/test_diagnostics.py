@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from fivefold import Density, Space, catalog, load_data
 from fivefold.evaluation.diagnostics import diagnose
 from fivefold.options import option
-from fivefold.report.columns import Line
-from fivefold.report.page import _diagnostics
+from fivefold.report.details import dials
 from fivefold.report.survey import TABLE_1
 from fivefold.system import LatentSystem
 
@@ -110,7 +109,7 @@ def test_truncation_takes_variety_and_at_its_largest_value_leaves_samples_as_the
 
 def test_the_page_draws_them(system_and_data):
     row = {"label": "dialled", "family": "vae", "status": "ok", "diagnostics": diagnose(*system_and_data)}
-    drawn = "".join(_diagnostics(Line("dialled", (row,)))["plots"])
+    drawn = "".join(dials(row, "own"))
     for title in ("spread", "evaluations a sample", "rate in nats", "distortion", "Recall", "Fréchet distance"):
         assert title in drawn
-    assert _diagnostics(Line("plain", ({"label": "plain", "family": "vae", "status": "ok"},)))["plots"] == []
+    assert dials({"label": "plain"}, "vae") == []

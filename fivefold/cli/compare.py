@@ -1,7 +1,8 @@
-"""`compare`, `diff` and `report`."""
+"""`compare`, `diff`, `report` and `leaderboard`."""
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,13 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     flags = [*data_options(), *(flag_of(option, "each system's own") for option in SHARED.values())]
     command.__click_params__ = [*flags, *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
     return command
+
+
+def _serve(command: Callable[..., None]) -> Callable[..., None]:
+    """`--serve` and `--port`."""
+    text = "Of --serve.  [default: the first free one from 8050 on]"
+    command = click.option("--port", type=click.IntRange(1, 65535), help=text)(command)
+    return click.option("--serve", is_flag=True, help="Serve the page on 127.0.0.1 while rows come in.")(command)
 
 
 def _row(text: str) -> str | Slot:
@@ -60,7 +68,8 @@ def _row(text: str) -> str | Slot:
 @click.option("--preset", help="Of every system that has one of this name.")
 @click.option("--no-diagnostics", is_flag=True, help="Leave out the curves of dials and the largest resolution.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-def compare(systems: tuple[str, ...], samples: tuple[str, ...], **options: Any) -> None:
+@_serve
+def compare(systems: tuple[str, ...], samples: tuple[str, ...], serve: bool, port: int | None, **options: Any) -> None:
     """Train systems of every family on the same data and budget, measure them the same way, draw Table 1.
 
     SYSTEM is an id, one with a preset (transformer:small), or one with options as `train` takes them, in quotes:
@@ -77,7 +86,10 @@ def compare(systems: tuple[str, ...], samples: tuple[str, ...], **options: Any) 
     data = load(options.pop("data"), {name: options.pop(name) for name in DATA_ARGUMENTS})
     options["diagnostics"] = not options.pop("no_diagnostics")
     shared = given_options({name: options.pop(name) for name in SHARED}, SHARED)
-    run(rows or None, data, samples=named, **options, **shared)
+    serve_at = _free_port(port) if serve else None
+    done = run(rows or None, data, samples=named, serve=serve_at, **options, **shared)
+    if serve:
+        _serve_until_stopped(str(done.directory), serve_at)
 
 
 @app.command()
@@ -99,9 +111,49 @@ def diff(a: str, b: str, count: int, out: str | None, trust: str | None) -> None
 
 @app.command()
 @click.argument("directory", metavar="DIR")
+@click.option("--table", type=click.Choice(["csv", "md", "parquet"]), help="The table alone, as DIR/table.FORMAT.")
+@_serve
 @trust
-def report(directory: str, trust: str | None) -> None:
-    """Write the page of a comparison, or of one run."""
-    from fivefold.report import write_report
+def report(directory: str, table: str | None, serve: bool, port: int | None, trust: str | None) -> None:
+    """Write the page of a comparison, or of one run; or its table alone; or serve it, with what comes in."""
+    from fivefold.report import write_report, write_table
 
-    click.echo(f"wrote {write_report(directory, trust=trust)}")
+    if serve:
+        _serve_until_stopped(directory, port)
+    else:
+        click.echo(f"wrote {write_table(directory, table) if table else write_report(directory, trust=trust)}")
+
+
+@app.command()
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...")
+@click.option("--by", default="frechet", show_default=True, help="Column that ranks, by its key; or density.")
+@click.option("--kind", type=click.Choice(["exact", "lower bound", "estimate"]), help="Of density, to be ranked by.")
+@click.option("--out", help="A file for the table: .csv .md .parquet.")
+def leaderboard(directories: tuple[str, ...], by: str, kind: str | None, out: str | None) -> None:
+    """Put comparisons on several data sets into one table: each system's rank on each, and its mean rank.
+
+    Ranked are the systems that finished in all of the folders DIR, those that are told apart by no more than their
+    error at the mean of their ranks; the others are listed with what is missing.
+    """
+    from fivefold.report.leaderboard import leaderboard as run
+
+    found = run(directories, by=by, kind=kind)
+    click.echo(found.text)
+    if out:
+        click.echo(f"wrote {found.write(out)}")
+
+
+def _free_port(port: int | None) -> int:
+    """The port that the page is served at, known before the folder is there to be served."""
+    from fivefold.report.serve import free_port
+
+    return free_port(port)
+
+
+def _serve_until_stopped(directory: str, port: int | None) -> None:
+    from fivefold.report import serve
+
+    server = serve.server(directory, port)
+    click.echo(f"serving {serve.address(server)} until Ctrl-C")
+    with contextlib.suppress(KeyboardInterrupt):
+        serve.work(server)

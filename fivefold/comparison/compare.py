@@ -6,6 +6,7 @@ that was killed goes on where it stopped, and a finished one takes further syste
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from fivefold.comparison.crew import Crew
 from fivefold.data import Data, load_data
 from fivefold.errors import OptionError
 from fivefold.options import Slot, label, slot_of
-from fivefold.report import folder, page
+from fivefold.report import folder
 from fivefold.report.advice import recommendation
 from fivefold.report.columns import Line, Row, columns
+from fivefold.report.rows import Shelf, write_page
+from fivefold.report.serve import server, serving
 from fivefold.report.survey import TABLE_1
 from fivefold.report.terminal import table
 from fivefold.training.budget import Budget
@@ -39,8 +42,13 @@ class Comparison:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The finished rows, as `fivefold.evaluation.evaluate` describes them."""
+        """The finished rows, as `fivefold.evaluation.evaluate` describes them; read when they are first asked for."""
         return folder.read_rows(self.directory)
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        """The same rows as the table needs them."""
+        return Shelf(self.directory)
 
     @property
     def report(self) -> Path:
@@ -49,12 +57,12 @@ class Comparison:
 
     def table(self) -> Group:
         """For `rich.print`: the table, best marked."""
-        return table(self.rows)
+        return table(self.shelf.read())
 
     @property
     def recommendation(self) -> str:
         """What the numbers recommend, a line for each need, and where they do not decide."""
-        return "\n".join(map(str, recommendation(self.rows)))
+        return "\n".join(map(str, recommendation(self.shelf.read())))
 
 
 def compare(
@@ -75,6 +83,7 @@ def compare(
     tune: int = 0,
     tune_budget: str = "20s",
     within: str | None = None,
+    serve: int | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Comparison:
@@ -103,6 +112,7 @@ def compare(
         within: instead of the same budget for each: how long all may take (10m, 1h), measuring included. Systems and
             their configurations race (`fivefold.comparison.racing`), and the last few are the rows. What decides is
             `by`, "distance" unless given.
+        serve: port of 127.0.0.1 at which the page is served while this works; 0 takes any that is free.
         console: where progress is shown; None takes standard output.
         options: of every system or of `fit`, such as `batch_size`.
 
@@ -140,8 +150,11 @@ def compare(
     }
     if limit:
         shared |= racing.terms(chosen, limit.amount, jobs)
-    with planning.locked(directory) as lock:
+    with planning.locked(directory) as lock, contextlib.ExitStack() as stack:
         planning.settle(directory, data, shared)
+        if serve is not None:
+            where = stack.enter_context(serving(server(directory, serve)))
+            console.print(f"serving {where}", highlight=False)
         if limit:
             with catalog.trusting(*names):
                 racing.race(directory, data, chosen, shared, limit.amount, jobs, started, lock, console)
@@ -154,7 +167,7 @@ def compare(
             console.print(planning.announcement(directory, data, planned, waiting, budget, jobs), highlight=False)
         Crew(directory, waiting, jobs, lock, console).work()
     done = Comparison(directory)
-    page.write(folder.content(directory), done.report)
+    write_page(done.shelf)
     console.print(done.table())
     console.print(f"\n{done.recommendation}\n\nreport: {done.report}", highlight=False, markup=False)
     return done

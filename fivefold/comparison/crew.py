@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fivefold.comparison.board import Board
 from fivefold.errors import Stopped
 from fivefold.files import read_json, write_json
 from fivefold.report.columns import Row
@@ -49,6 +50,7 @@ class Crew:
 
     def __init__(self, directory: Path, waiting: list[dict[str, Any]], jobs: int, lock: int, console: Console) -> None:
         self.directory, self.waiting, self.jobs, self.lock, self.console = directory, waiting, jobs, lock, console
+        self.board = Board(directory, waiting, jobs)
         self.running: set[subprocess.Popen[str]] = set()
         self.stopping = threading.Event()
         self.progress = Progress(
@@ -61,7 +63,7 @@ class Crew:
         pool = ThreadPoolExecutor(self.jobs)
         futures = {pool.submit(self._do, job) for job in self.waiting}
         try:
-            with self.progress:
+            with self.progress, self.board:
                 self._report(futures)
         except KeyboardInterrupt:
             self._stop()
@@ -89,6 +91,7 @@ class Crew:
         if self.stopping.is_set():
             return _stopped(job)
         task = self.progress.add_task(job["row"]["label"], phase="starting", total=1.0)
+        self.board.begin(job)
         with (self.directory / "logs" / f"{job['name']}.txt").open("a", encoding="utf-8") as log:
             process = self._start(job, log)
             assert process.stdout is not None
@@ -96,11 +99,13 @@ class Crew:
                 with contextlib.suppress(ValueError, KeyError):
                     event = json.loads(line)
                     self.progress.update(task, completed=event["progress"], phase=event["phase"])
+                    self.board.tell(job, event["phase"], event["progress"])
             code = process.wait()
             assert process.stdin is not None
             process.stdin.close()
         self.running.discard(process)
         self.progress.remove_task(task)
+        self.board.end(job)
         if self._row(job).exists():
             return read_json(self._row(job))
         if self.stopping.is_set():

@@ -163,7 +163,7 @@ def announcement(
     """What is about to be done, how long it takes and where the report will be."""
     names = dict.fromkeys(job["row"]["label"] for job in waiting)
     amount = Budget.parse(budget)
-    seconds = sum(MEASURING_SECONDS + _training_seconds(job) for job in waiting) / jobs
+    seconds = sum(map(expected_seconds, waiting)) / jobs
     text = [f"{data.describe()}", ""]
     if len(waiting) < len(planned):
         text.append(f"{len(planned) - len(waiting)} of {len(planned)} rows are finished and are not repeated")
@@ -174,11 +174,16 @@ def announcement(
     return "\n".join([*text, f"report: {directory / folder.REPORT}", ""])
 
 
-def _training_seconds(job: dict[str, Any]) -> float:
-    """What of a job's time is known to be training's: its trials' and its own."""
+def expected_seconds(job: dict[str, Any]) -> float:
+    """What is known beforehand of a job's time: that of its trials and its own training, and of measuring it.
+
+    The finalists of a race are trained.
+    """
+    if job["within"]:
+        return MEASURING_SECONDS
     tune = job["tune"] if job["kind"] == "tuned" else {"trials": 0, "budget": job["budget"]}
     amounts = [(Budget.parse(tune["budget"]), tune["trials"]), (Budget.parse(job["budget"]), job["kind"] != "samples")]
-    return sum(count * amount.amount for amount, count in amounts if amount.unit == "seconds")
+    return MEASURING_SECONDS + sum(count * amount.amount for amount, count in amounts if amount.unit == "seconds")
 
 
 def _duration(seconds: float) -> str:

@@ -107,7 +107,7 @@ def _train(job: Job, tell: Tell) -> Row:
         row["resolution"] = largest_resolution(name, arguments, data.space, job["threads"])
         row["stars"]["resolution"] = resolution_stars(row["resolution"]["side"])
     tell({"phase": "drawing", "progress": 1.0})
-    folder.write_arrays(row_path(job).with_suffix(".npz"), single.arrays(system, data, row) | shared)
+    folder.write_arrays(row_path(job).with_suffix(".npz"), single.arrays(system, data, row, features) | shared)
     return {**row, "label": job["row"]["label"]}
 
 

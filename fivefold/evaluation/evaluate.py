@@ -423,7 +423,6 @@ def _history(run: Run | None) -> Row:
     log = run.log() if run else []
     record = run.record if run else {}
     marks = [event for event in log if "validation" in event]
-    loss = [[event["seconds"], sum(event["loss"].values())] for event in log if "loss" in event]
     seconds = record.get("seconds") or None
     cost = {
         "train_examples_per_second": record["examples"] / seconds if seconds else None,
@@ -432,15 +431,21 @@ def _history(run: Run | None) -> Row:
         "validation_seconds": record.get("validation_seconds"),
         "wall_seconds": record.get("wall_seconds"),
     }
+    return {
+        "cost": cost, "monitor": marks[-1]["monitor"] if marks else {}, "curves": curves(log),
+        "threads": {"training": record.get("threads")}, "sizes": record.get("sizes"),
+    }  # fmt: skip
+
+
+def curves(log: list[Row]) -> Row:
+    """The curves of a row, from the lines of its run's log so far."""
+    marks = [event for event in log if "validation" in event]
+    loss = [[event["seconds"], sum(event["loss"].values())] for event in log if "loss" in event]
     validation = [[event["seconds"], event["validation"]] for event in marks]
-    curves = {"loss": _thin(loss), "validation": _thin(validation)} | {
+    return {"loss": _thin(loss), "validation": _thin(validation)} | {
         name: [[event["seconds"], *event[name]] for event in marks if event.get(name)]
         for name in ("density", "distance")
     }
-    return {
-        "cost": cost, "monitor": marks[-1]["monitor"] if marks else {}, "curves": curves,
-        "threads": {"training": record.get("threads")}, "sizes": record.get("sizes"),
-    }  # fmt: skip
 
 
 def seconds_to_best(validation: list[list[float]]) -> float | None:

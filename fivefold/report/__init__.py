@@ -16,15 +16,30 @@ def write_report(directory: str | Path, *, trust: str | None = None) -> Path:
         The page's path. Nothing else is needed to open it.
     """
     from fivefold.errors import RunError
-    from fivefold.report import folder, page, single, trials
+    from fivefold.report import folder, page, rows, single, trials
 
     directory = Path(directory)
     if (directory / folder.SETTINGS).exists():
-        content = folder.content(directory)
-    elif (directory / "run.json").exists():
-        content = single.content(directory, trust)
-    elif (directory / trials.SETTINGS).exists():
+        return rows.write_page(rows.Shelf(directory))
+    if (directory / "run.json").exists():
+        return page.write(single.content(directory, trust), directory / folder.REPORT)
+    if (directory / trials.SETTINGS).exists():
         return trials.write(directory)
-    else:
-        raise RunError(f"{directory} is neither a comparison nor a run: it has no {folder.SETTINGS} and no run.json")
-    return page.write(content, directory / folder.REPORT)
+    raise RunError(f"{directory} is neither a comparison nor a run: it has no {folder.SETTINGS} and no run.json")
+
+
+def write_table(directory: str | Path, kind: str) -> Path:
+    """Write the table of a comparison as `table.csv`, `.md` or `.parquet` in its folder.
+
+    Args:
+        directory: what `compare` wrote.
+        kind: "csv", "md" or "parquet".
+
+    Raises:
+        RunError: the folder holds no comparison, or Parquet is asked for without pyarrow.
+        OptionError: another kind.
+    """
+    from fivefold.report import folder, rows, table
+
+    found = rows.Shelf(folder.comparison(directory)).read()
+    return table.write(Path(directory) / f"table.{kind}", table.frame(found), table.markdown(found))

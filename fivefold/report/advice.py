@@ -5,6 +5,7 @@ Each part is a table of sentences in their order: what a sentence needs to be sa
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _COPIES, _MEMORISATION = _BY_KEY["copies"], _BY_KEY["memorisation"]
 _MILD = ("kernel", "recall")  # measures whose dissent is mentioned
 _NEAR_TRAINING = 0.6  # memorisation from which a sample is said to lie too near the training set
 _NAMED = 4  # rows, at most, in a sentence about how far the advice goes
+_BESIDE = 50  # rows, the best of a measure, that others are held against
 _NEAR = 2.0  # a quality within this factor of the best counts as good in the advice on speed
 _OBJECTIONS = {  # measures that forbid a recommendation: how they say that `a` is worse than `b`
     "two_sample_accuracy": "{a} is told from real in {x} of cases, {b} in {y}",
@@ -225,9 +227,12 @@ class Quality:
             column, readings = _BY_KEY[key], _readings(_BY_KEY[key], self.good)
             honest = {label: r for label, r in readings.items() if label not in self.copiers}
             times = max(1, len(_OBJECTIONS) * (len(honest) - 1))
-            order = [label for label, _ in sorted(honest.items(), key=lambda item: score(column, item[1]))]
+            scores = {label: score(column, r) for label, r in honest.items()}
+            order = sorted(scores, key=scores.__getitem__)[:_BESIDE]
+            best = [scores[label] for label in order]
             for label, r in honest.items():
-                over = next((other for other in order if better(column, honest[other], r, times)), "")
+                ahead = order[: bisect.bisect_left(best, scores[label])]
+                over = next((other for other in ahead if better(column, honest[other], r, times)), "")
                 if over and label not in found:
                     found[label] = words.format(a=label, x=number(r.value), b=over, y=number(honest[over].value))
         return found

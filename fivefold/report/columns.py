@@ -63,12 +63,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees: `text`, the value to sort by, and whether it is "best" or a "tie" for it."""
+    """What a reader sees: `text`, the value to sort by, and whether it is "best" or a "tie" for it.
+
+    `error` and `kind` are the reading's, for those who compute with the table.
+    """
 
     text: str
     sort: float | None = None
     mark: str = ""
     hint: str = ""
+    error: float = 0.0
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -425,7 +430,8 @@ def _cell(column: Column, reading: Reading | None, mark: str, several: bool) -> 
     hints += [reading.note] if column.key == "at_end" and reading.note else []
     hints += [f"load {reading.value:.1f}"] if column.key == "threads" else []
     text = column.show(reading, several or column.always_error)
-    return Cell(text, reading.value if finite else None, mark, ", ".join(hints))
+    value = reading.value if finite else None
+    return Cell(text, value, mark, ", ".join(hints), reading.error if finite else 0.0, reading.kind)
 
 
 def floors(table: list[Line], chosen: list[Column]) -> dict[str, float]:

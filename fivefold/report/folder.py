@@ -12,26 +12,38 @@
 | logs/NAME.txt          | what the row's process printed, with the traceback where it failed   |
 | tuning/NAME/           | the trials of a row that was tuned (`fivefold.training.tuning`)      |
 | race.json              | the turns of a race (`fivefold.comparison.racing`)                   |
+| rows.parquet           | of all rows what the table needs, in one file (`report.rows`)         |
+| progress.json          | what runs at the moment (`report.progress`)                          |
 | report.html            | the page                                                            |
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fivefold.errors import RunError
-from fivefold.files import read_json, replacing
-from fivefold.report import pairs, trials
-from fivefold.report.page import Arrays, Content
+from fivefold.files import is_temporary, read_json, replacing
+from fivefold.report import pairs
+from fivefold.report.columns import Row
+from fivefold.report.page import Arrays
 
 SETTINGS = "comparison.json"
 REPORT = "report.html"
 TUNING = "tuning"
 RACE = "race.json"
+PROGRESS = "progress.json"
+SHARED = ("log_prob", "reference_", "reference.")  # how the names of arrays begin that a row shares with others
+
+
+def comparison(directory: str | Path) -> Path:
+    """The folder, which must be a comparison's; else RunError."""
+    if not (Path(directory) / SETTINGS).exists():
+        raise RunError(f"{directory} is no comparison: it has no {SETTINGS}")
+    return Path(directory)
 
 
 def file_name(label: str, seed: int | None) -> str:
@@ -40,19 +52,21 @@ def file_name(label: str, seed: int | None) -> str:
     return safe if seed is None else f"{safe}-seed{seed}"
 
 
-def read_rows(directory: Path) -> list[dict[str, Any]]:
+def read_rows(directory: Path) -> list[Row]:
     """The finished rows in the order of the comparison's systems, later ones behind; `shared` is `pairs.of_row`."""
-    rows = [read_row(path) for path in sorted((directory / "rows").glob("*.json"))]
+    return ordered(read_row(path) for path in sorted((directory / "rows").glob("*.json")) if not is_temporary(path))
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """By the place of the system, then the seed."""
     return sorted(rows, key=lambda row: (row.get("position", 0), row.get("seed") or 0))
 
 
-def read_row(path: Path) -> dict[str, Any]:
+def read_row(path: Path) -> Row:
     """One row of a JSON file, with what it shares with others."""
     row = read_json(path)
     if row["status"] == "ok":
-        row["shared"] = pairs.of_row(
-            row, read_arrays(path.with_suffix(".npz"), ("log_prob", "reference_", "reference."))
-        )
+        row["shared"] = pairs.of_row(row, read_arrays(path.with_suffix(".npz"), SHARED))
     return row
 
 
@@ -71,23 +85,3 @@ def read_arrays(path: Path, begins: tuple[str, ...] = ("",)) -> Arrays:
             return {name: loaded[name] for name in loaded.files if name.startswith(begins)}
     except Exception as error:
         raise RunError(f"{path} is truncated or was changed ({error}); remove it") from error
-
-
-def content(directory: Path) -> Content:
-    """What the page of a comparison is made of; of several seeds the first one's pictures."""
-    rows = read_rows(directory)
-    arrays: dict[str, Arrays] = {}
-    for row in rows:
-        if row["label"] not in arrays and row["status"] == "ok":
-            arrays[row["label"]] = read_arrays(
-                directory / "rows" / f"{file_name(row['label'], row['seed'])}.npz", ("samples", "density")
-            )
-    real = read_arrays(directory / "real.npz").get("samples")
-    return Content(
-        read_json(directory / SETTINGS),
-        rows,
-        real,
-        arrays,
-        trials.read(directory / TUNING),
-        read_json(directory / RACE) if (directory / RACE).exists() else None,
-    )

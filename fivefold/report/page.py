@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import datetime
-import itertools
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from fivefold.catalog import FAMILIES
 from fivefold.files import write_text
-from fivefold.report import curves, pictures, plots, trials
+from fivefold.report import curves, details, pictures, plots, table, trials
 from fivefold.report.advice import listed, recommendation
-from fivefold.report.columns import (
-    DENSITY,
-    NATS,
-    Column,
-    Line,
-    Row,
-    cells,
-    columns,
-    density_column,
-    floors,
-    lines,
-    number,
-)
-from fivefold.report.terminal import COMPARED, failures
+from fivefold.report.columns import NATS, Column, Line, Row, columns, density_column, floors, lines
+from fivefold.report.terminal import COMPARED, SHOWN, failures, foremost
 from fivefold.space import Space
-from fivefold.tools.metrics import MEASURES
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -44,16 +29,20 @@ class Content:
     """What a page is made of.
 
     `settings` is comparison.json (data, space, budget, machine, ...), `rows` the table's rows, `real`
-    encoded held-out examples, `arrays` by row label its `samples` and, in 2-D, its `density`, `tunings`
-    by row label what was tuned, and `race` race.json (both for `fivefold.report.trials`).
+    encoded held-out examples, `arrays` by row label its `samples`, their `nearest` training examples and, in 2-D, its
+    `density`, `tunings` by row label what was tuned, and `race` race.json (both for `fivefold.report.trials`). `whole`
+    gives of a row all that it holds, where `rows` have less, and `running` are rows that are being made, of which
+    nothing but curves is known.
     """
 
     settings: dict[str, Any]
     rows: list[Row]
     real: NDArray[Any] | None = None
-    arrays: dict[str, Arrays] = field(default_factory=dict)
+    arrays: Mapping[str, Arrays] = field(default_factory=dict)
     tunings: dict[str, tuple[Row, Row]] = field(default_factory=dict)
     race: Row | None = None
+    whole: Callable[[Row], Row] = lambda row: row
+    running: list[Row] = field(default_factory=list)
 
 
 def write(content: Content, path: Path) -> Path:
@@ -62,22 +51,45 @@ def write(content: Content, path: Path) -> Path:
     return path
 
 
-def render(content: Content) -> str:
-    """The page as text: no address in it leads anywhere outside."""
-    home = resources.files("fivefold.report")
-    read = {name: (home / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string(read["html"]).render(
-        css=Markup(read["css"]), js=Markup(read["js"]), **_context(content)
+def render(content: Content, *, served: str = "") -> str:
+    """The page as text: no address in it leads anywhere outside.
+
+    One that is `served` (under the name of its version) asks for what a row opens into, and for what has changed; in a
+    file it stands there for the `SHOWN` best, who alone are drawn and pictured in either.
+    """
+    template = details.environment().get_template("page.html")
+    return template.render(
+        css=Markup(details.template("page.css")),
+        js=Markup(details.template("page.js") + (details.template("live.js") if served else "")),
+        served=bool(served),
+        version=served,
+        **_context(content, bool(served)),
     )
 
 
-def _context(content: Content) -> dict[str, Any]:
-    table = lines(content.rows)
-    good = [line for line in table if line.finished]
-    settings = content.settings
+def detail(content: Content, label: str) -> Markup:
+    """What the line of this label opens into; KeyError where there is none."""
+    found = [row for row in content.rows if row["label"] == label]
+    if not found:
+        raise KeyError(label)
+    return _detail(content, Line(label, tuple(found)), gallery=False)
+
+
+def _detail(content: Content, line: Line, *, gallery: bool) -> Markup:
+    """`gallery`: the page shows the line's samples anyway."""
+    row = content.whole(line.finished[0]) if line.finished else line.rows[0]
+    arrays = content.arrays.get(line.label, {})
+    return details.render(line, row, Space.from_json(content.settings["space"]), content.real, arrays, gallery)
+
+
+def _context(content: Content, served: bool) -> dict[str, Any]:
+    every = lines(content.rows)
+    finished = [line for line in every if line.finished]
+    settings, chosen = content.settings, columns(content.rows)
+    good = foremost(finished, chosen, SHOWN)
+    entropy = settings.get("entropy")
+    limits = floors(finished, chosen) | ({} if entropy is None or not finished else {NATS.key: -entropy})
+    failed = [text for line in every for text in failures(line)]
     return {
         "name": settings["data"]["name"],
         "settings": settings,
@@ -85,43 +97,38 @@ def _context(content: Content) -> dict[str, Any]:
         "written": datetime.date.today().isoformat(),
         "recommendation": recommendation(content.rows),
         "listed": listed,
-        "families": {line.family: FAMILIES.get(line.family, line.family) for line in table},
-        "colour": plots.family_colour,
-        "marker": lambda family: Markup(f'<svg class="key" viewBox="-7 -7 14 14">{plots.marker(family, 0, 0)}</svg>'),
+        "families": {line.family: FAMILIES.get(line.family, line.family) for line in every},
+        "marker": table.marker,
         "features": sorted(
             {row["quality"]["features"] for row in content.rows if (row.get("quality") or {}).get("features")}
         ),
         "pictures": _pictures(content, good),
         "plots": _plots(good),
-        "over_time": _over_time(good),
-        "curves": [found for line in good if (found := _curves(line))["plots"]],
-        "diagnostics": [found for line in good if (found := _diagnostics(line))["plots"]],
+        "over_time": _over_time(good, content.running[:SHOWN]),
         "tuning": trials.race(content.race) + trials.section(content.tunings),
-        "failed": [text for line in table for text in failures(line)],
-        "notes": [(line.label, note) for line in good for note in line.notes],
-        "commands": [(line.label, [row["command"] for row in line.rows if row.get("command")]) for line in table],
-        "compared": COMPARED[any(len(line.finished) > 1 for line in good)],
-        "seeds": max((len(line.rows) for line in table), default=0),
-        **_table(content, good, table),
-    }
-
-
-def _table(content: Content, good: list[Line], table: list[Line]) -> dict[str, Any]:
-    chosen = columns(content.rows)
-    entropy = content.settings.get("entropy")
-    limits = floors(good, chosen) | ({} if entropy is None else {NATS.key: -entropy})
-    groups: list[tuple[str, list[Column]]] = []
-    for column in chosen:
-        if not groups or groups[-1][0] != column.group:
-            groups.append((column.group, []))
-        groups[-1][1].append(column)
-    return {
-        "groups": groups,
+        "failed": failed[:SHOWN],
+        "failures": len(failed),
+        "compared": COMPARED[any(len(line.finished) > 1 for line in finished)],
+        "seeds": max((len(line.rows) for line in every), default=0),
         "columns": chosen,
-        "floors": {key: number(value) for key, value in limits.items()},
-        "lines": table,
-        "cells": {column.key: cells(column, good) for column in chosen},
+        "table": _table(finished, every, chosen, limits),
+        "floors": limits,
+        "parquet": table.has_parquet(),
+        "details": {}
+        if served
+        else {line.label: _detail(content, line, gallery=True) for line in [*good, *_broken(every)]},
+        "best": len(good) if len(good) < len(finished) else None,
     }
+
+
+def _broken(every: list[Line]) -> list[Line]:
+    return [line for line in every if not line.finished][:SHOWN]
+
+
+def _table(good: list[Line], every: list[Line], chosen: list[Column], limits: dict[str, float]) -> Markup:
+    """The table as JSON that no text in it can end."""
+    text = json.dumps(table.data(good, every, chosen, limits), ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _pictures(content: Content, good: list[Line]) -> list[dict[str, Any]]:
@@ -179,12 +186,13 @@ _OVER_TIME = {  # of a curve: the plot's title, its axis, and what is best
 }
 
 
-def _over_time(good: list[Line]) -> list[dict[str, Any]]:
+def _over_time(good: list[Line], running: list[Row]) -> list[dict[str, Any]]:
     """Validation over seconds, all systems in one plot: which is best after ten seconds, a minute, ten?"""
     found = []
+    rows = [line.finished[0] for line in good] + running
     for name, (title, axis, caption) in _OVER_TIME.items():
-        series = [plots.Series(f"{_sign(line) if name == 'density' else ''}{line.label}", line.family, points)
-                  for line in good if len(points := curves.drawn(line.finished[0], name)) > 1]  # fmt: skip
+        series = [plots.Series(_called(row, name), row["family"], points)
+                  for row in rows if len(points := curves.drawn(row, name)) > 1]  # fmt: skip
         if series:
             window = curves.window([[value for _, value in one.points] for one in series], name)
             across = plots.Axis("seconds of training", curves.spreads([one.points for one in series]))
@@ -193,9 +201,12 @@ def _over_time(good: list[Line]) -> list[dict[str, Any]]:
     return found
 
 
-def _sign(line: Line) -> str:
-    kind = (line.finished[0].get("density") or {}).get("kind", "none")
-    return {"lower bound": "≥ ", "estimate": "≈ "}.get(kind, "")
+def _called(row: Row, curve: str) -> str:
+    """A row's name at its curve: with the kind of its density, and a mark where it is still being trained."""
+    if row["status"] == "running":
+        return f"{row['label']} …"
+    kind = (row.get("density") or {}).get("kind", "none") if curve == "density" else ""
+    return {"lower bound": "≥ ", "estimate": "≈ "}.get(kind, "") + row["label"]
 
 
 def _density_axis(density: Column) -> str:
@@ -208,33 +219,3 @@ def _points(good: list[Line], across: Column, up: Column, *, invert: bool) -> It
         if x is not None and y is not None and math.isfinite(x.value) and (x.value > 0 or not invert):
             sign = {"lower bound": "≥ " if across.key == "nats" else "≤ ", "estimate": "≈ "}.get(x.kind, "")
             yield plots.Point(f"{sign}{line.label}", line.family, 1 / x.value if invert else x.value, y.value, y.error)
-
-
-def _diagnostics(line: Line) -> dict[str, Any]:
-    """Of the line's first row: quality as each dial turns, and distortion as a hierarchy's rate grows."""
-    found = line.finished[0].get("diagnostics") or {}
-    drawn = []
-    for name, points in (found.get("dials") or {}).items():
-        by_evaluations = len({point["evaluations"] for point in points}) == len(points) > 1
-        across = "evaluations a sample" if by_evaluations else name.replace("_", " ")
-        for key in ("frechet", "recall"):
-            xy = [(p["evaluations" if by_evaluations else "value"], p[key]["value"]) for p in points if key in p]
-            drawn.append(plots.curve(sorted(xy), line.family, across, MEASURES[key].title))
-    levels = found.get("levels") or []
-    rates = list(itertools.accumulate(level["nats"] for level in levels))
-    distortions = [(rate, level["distortion"]) for rate, level in zip(rates, levels, strict=True)]
-    drawn.append(plots.curve(distortions, line.family, "rate in nats, levels from the top", "distortion"))
-    return {"label": line.label, "family": line.family, "plots": [plot for plot in drawn if plot]}
-
-
-def _curves(line: Line) -> dict[str, Any]:
-    row = line.finished[0]
-    history = row.get("curves") or {}
-    has_density = (row.get("density") or {}).get("kind") in DENSITY
-    name = "validation, nats" if has_density else "validation distance"  # what the best weights are chosen by
-    drawn = [
-        plots.curve([(a, b) for a, b in history.get(key) or ()], line.family, "seconds of training", title)
-        for key, title in (("loss", "training loss"), ("validation", name))
-    ]
-    monitor = {name.replace("_", " "): number(value) for name, value in (row.get("monitor") or {}).items()}
-    return {"label": line.label, "family": line.family, "plots": [plot for plot in drawn if plot], "monitor": monitor}

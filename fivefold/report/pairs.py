@@ -88,7 +88,7 @@ def paired(a: Shared | None, b: Shared | None) -> Array | None:
     """The differences of the terms; None where they are not of the same two examples or more."""
     if a is None or b is None or len(a.examples) < 2 or not np.array_equal(a.examples, b.examples):
         return None
-    return a.terms - b.terms
+    return a.terms.astype(float) - b.terms
 
 
 def mean(parts: list[Shared | None]) -> Shared | None:
@@ -97,7 +97,7 @@ def mean(parts: list[Shared | None]) -> Shared | None:
     if len(known) < len(parts) or any(paired(known[0], part) is None for part in known):
         return None
     own = float(np.sqrt(sum(part.own**2 for part in known)) / len(known))
-    return Shared(known[0].examples, np.mean([part.terms for part in known], 0), own)
+    return Shared(known[0].examples, np.mean([part.terms for part in known], 0, dtype=float), own)
 
 
 def of_row(row: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Shared]:
@@ -107,13 +107,12 @@ def of_row(row: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Shared]:
     """
     found = {}
     if "log_prob" in arrays and (row.get("density") or {}).get("nats") is not None:
-        terms = arrays["log_prob"].astype(float)
+        terms = arrays["log_prob"]
         found["log_prob"] = Shared(arrays["log_prob_index"], terms, row["density"].get("own_error") or 0.0)
         if "log_prob_bits" in arrays:
-            found["bits_per_dim"] = found["log_prob"]._replace(terms=arrays["log_prob_bits"].astype(float))
+            found["bits_per_dim"] = found["log_prob"]._replace(terms=arrays["log_prob_bits"])
     for name in (name.removeprefix("reference.") for name in arrays if name.startswith("reference.")):
         cell = (row.get("quality") or {}).get(name) or {}
         if cell.get("own_error") is not None:
-            terms = arrays[f"reference.{name}"].astype(float)
-            found[name] = Shared(arrays["reference_index"], terms, cell["own_error"])
+            found[name] = Shared(arrays["reference_index"], arrays[f"reference.{name}"], cell["own_error"])
     return found

@@ -12,6 +12,7 @@ import wave
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from fivefold.space import AUDIO_OFFSET, Space
 
 Array = NDArray[Any]
 IMAGES, TEXTS, SOUNDS, POINTS, MARGINALS = 64, 4, 3, 1000, 9  # how many of each are shown
+NEIGHBOURS = {"image": 12, "text": 3, "audio": 2, "table": 4}  # samples that are shown beside their nearest neighbour
+_WIDEST = 8  # columns of a table whose values are shown
 _SOUND_SECONDS = 3.0  # of each sound, so that the page stays small
 
 
@@ -39,16 +42,46 @@ def samples(space: Space, x: Array, real: Array, family: str) -> Markup:
     return _DRAW[space.kind](space, x, real, family)
 
 
-def _images(space: Space, x: Array, real: Array, family: str) -> Markup:
+def beside(space: Space, x: Array, nearest: Array, real: Array, family: str) -> Markup:
+    """Samples `x`, and under each of the first the training example nearest to it, of `nearest`."""
+    n = len(nearest)
+    if space.kind == "image":
+        return _images(space, np.concatenate([x[:n], nearest]), real, family, across=n)
+    if space.kind == "table":
+        return _values(space, x[:n], nearest)
+    pairs = [samples(space, np.stack(pair), real, family) for pair in zip(x[:n], nearest, strict=True)]
+    return Markup("").join(Markup('<div class="both">{}</div>').format(pair) for pair in pairs)
+
+
+def _values(space: Space, x: Array, nearest: Array) -> Markup:
+    """The values of table rows, each over those of the row nearest to it."""
+    frames = [pd.DataFrame(space.decode(torch.from_numpy(part))).iloc[:, :_WIDEST] for part in (x, nearest)]
+    head = Markup("").join(Markup("<th scope='col'>{}</th>").format(name) for name in frames[0].columns)
+    rows = Markup("").join(
+        Markup("<tr class='{0}'><th scope='row'>{0}</th>{1}</tr>").format(
+            word, Markup("").join(Markup("<td>{}</td>").format(_short(value)) for value in frame.iloc[i])
+        )
+        for i in range(len(x))
+        for word, frame in zip(("sample", "nearest"), frames, strict=True)
+    )
+    table = "<table><thead><tr><td></td>{}</tr></thead><tbody>{}</tbody></table>"
+    return Markup(f'<div class="scroll">{table}</div>').format(head, rows)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float | np.floating) else str(value)[:24]
+
+
+def _images(space: Space, x: Array, real: Array, family: str, across: int | None = None) -> Markup:
     low, high = (0, space.levels - 1) if space.levels else (float(real.min()), float(real.max()))
     scaled = (np.clip((x[:IMAGES].astype(float) - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
-    return image(grid(scaled if space.shape[0] in (1, 3) else scaled[:, :1]), "samples")
+    return image(grid(scaled if space.shape[0] in (1, 3) else scaled[:, :1], across), "samples")
 
 
-def grid(images: Array, gap: int = 1) -> Array:
-    """uint8 images `(n, 1 or 3, H, W)` side by side, as one `(H', W', 1 to 4)` with transparent gaps."""
+def grid(images: Array, across: int | None = None, gap: int = 1) -> Array:
+    """uint8 images `(n, 1 or 3, H, W)` side by side, as one `(H', W', 1 to 4)` with transparent gaps; near a square."""
     n, _, height, width = images.shape
-    across = math.ceil(math.sqrt(n))
+    across = across or math.ceil(math.sqrt(n))
     down = math.ceil(n / across)
     sheet = np.zeros((down * (height + gap) - gap, across * (width + gap) - gap, 4), np.uint8)
     for i, one in enumerate(images):

@@ -13,12 +13,14 @@ import torch
 import fivefold
 from fivefold.data import Data
 from fivefold.evaluation.diagnostics import diagnose
-from fivefold.evaluation.evaluate import evaluate
+from fivefold.evaluation.evaluate import TRAINING_EXAMPLES, evaluate, recoded
+from fivefold.evaluation.features import Features, fit_features, gaps_shown
 from fivefold.report import pictures
 from fivefold.report.page import Arrays, Content
 from fivefold.run import Run
 from fivefold.space import Batch
 from fivefold.system import Density, System
+from fivefold.tools.metrics import distances, spread
 
 _GRID = 64  # points a side of a density's picture
 _SECONDS = 10.0  # for drawing a page's samples
@@ -31,8 +33,8 @@ def content(directory: Path, trust: str | None = None) -> Content:
     row = evaluate(directory, data, trust=trust)
     row["diagnostics"] = diagnose(run.load_system(), data)
     settings = describe(data) | {"budget": run.record["budget"], "versions": run.record["versions"]}
-    real = examples(data)
-    return Content(settings, [row], real, {row["label"]: arrays(run.load_system(), data, row)})
+    drawn = arrays(run.load_system(), data, row, fit_features(data))
+    return Content(settings, [row], examples(data), {row["label"]: drawn})
 
 
 def describe(data: Data) -> dict[str, Any]:
@@ -59,8 +61,11 @@ def examples(data: Data) -> pictures.Array:
     return data.test.spread(pictures.shown(data.space.kind)).x.numpy()
 
 
-def arrays(system: System, data: Data, row: dict[str, Any]) -> Arrays:
-    """Samples of a system, encoded; and in 2-D its log-density on a grid over the held-out data."""
+def arrays(system: System, data: Data, row: dict[str, Any], features: Features) -> Arrays:
+    """Samples of a system, encoded, with the training examples nearest to the first; in 2-D its log-density on a grid.
+
+    The grid is that of `plane` over the held-out data.
+    """
     n = pictures.shown(data.space.kind)
     n = max(min(n, int(_SECONDS * row["cost"]["sample_per_second_64"])), 4)
     condition = None
@@ -68,7 +73,11 @@ def arrays(system: System, data: Data, row: dict[str, Any]) -> Arrays:
         condition = data.test.spread(n).condition
         assert condition is not None
         condition = condition[torch.arange(n) % len(condition)].to(system.device)
-    found: Arrays = {"samples": system.sample_encoded(n, condition, seed=1).cpu().numpy()}
+    samples = system.sample_encoded(n, condition, seed=1).cpu()
+    found: Arrays = {"samples": samples.numpy()}
+    first = recoded(samples[: pictures.NEIGHBOURS[data.space.kind]], system.data_space, data.space)
+    if gaps_shown(first, data.space).isfinite().all():
+        found["nearest"] = nearest(first, data, features)
     if (
         pictures.is_plane(system.data_space)
         and system.density is not Density.NONE
@@ -77,6 +86,12 @@ def arrays(system: System, data: Data, row: dict[str, Any]) -> Arrays:
         x = torch.from_numpy(plane(examples(data))).float()
         found["density"] = system.score_encoded(Batch(x)).log_prob.view(_GRID, _GRID).numpy()
     return found
+
+
+def nearest(x: torch.Tensor, data: Data, features: Features) -> pictures.Array:
+    """For each of the encoded examples `x` the training example nearest to it in the features, encoded."""
+    at = distances(features(x), features.of(data.train, TRAINING_EXAMPLES)).argmin(1)
+    return data.train.batch(spread(torch.arange(len(data.train)), TRAINING_EXAMPLES)[at]).x.numpy()
 
 
 def plane(real: pictures.Array) -> pictures.Array:

@@ -6,11 +6,9 @@ import datetime
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
 from fivefold import catalog
@@ -19,6 +17,8 @@ from fivefold.files import read_json, write_text
 from fivefold.options import Slot, label, slot_of
 from fivefold.report import plots
 from fivefold.report.columns import number
+from fivefold.report.details import environment, template
+from fivefold.report.table import marker
 
 TRIALS, SETTINGS, REPORT = "trials.json", "tuning.json", "report.html"  # of a tuning's folder
 ENOUGH = 4  # finished trials below which nothing is said of what mattered
@@ -32,14 +32,14 @@ def section(tunings: Mapping[str, tuple[Record, Record]]) -> Markup:
     if not tunings:
         return Markup("")
     found = [_drawn(label, *records) for label, records in tunings.items()]
-    return Markup(_template("trials.html").render(tunings=found, marker=_marker))
+    return Markup(environment().get_template("trials.html").render(tunings=found, marker=marker))
 
 
 def write(directory: Path) -> Path:
     """The page of one tuning's folder as one file in it."""
 
     settings, trials = (read_json(directory / name) for name in (SETTINGS, TRIALS))
-    css = (resources.files("fivefold.report") / "page.css").read_text(encoding="utf-8")
+    css = template("page.css")
     title = f"{settings['system']} on {settings['data']['name']}: tuned"
     text = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -68,22 +68,10 @@ def race(record: Record | None) -> Markup:
     entries = sorted(record["entries"], key=lambda e: (-len(e["turns"]), e["turns"][-1]["value"] if e["turns"] else 0))
     turns = range(max((len(entry["turns"]) for entry in entries), default=0))
     best = [min(e["turns"][i]["value"] for e in entries if len(e["turns"]) > i) for i in turns]
-    return Markup(_template("race.html").render(
+    return Markup(environment().get_template("race.html").render(
         record=record, entries=entries, turns=turns, best=best, number=number, words=in_words,
         seconds=[statistics.median(e["turns"][i]["trained"] for e in entries if len(e["turns"]) > i) for i in turns],
     ))  # fmt: skip
-
-
-def _template(name: str) -> jinja2.Template:
-    text = (resources.files("fivefold.report") / name).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string(text)
-
-
-def _marker(family: str) -> Markup:
-    return Markup(f'<svg class="key" viewBox="-7 -7 14 14">{plots.marker(family, 0, 0)}</svg>')
 
 
 def _drawn(label: str, settings: Record, found: Record) -> Record:
