@@ -8,6 +8,7 @@ The row is written as a file; a process that ends without one has crashed.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ from fivefold.evaluation.diagnostics import diagnose
 from fivefold.evaluation.evaluate import SAMPLE_SECONDS, Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
+from fivefold.evaluation.speed import speeds
 from fivefold.files import read_json, replacing, write_json
 from fivefold.machine import choose_device
 from fivefold.options import names_in, plain
@@ -41,6 +43,7 @@ from fivefold.training.failures import reason, status
 from fivefold.training.fit import fit, resume
 from fivefold.training.tuning import tune
 
+DATA, FEATURES = "data.pt", "features.safetensors"  # of the comparison, in its folder
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
 
@@ -49,6 +52,10 @@ def main() -> None:
     """Do the job on standard input and write its row."""
     job: Job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(OSError):  # the log is no file, or its disk has no locks
+        fcntl.flock(2, fcntl.LOCK_EX)  # until one whose machine was thought gone has saved and ended
+    if row_path(job).exists():
+        return
     torch.set_num_threads(job["threads"])
     events = os.dup(1)
     os.dup2(2, 1)  # what a system prints belongs in the log
@@ -65,12 +72,14 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         row = {**job["row"], "status": status(error), "error": reason(error)}
-    threads = {**job["row"].get("threads", {}), **row.get("threads", {})}
-    write_json(row_path(job), {**job["row"], **row, "threads": threads, "position": job["row"]["position"]})
+    both = {part: {**job["row"].get(part, {}), **row.get(part, {})} for part in ("threads", "machine")}
+    if job["kind"] != "speeds":
+        both["machine"] |= job["machine"]
+    write_json(row_path(job), {**job["row"], **row, **both, "position": job["row"]["position"]})
 
 
 def row_path(job: Job) -> Path:
-    return Path(job["directory"]) / "rows" / f"{job['name']}.json"
+    return Path(job["directory"]) / job.get("into", "rows") / f"{job['name']}.json"
 
 
 def _train(job: Job, tell: Tell) -> Row:
@@ -90,7 +99,7 @@ def _train(job: Job, tell: Tell) -> Row:
         options = {"device": job["device"], "preset": job["row"]["preset"], **job["options"]}
         fit(name, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
-    features = named_features(job["features"], data, directory / "features.safetensors")
+    features = named_features(job["features"], data, directory / FEATURES)
     shared: Arrays = {}
     row = evaluate(
         run_path, data, features=features, trust=trust, device=device, keep=shared,
@@ -130,6 +139,21 @@ def _tuned(job: Job, tell: Tell) -> Row:
     return {**row, "note": note, "tuned": {**job["tune"], "options": plain(found.best.options)}}
 
 
+def _speeds(job: Job, tell: Tell) -> Row:
+    """A finished row with its speeds measured again, here."""
+    directory, row = Path(job["directory"]), job["row"]
+    tell({"phase": "timing", "progress": 1.0})
+    with contextlib.suppress(FileExistsError):
+        row_path(job).parent.mkdir()
+    row = read_json(directory / "rows" / f"{job['name']}.json")
+    found = speeds(
+        directory / "runs" / job["name"], read_data(directory), trust=job["trust"], device=job["device"],
+        resolution=job["threads"] if "resolution" in row else None,
+    )  # fmt: skip
+    timed = found.pop("machine") | job["machine"]
+    return {**row, **{part: {**row[part], **values} for part, values in found.items()}, "timed": timed}
+
+
 def _slots(options: dict[str, Any]) -> list[str]:
     """The names of what fills slots."""
     return [name for value in options.values() if isinstance(value, dict) for name in names_in(value)]
@@ -140,8 +164,8 @@ def _measure(job: Job, tell: Tell) -> Row:
     directory = Path(job["directory"])
     data = read_data(directory)
     tell({"phase": "measuring", "progress": 1.0})
-    samples = read_examples(job["file"], data.space)
-    features = named_features(job["features"], data, directory / "features.safetensors")
+    samples = read_examples(str(directory / job["file"]), data.space)
+    features = named_features(job["features"], data, directory / FEATURES)
     shared: Arrays = {}
     row = evaluate_samples(job["row"]["label"], samples, data, features=features, keep=shared)
     shown = data.space.encode(samples)[: pictures.shown(data.space.kind)].numpy()
@@ -149,19 +173,24 @@ def _measure(job: Job, tell: Tell) -> Row:
     return {**row, "command": job["row"]["command"]}
 
 
-_WORK: dict[str, Callable[[Job, Tell], Row]] = {"train": _train, "tuned": _tuned, "samples": _measure}
+_WORK: dict[str, Callable[[Job, Tell], Row]] = {
+    "train": _train,
+    "tuned": _tuned,
+    "samples": _measure,
+    "speeds": _speeds,
+}
 
 
 # --- the data ---------------------------------------------------------------------------------------
 
 
 def keep_data(data: Data, directory: Path) -> None:
-    """Keep data that were given in memory, for the workers; RunError where they are too large for that."""
+    """Keep data for workers that cannot load them; RunError where they are too large for that."""
     splits = {name: getattr(data, name) for name in PARTS}
     if any(split.x is None for split in splits.values()):
         raise RunError("data larger than memory are compared by their path: give compare the path")
     tensors = {name: {"x": s.x, "condition": s.condition} for name, s in splits.items()}
-    with replacing(directory / "data.pt") as path:
+    with replacing(directory / DATA) as path:
         torch.save(tensors, path)
 
 
@@ -169,10 +198,13 @@ def read_data(directory: Path) -> Data:
     """The comparison's data; RunError where they changed since it began."""
     settings = read_json(directory / folder.SETTINGS)
     named = settings["data"]
-    if not named["source"]:
-        tensors = torch.load(directory / "data.pt", weights_only=True)
+    if (directory / DATA).exists():
+        tensors = torch.load(directory / DATA, weights_only=True)
         train, valid, test = (Split(len(t["x"]), t["x"], t["condition"]) for t in (tensors[name] for name in PARTS))
-        return Data(named["name"], Space.from_json(settings["space"]), train, valid, test, named["fingerprint"])
+        return Data(
+            named["name"], Space.from_json(settings["space"]), train, valid, test, named["fingerprint"],
+            named["source"], tuple(settings["notes"]), settings["entropy"], named["arguments"],
+        )  # fmt: skip
     data = load_data(named["source"], **named["arguments"])
     if data.fingerprint != named["fingerprint"]:
         raise RunError(f"{named['source']} changed since the comparison began: name another --out")
