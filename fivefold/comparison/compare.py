@@ -145,7 +145,6 @@ def compare(
         "features": features,
         "jobs": None if cluster else where.local_jobs,
         "threads": where.threads(directory),
-        "gpus": int(gpus_per_job),
         "preset": preset,
         "diagnostics": diagnostics and not limit,
         "options": options,

@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 from collections import deque
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fivefold.comparison.node import Task
+from fivefold.comparison.node import Event, Task, read_result
 from fivefold.comparison.place import Ended, Place, Said
 from fivefold.errors import Stopped
 from fivefold.files import write_json
@@ -43,20 +44,25 @@ class Crew:
 
     Args:
         directory: of the comparison.
-        waiting: the jobs, in their order. Of those with the same `tuning` one runs at a time.
+        jobs: in their order, taken as there is room. Of those with the same `tuning` one runs at a time.
         place: where they run.
         console: takes a line for each row.
         module: of the process that does a job.
         most: jobs at a time, where that is fewer than the place does.
+        heard: takes the name of a job and what it says.
+        over: takes a job and its row, in place of the console.
     """
 
     def __init__(
-        self, directory: Path, waiting: list[Job], place: Place, console: Console,
+        self, directory: Path, jobs: Iterable[Job], place: Place, console: Console,
         module: str = "fivefold.comparison.worker", most: int | None = None,
+        heard: Callable[[str, Event], None] | None = None, over: Callable[[Job, Row], None] | None = None,
     ) -> None:  # fmt: skip
         self.directory, self.place, self.console, self.module = directory, place, console, module
-        self.most = most
-        self.waiting, self.total, self.finished = deque(waiting), len(waiting), 0
+        self.most, self.heard, self.over = most, heard, over or self._say
+        self.total, self.finished = len(jobs) if isinstance(jobs, Sized) else None, 0
+        self.coming, self.waiting = iter(jobs), deque[Job]()  # those held back, or to be tried again
+        self.ended, self.stopped = False, set[str]()  # whether no more come; jobs that are not wanted any more
         self.running: dict[str, Job] = {}
         self.ways: dict[str, set[tuple[str, bool]]] = {}  # in which jobs ended that are tried again
         self.avoided: dict[str, set[str]] = {}  # machines, by job
@@ -70,69 +76,93 @@ class Crew:
         """All jobs; raises Stopped where it was interrupted."""
         try:
             with self.progress:
-                everything = self.progress.add_task("all rows", phase=f"of {self.total}", total=self.total)
-                while self.waiting or self.running:
-                    self._fill()
+                everything = self.progress.add_task("all rows", phase=f"of {self.total or 'many'}", total=self.total)
+                self._fill()
+                while self.waiting or self.running or not self.ended:
                     for event in self.place.wait(1.0):
                         self._note(event)
                         self.progress.update(everything, completed=self.finished)
+                    self._fill()
         except KeyboardInterrupt:
             self.console.print("stopping: saving what is half trained ...")
             self.place.stop()
-            raise Stopped(
-                f"stopped with {self.finished} of {self.total} rows finished; the same command goes on from here"
-            ) from None
+            done = f"{self.finished}{'' if self.total is None else f' of {self.total}'}"
+            raise Stopped(f"stopped with {done} rows finished; the same command goes on from here") from None
         except BaseException:
             self.place.stop()
             raise
 
+    def stop(self, name: str) -> None:
+        """Let go of a job that runs: its row, which is not written, is "stopped"."""
+        self.stopped.add(name)
+        self.place.stop(name)
+
     def _fill(self) -> None:
         """Start as many as there is room for."""
-        held = []
         room = self.place.room()
         for _ in range(room if self.most is None else min(room, self.most - len(self.running))):
-            busy = {job.get("tuning") for job in self.running.values()} - {None}
-            while self.waiting and self.waiting[0].get("tuning") in busy:
-                held.append(self.waiting.popleft())
-            if not self.waiting:
-                break
-            job = self.waiting.popleft()
+            job = self._next()
+            if job is None:
+                return
             self.running[job["name"]] = job
             self.place.start(task_of(job, self.module), self.avoided.get(job["name"], ()))
             if len(self.shown) < SHOWN:
                 self.shown[job["name"]] = self.progress.add_task(job["row"]["label"], phase="starting", total=1.0)
-        self.waiting.extendleft(reversed(held))
+
+    def _next(self) -> Job | None:
+        """The next that may begin."""
+        busy = {job.get("tuning") for job in self.running.values()} - {None}
+        for i, job in enumerate(self.waiting):
+            if job.get("tuning") not in busy:
+                del self.waiting[i]
+                return job
+        for job in self.coming:
+            if job.get("tuning") not in busy:
+                return job
+            self.waiting.append(job)
+        self.ended = True
+        return None
 
     def _note(self, event: Said | Ended) -> None:
         if isinstance(event, Ended):
             self._over(self.running.pop(event.name), event)
-        elif event.name in self.shown and "phase" in event.event:
-            self.progress.update(
-                self.shown[event.name], completed=event.event["progress"], phase=event.event["phase"]
-            )  # fmt: skip
+            return
+        if event.name in self.shown and "phase" in event.event:
+            said = event.event
+            self.progress.update(self.shown[event.name], completed=said["progress"], phase=said["phase"])
+        if self.heard is not None and event.name not in self.stopped:
+            self.heard(event.name, event.event)
 
     def _over(self, job: Job, ended: Ended) -> None:
         """A job has ended: a row, or once more."""
         name = job["name"]
         if name in self.shown:
             self.progress.remove_task(self.shown.pop(name))
-        row = ended.result or {**job["row"], **self._death(job, ended)}
+        if name in self.stopped:
+            self.over(job, {**job["row"], "status": "stopped"})
+            return
+        result = ended.result or read_result(self._path(job))  # of a machine that is gone, and wrote it before
+        row = result or {**job["row"], **self._death(job, ended)}
         way = row["status"], ended.code is None
-        if self.place.tries > 1 and (ended.result is None or row["status"] in FROM_OUTSIDE):
+        if self.place.tries > 1 and (result is None or row["status"] in FROM_OUTSIDE):
             if way not in self.ways.setdefault(name, set()):
                 self.ways[name].add(way)
                 self.avoided.setdefault(name, set()).add(ended.node)
-                self._path(job).unlink(missing_ok=True)
+                if result is not None:
+                    self._path(job).unlink(missing_ok=True)
                 self.waiting.appendleft(job)
                 said = f"{row['label']}: {row['status']} at {ended.node or 'an unknown machine'}, tried again"
                 self.console.print(said, highlight=False, markup=False)
                 return
             row = {**row, "error": f"twice: {row['error']}", "log": self._log(job)[-LINES:]}
-        if row is not ended.result:
+        if row is not result:
             with contextlib.suppress(OSError):  # a disk that is full has no room for saying so: the row is tried again
                 write_json(self._path(job), row)
         self.finished += 1
         self.ways.pop(name, None), self.avoided.pop(name, None)
+        self.over(job, row)
+
+    def _say(self, job: Job, row: Row) -> None:
         self.console.print(f"{self.finished}/{self.total}  {headline(row)}", highlight=False, markup=False)
 
     def _death(self, job: Job, ended: Ended) -> Row:

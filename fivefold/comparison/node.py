@@ -185,6 +185,17 @@ class Desk:
         self.process.end()
 
 
+def is_done(result: Path) -> bool:
+    """Whether a job's process is not needed any more: another one wrote its result.
+
+    For the process itself: one whose machine was thought gone may still save and end, so it waits for that one's lock
+    on the log, which is its own standard error.
+    """
+    with contextlib.suppress(OSError):  # that is no file, or its disk has no locks
+        fcntl.flock(2, fcntl.LOCK_EX)
+    return result.exists()
+
+
 def read_result(path: Path) -> dict[str, Any] | None:
     """The result of a job; None where it has none."""
     try:

@@ -188,7 +188,8 @@ class Ray:
             self.box = [self.ray.put(packed)]
 
     def wait(self, seconds: float) -> list[Said | Ended]:
-        if not self.running:
+        if not self.running:  # no machine has room
+            time.sleep(seconds)
             return []
         ready, _ = self.ray.wait(list(self.running), timeout=seconds)
         if ready:
@@ -239,6 +240,8 @@ class Ray:
         until = time.monotonic() + GRACE + LOOKED
         while name is None and self.running and time.monotonic() < until:
             self.wait(1.0)
+        for generator in self.running if name is None else ():
+            self.ray.cancel(generator, force=True)
 
     def standing(self, module: str, line: dict[str, Any], threads: int, log: str) -> Standing:
         if not self.all_see:

@@ -8,7 +8,6 @@ The row is written as a file; a process that ends without one has crashed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -16,12 +15,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fivefold import catalog
+from fivefold.comparison.node import is_done
+from fivefold.comparison.speed import speeds
 from fivefold.data import Data, load_data
 from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
@@ -31,7 +33,6 @@ from fivefold.evaluation.diagnostics import diagnose
 from fivefold.evaluation.evaluate import SAMPLE_SECONDS, Arrays, Row, evaluate, evaluate_samples, resolution_stars
 from fivefold.evaluation.features import named_features
 from fivefold.evaluation.resolution import largest_resolution
-from fivefold.evaluation.speed import speeds
 from fivefold.files import read_json, replacing, write_json
 from fivefold.machine import choose_device
 from fivefold.options import names_in, plain
@@ -39,9 +40,9 @@ from fivefold.report import folder, pictures, single
 from fivefold.report.trials import in_words
 from fivefold.run import Run, load
 from fivefold.space import Space
-from fivefold.training.failures import reason, status
+from fivefold.training.failures import FROM_OUTSIDE, reason, status
 from fivefold.training.fit import fit, resume
-from fivefold.training.tuning import tune
+from fivefold.training.tuning import attempt, tune
 
 DATA, FEATURES = "data.pt", "features.safetensors"  # of the comparison, in its folder
 Tell = Callable[[dict[str, Any]], None]
@@ -52,9 +53,7 @@ def main() -> None:
     """Do the job on standard input and write its row."""
     job: Job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(OSError):  # the log is no file, or its disk has no locks
-        fcntl.flock(2, fcntl.LOCK_EX)  # until one whose machine was thought gone has saved and ended
-    if row_path(job).exists():
+    if is_done(row_path(job)):
         return
     torch.set_num_threads(job["threads"])
     events = os.dup(1)
@@ -154,6 +153,19 @@ def _speeds(job: Job, tell: Tell) -> Row:
     return {**row, **{part: {**row[part], **values} for part, values in found.items()}, "timed": timed}
 
 
+def _trial(job: Job, tell: Tell) -> Row:
+    """One trial of a tuning."""
+
+    def watch(event: dict[str, Any]) -> None:
+        said = {name: event[name] for name in ("validation", "seconds") if "validation" in event}
+        tell({"phase": "training", "progress": event.get("progress", 0.0), **said})
+
+    cls, data = catalog.class_of(job["row"]["system"]), read_data(Path(job["directory"]))
+    found = attempt(cls, data, job["number"], job["changed"], job["options"], job["preset"], job["device"], watch)
+    outside = found.state in FROM_OUTSIDE
+    return {"status": found.state if outside else "ok", "error": found.error, "trial": asdict(found)}
+
+
 def _slots(options: dict[str, Any]) -> list[str]:
     """The names of what fills slots."""
     return [name for value in options.values() if isinstance(value, dict) for name in names_in(value)]
@@ -178,6 +190,7 @@ _WORK: dict[str, Callable[[Job, Tell], Row]] = {
     "tuned": _tuned,
     "samples": _measure,
     "speeds": _speeds,
+    "trial": _trial,
 }
 
 
