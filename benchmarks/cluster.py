@@ -149,7 +149,7 @@ def strike(node: Any, what: str, directory: Path, after: float) -> None:
         time.sleep(0.05)
     time.sleep(after)
     if what == "worker":
-        while not (found := processes("-m tests.standin")):
+        while not (found := processes(directory)):
             time.sleep(0.01)
         os.kill(found[0], signal.SIGKILL)
         return
@@ -161,14 +161,14 @@ def strike(node: Any, what: str, directory: Path, after: float) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def processes(words: str) -> list[int]:
-    """Those in whose command line the words are."""
+def processes(directory: Path) -> list[int]:
+    """Those of jobs: their standard error is a log in the comparison's directory."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/fd/2"):
         with contextlib.suppress(OSError):
-            if words in path.read_bytes().replace(b"\0", b" ").decode(errors="replace"):
-                found.append(int(path.parent.name))
-    return [pid for pid in found if pid != os.getpid()]
+            if Path(os.readlink(path)).is_relative_to(directory.resolve() / "logs"):
+                found.append(int(path.parent.parent.name))
+    return found
 
 
 def descendants(pid: int) -> list[int]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.cluster import NODE, cluster, facts, one_kill, processes
 from fivefold import compare, load_data, tune
-from fivefold.comparison import node, on_ray
+from fivefold.comparison import copies, node, on_ray
 from fivefold.comparison.crew import Crew
 from fivefold.comparison.on_ray import Ray
 from fivefold.errors import OptionError, RunError
@@ -72,7 +73,7 @@ def test_nodes_that_do_not_see_the_folder_work_in_copies(nodes, tmp_path, monkey
     """The word in the folder is another one for them. Everything of a row comes back."""
     seen = on_ray.Home
     monkeypatch.setattr(on_ray, "Home", lambda directory, word, *rest: seen(directory, f"not {word}", *rest))
-    shutil.rmtree(node.kept_here(), ignore_errors=True)
+    shutil.rmtree(copies.kept_here(), ignore_errors=True)
     samples = tmp_path / "theirs.npy"
     np.save(samples, np.random.default_rng(0).normal(size=(300, 2)))
     done = compare(
@@ -89,8 +90,8 @@ def test_nodes_that_do_not_see_the_folder_work_in_copies(nodes, tmp_path, monkey
         }
         assert a.with_suffix(".npz").exists()
     assert "theirs.npy" in done.rows[-1]["command"]
-    [kept] = [path for path in node.kept_here().iterdir() if path.is_dir()]  # of both nodes, which are one machine
-    assert {path.name for path in kept.iterdir()} == set(node.COMMON)
+    [kept] = [path for path in copies.kept_here().iterdir() if path.is_dir()]  # of both nodes, which are one machine
+    assert {path.name for path in kept.iterdir()} == set(copies.COMMON)
 
 
 @pytest.mark.parametrize("what", ["worker", "raylet", "node"])
@@ -108,15 +109,14 @@ def test_a_training_whose_process_is_killed_goes_on_from_its_checkpoint(nodes, t
     modules = {"slow": source("time.sleep(0.05)")}
     with package(tmp_path, "clustertoys", modules):
         out = tmp_path / "out"
-        script = "import time, json, os, signal, pathlib\n"
-        log = str(out / "runs" / "clustertoys.slow-seed0")
-        killer = subprocess.Popen([sys.executable, "-c", script + KILLER.format(log=log)])
+        killer = threading.Thread(target=kill_the_worker, args=(out, out / "runs" / "clustertoys.slow-seed0"))
+        killer.start()
         console = quiet()
         done = compare(
             ["clustertoys.slow"], "moons", budget="200steps", out=out, console=console, cluster=nodes.address,
             diagnostics=False, checkpoint_seconds=0.5,
         )  # fmt: skip
-        assert killer.wait() == 0
+        killer.join()
         [row] = done.rows
         assert row["status"] == "ok", row["error"]
         assert console.file.getvalue().count("tried again") == 1
@@ -126,15 +126,14 @@ def test_a_training_whose_process_is_killed_goes_on_from_its_checkpoint(nodes, t
         assert "Traceback" not in log
 
 
-KILLER = """
-run = pathlib.Path({log!r})
-while not (run / "training.pt").exists():
-    time.sleep(0.05)
-time.sleep(1.0)
-for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-    if b"fivefold.comparison.worker" in path.read_bytes():
-        os.kill(int(path.parent.name), signal.SIGKILL)
-"""
+def kill_the_worker(out, run):
+    """Once it has a checkpoint."""
+    until = time.monotonic() + 300
+    while not (run / "training.pt").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    for pid in processes(out):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_interrupted_leaves_nothing_running_and_goes_on(nodes, tmp_path):
@@ -157,7 +156,7 @@ def test_interrupted_leaves_nothing_running_and_goes_on(nodes, tmp_path):
             _, said = process.communicate(timeout=120)
         assert process.returncode == 130, said
         assert "goes on from here" in said
-        assert not processes("-m fivefold.comparison.worker")
+        assert not processes(out)
         record = json.loads((run / "run.json").read_text())
         assert record["status"] == "stopped"
         steps = record["steps"]
@@ -226,7 +225,7 @@ def test_a_race_on_the_cluster(nodes, tmp_path, monkeypatch):
     assert [row["status"] for row in found.rows] == ["ok"] * len(found.rows)
     race = json.loads((tmp_path / "race" / "race.json").read_text())
     assert max(len(entry["turns"]) for entry in race["entries"]) == len(race["plan"]["counts"])
-    assert not processes("fivefold.comparison.racer")
+    assert not processes(tmp_path / "race")
 
 
 def test_a_crew_goes_on_when_a_node_joins(nodes, tmp_path):

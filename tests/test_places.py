@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.cluster import processes
 from fivefold import compare
 from fivefold.cli.base import app
-from fivefold.comparison import node
+from fivefold.comparison import copies, node
+from fivefold.comparison.copies import COMMON, Arrivals, pack
 from fivefold.comparison.crew import Crew, task_of
-from fivefold.comparison.node import SEEN, Arrivals, Home, pack, python_path, run, versions
+from fivefold.comparison.node import SEEN, Home, python_path, run, versions
 from fivefold.comparison.on_slurm import Slurm, _parameters
 from fivefold.comparison.place import Ended, Local
 from fivefold.comparison.where import Where
@@ -48,19 +50,6 @@ def crew(directory, jobs, place, **more):
 
 def rows_of(directory):
     return {path.stem: json.loads(path.read_text()) for path in (directory / "rows").glob("*.json")}
-
-
-def alive(words):
-    """Processes of stand-ins that are there."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = path.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if words in text and int(path.parent.name) != os.getpid():
-            found.append(text)
-    return found
 
 
 # --- a crew, anywhere -------------------------------------------------------------------------------
@@ -178,7 +167,7 @@ def test_a_killed_process_is_one_row_here_and_tried_again_there(place, somewhere
 
 
 def test_interrupted_leaves_nothing_running(place, somewhere):
-    found, _ = crew(place, jobs_of(["a", "b"], seconds=60, word=str(place)), somewhere)
+    found, _ = crew(place, jobs_of(["a", "b"], seconds=60), somewhere)
     usual, until = somewhere.wait, time.monotonic() + 60
 
     def wait(seconds):
@@ -191,9 +180,9 @@ def test_interrupted_leaves_nothing_running(place, somewhere):
     with pytest.raises(Stopped, match="0 of 2 rows finished; the same command goes on"):
         found.work()
     until = time.monotonic() + 20
-    while alive(STANDIN) and time.monotonic() < until:
+    while processes(place) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not alive(STANDIN)
+    assert not processes(place)
     assert not rows_of(place)
 
 
@@ -245,13 +234,13 @@ def test_where_the_folder_is_seen_the_job_is_done_in_it(place):
 def test_elsewhere_it_is_done_in_a_copy_and_all_of_it_comes_back(place, tmp_path_factory, monkeypatch):
     kept = tmp_path_factory.mktemp("kept")
     monkeypatch.setattr("tempfile.tempdir", str(kept))
-    monkeypatch.setattr(node, "PIECE", 1000)
+    monkeypatch.setattr(copies, "PIECE", 1000)
     (place / "data.pt").write_bytes(b"data")
     (place / "runs" / "a").mkdir()
     (place / "runs" / "a" / "begun").write_text("before")
     [job] = jobs_of(["a"], file=5000)
     fetched = []
-    common, task = pack(place, node.COMMON), task_of(job, STANDIN)
+    common, task = pack(place, COMMON), task_of(job, STANDIN)
 
     def sent():
         fetched.append(1)
@@ -286,7 +275,7 @@ def test_closing_the_events_ends_the_process(place):
     began = time.monotonic()
     events.close()
     assert time.monotonic() - began < 20
-    assert not alive(STANDIN)
+    assert not processes(place)
 
 
 # --- what is given --------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fivefold.comparison.node import Event, Task, read_result
+from fivefold.comparison.copies import Event
+from fivefold.comparison.node import Task, read_result
 from fivefold.comparison.place import Ended, Place, Said
 from fivefold.errors import Stopped
 from fivefold.files import write_json
@@ -111,17 +112,19 @@ class Crew:
 
     def _next(self) -> Job | None:
         """The next that may begin."""
-        busy = {job.get("tuning") for job in self.running.values()} - {None}
         for i, job in enumerate(self.waiting):
-            if job.get("tuning") not in busy:
+            if self._may_begin(job):
                 del self.waiting[i]
                 return job
         for job in self.coming:
-            if job.get("tuning") not in busy:
+            if self._may_begin(job):
                 return job
             self.waiting.append(job)
         self.ended = True
         return None
+
+    def _may_begin(self, job: Job) -> bool:
+        return "tuning" not in job or all(job["tuning"] != other.get("tuning") for other in self.running.values())
 
     def _note(self, event: Said | Ended) -> None:
         if isinstance(event, Ended):

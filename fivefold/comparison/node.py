@@ -1,7 +1,7 @@
 """What runs on the machine of a job: the process that does it, in the comparison's folder or in a working copy of it.
 
 Clusters send this module along by value, so that a machine whose fivefold is another one can say so: nothing but the
-standard library is used here. Nothing here knows of systems: a job is a module, a line of JSON, and files.
+standard library is used here. Nothing here knows of systems: a job is a module, a line of JSON, and files (`copies`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,12 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import queue
-import shutil
 import socket
 import subprocess
 import sys
-import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,13 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fivefold.comparison.copies import Event, copied, pieces
+
 GRACE = 30.0  # seconds that a process has to save its run
 EVERY = 0.5  # seconds between two words of how far a job is, from another machine
-PIECE = 8 << 20  # bytes of a file that are sent at a time
-COMMON = ("comparison.json", "data.pt", "features.safetensors")  # what every job needs of the comparison's folder
 SEEN = ".cluster"  # a file of the comparison's folder: who reads the right word there sees the folder
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -228,11 +222,11 @@ def run(task: Task, home: Home, machine: dict[str, Any], sent: Callable[[], byte
     elif home.is_seen():
         yield from _work(task, Path(home.directory), home, machine)
     else:
-        with _copied(home, sent, files) as place:
+        with copied(home.content, sent, files) as place:
             for event in _work(task, place, home, machine):
                 if "code" in event:
                     for name in task.gives:
-                        yield from _pieces(place, name)
+                        yield from pieces(place, name)
                 yield event
 
 
@@ -312,91 +306,3 @@ def versions() -> dict[str, str]:
         "fivefold": f"{fivefold.__version__} ({digest.hexdigest()[:8]})",
         "torch": importlib.metadata.version("torch"),
     }
-
-
-# --- working copies ---------------------------------------------------------------------------------
-
-
-def pack(directory: Path, names: tuple[str, ...]) -> bytes:
-    """Files and folders beneath a directory as one archive; those that are there."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name in names:
-            if (directory / name).exists():
-                archive.add(directory / name, name)
-    return packed.getvalue()
-
-
-def unpack(packed: bytes, directory: Path) -> None:
-    """What `pack` packed."""
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(directory, filter="data")
-
-
-def kept_here() -> Path:
-    """Where this machine keeps what it was sent."""
-    place = Path(tempfile.gettempdir()) / f"fivefold-{os.getuid()}"
-    place.mkdir(mode=0o700, exist_ok=True)
-    return place
-
-
-@contextlib.contextmanager
-def _copied(home: Home, sent: Callable[[], bytes], files: bytes) -> Iterator[Path]:
-    """A folder for a job, with what it needs; what all need comes to a machine once, and is linked."""
-    kept = kept_here() / home.content
-    with (kept_here() / f"{home.content}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
-            arriving = kept.with_suffix(".arriving")
-            unpack(sent(), arriving)
-            arriving.rename(kept)
-    with tempfile.TemporaryDirectory(prefix="job-", dir=kept_here()) as name:
-        place = Path(name)
-        for part in ("rows", "runs"):
-            (place / part).mkdir()
-        for file in kept.iterdir():
-            (place / file.name).symlink_to(file)
-        unpack(files, place)
-        yield place
-
-
-def _pieces(place: Path, name: str) -> Iterator[Event]:
-    """A file, or all of a folder, in pieces; an empty one is one of them."""
-    for file in [place / name] if (place / name).is_file() else sorted((place / name).rglob("*")):
-        if file.is_file():
-            with file.open("rb") as opened:
-                piece = opened.read(PIECE)
-                while True:
-                    yield {"file": str(file.relative_to(place)), "bytes": piece}
-                    if not (piece := opened.read(PIECE)):
-                        break
-
-
-class Arrivals:
-    """Files of working copies on their way into a folder, where they appear when all of a job's are there."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def take(self, name: str, piece: Event) -> None:
-        """A piece of a file of a job."""
-        path = self._of(name) / piece["file"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.write(piece["bytes"])
-
-    def settle(self, name: str, last: str) -> None:
-        """Put all that came of a job where it belongs, `last` last."""
-        here = self._of(name)
-        files = [str(file.relative_to(here)) for file in here.rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: (file == last, file)):
-            (self.directory / file).parent.mkdir(parents=True, exist_ok=True)
-            (here / file).replace(self.directory / file)
-        self.drop(name)
-
-    def drop(self, name: str) -> None:
-        """Forget what came of a job."""
-        shutil.rmtree(self._of(name), ignore_errors=True)
-
-    def _of(self, name: str) -> Path:
-        return self.directory / ".arriving" / name

@@ -20,22 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fivefold.comparison.node import (
-    COMMON,
-    GRACE,
-    SEEN,
-    Arrivals,
-    Desk,
-    Event,
-    Home,
-    Process,
-    Task,
-    differs,
-    pack,
-    python_path,
-    run,
-    versions,
-)
+from fivefold.comparison.copies import COMMON, Arrivals, Event, pack
+from fivefold.comparison.node import GRACE, SEEN, Desk, Home, Process, Task, differs, python_path, run, versions
 from fivefold.comparison.place import Ended, Said, Standing
 from fivefold.errors import OptionError, RunError
 from fivefold.files import write_text
@@ -94,7 +80,11 @@ class Ray:
         self.where: dict[str, str] = {}  # by job its machine's id
         self.refused: set[str] = set()  # ids
         self.looked = -LOOKED
-        for name in (run.__module__, __name__):  # so that a machine need not have them to say that it does not
+        for name in (
+            run.__module__,
+            pack.__module__,
+            __name__,
+        ):  # so that a machine need not have them to say that it does not
             self.ray.cloudpickle.register_pickle_by_value(sys.modules[name])
         word = uuid.uuid4().hex
         write_text(self.directory / SEEN, word)

@@ -15,7 +15,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from fivefold.comparison.node import GRACE, SEEN, Event, Home, Task, python_path, run_into, versions
+from fivefold.comparison.copies import Event, copied
+from fivefold.comparison.node import GRACE, SEEN, Home, Task, python_path, run_into, versions
 from fivefold.comparison.place import Ended, Said, Standing
 from fivefold.errors import OptionError, RunError
 from fivefold.files import write_text
@@ -53,12 +54,14 @@ class Slurm:
         self.running: dict[str, tuple[Task, Any]] = {}  # by name; submitit's job
         self.begun: dict[tuple[str, tuple[str, ...]], list[Task]] = {}  # by where they must and must not run
         self.words: dict[str, str] = {}  # the last of each job
-        cloudpickle.register_pickle_by_value(sys.modules[run_into.__module__])
+        for module in (run_into.__module__, copied.__module__):  # so that a machine need not have them to say so
+            cloudpickle.register_pickle_by_value(sys.modules[module])
         try:
             self.executor = submitit.AutoExecutor(self.folder, cluster=self.kind)
         except RuntimeError as error:
             raise RunError(f"no Slurm here: {error}") from error
-        asked = {"timeout_min": MINUTES, "cpus_per_task": cpus, "tasks_per_node": 1, "gpus_per_node": gpus}
+        asked = {"timeout_min": MINUTES, "cpus_per_task": cpus, "tasks_per_node": 1}
+        asked |= {"gpus_per_node": gpus} if gpus else {}
         asked |= {"slurm_array_parallelism": self.most, **_parameters(given)}
         self.executor.update_parameters(**asked)
         word = uuid.uuid4().hex

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from fivefold.comparison.node import Desk, Event, Process, Task, python_path, read_result
+from fivefold.comparison.copies import Event
+from fivefold.comparison.node import Desk, Process, Task, python_path, read_result
 from fivefold.errors import RunError
 
 

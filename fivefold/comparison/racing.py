@@ -204,7 +204,8 @@ class Race:
                 entry = queue.popleft()(slot)
             if entry is None:
                 continue
-            turn_of = {"run": str((self.directory / "runs" / entry.name).resolve()), "seconds": seconds, "share": entry.share}
+            run = (self.directory / "runs" / entry.name).resolve()
+            turn_of = {"run": str(run), "seconds": seconds, "share": entry.share}
             options = {**self.sized[entry.system], **entry.options}
             answer = self.racers[slot].take(self._asked(entry.system, options) | turn_of, self._latest(seconds))
             with self.guard:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fivefold.comparison.copies import Event
 from fivefold.comparison.crew import Crew, Job
-from fivefold.comparison.node import Event
 from fivefold.comparison.plan import PLACES, prepare
 from fivefold.comparison.where import Where
 from fivefold.data import Data
