@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fivefold.machine import processor
 from fivefold.report import folder
 
 RESULTS = Path(__file__).parent / "results"
@@ -20,10 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def machine() -> str:
     """The machine in words: processor, cores, threads, torch."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}{accelerator}"
+    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}{accelerator}"
 
 
 def write_result(name: str, line: str, values: dict[str, Any], place: Path = RESULTS) -> None:

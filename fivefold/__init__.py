@@ -19,7 +19,7 @@ _HOME = {
     "Data": "fivefold.data",
     "fit": "fivefold.training.fit",
     "resume": "fivefold.training.fit",
-    "tune": "fivefold.training.tuning",
+    "tune": "fivefold.comparison.tuning",
     "load": "fivefold.run",
     "evaluate": "fivefold.evaluation.evaluate",
     "compare": "fivefold.comparison.compare",
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fivefold.apps.compress import decompress as decompress
     from fivefold.apps.estimator import Estimator as Estimator
     from fivefold.comparison.compare import compare as compare
+    from fivefold.comparison.tuning import tune as tune
     from fivefold.data import Data as Data
     from fivefold.data import load_data as load_data
     from fivefold.evaluation.evaluate import evaluate as evaluate
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from fivefold.system import Update as Update
     from fivefold.training.fit import fit as fit
     from fivefold.training.fit import resume as resume
-    from fivefold.training.tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -6,14 +6,18 @@ import contextlib
 import ctypes
 import math
 import os
+import platform
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+import fivefold
 from fivefold.errors import OptionError
 
 
@@ -37,6 +41,31 @@ def computes_in_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public name for it
     return bool(native and native())
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What a row says of where it was made: host, processor and its cores, memory in bytes, device, versions."""
+    return {
+        "host": socket.gethostname(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what numbers depend on."""
+    return {"fivefold": fivefold.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def processor() -> str:
+    """Its name."""
+    with contextlib.suppress(OSError, StopIteration):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 # --- threads ----------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -29,6 +28,7 @@ import fivefold
 from fivefold import catalog
 from fivefold.errors import OptionError, RunError
 from fivefold.files import is_temporary, replacing, write_json
+from fivefold.machine import versions
 from fivefold.options import names_in
 from fivefold.space import Space
 from fivefold.system import System
@@ -61,7 +61,7 @@ class Run:
             )
         if path.exists() and not (path.is_dir() and all(map(is_temporary, path.iterdir()))):
             raise RunError(f"{path} exists; choose another --out for a new run")
-        run = cls(path, {**record, "versions": _versions(), "status": "running"})
+        run = cls(path, {**record, "versions": versions(), "status": "running"})
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.update()
@@ -220,10 +220,6 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "system": str, "preset": (str, type(None)), "device": str, "arguments": dict, "given": dict, "space": dict,
     "data": dict, "budget": str, "versions": dict, "status": str,
 }  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    return {"fivefold": fivefold.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _other_version(record: dict[str, Any]) -> str:

@@ -135,7 +135,7 @@ def test_what_failed_from_outside_is_tried_again(place):
     assert {row["status"] for row in second.rows if row["label"] != "toys.wrong"} == {"ok"}
     assert next(row for row in second.rows if row["label"] == "toys.wrong")["error"] == "ValueError: shape"
     settings = json.loads((place / "again" / "comparison.json").read_text())
-    assert {(row["jobs"], row["threads"]["given"]) for row in second.rows} == {(1, settings["threads"])}
+    assert {(row["machine"]["jobs"], row["threads"]["given"]) for row in second.rows} == {(1, settings["threads"])}
     assert "thread" in second.report.read_text()
 
 

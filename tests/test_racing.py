@@ -15,6 +15,7 @@ from rich.console import Console
 from fivefold import catalog, compare, load_data
 from fivefold.comparison import halving, racing
 from fivefold.comparison.halving import plan
+from fivefold.comparison.place import Local
 from fivefold.comparison.racer import Racer, _warm_up, take
 from fivefold.errors import OptionError, RunError
 from fivefold.options import Slot
@@ -88,7 +89,9 @@ def race(tmp_path, monkeypatch):
         directory = tmp_path / place
         directory.mkdir(exist_ok=True)
         console = Console(file=io.StringIO(), width=140)
-        found = racing.Race(directory, load_data("moons"), systems, shared, within, 1, clock.now - 10.0, 0, console)
+        found = racing.Race(
+            directory, load_data("moons"), systems, shared, within, Local(directory, 1, 0), clock.now - 10.0, console
+        )
         return found, console.file
 
     return begin

@@ -73,6 +73,15 @@ def features(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--features", default="fitted", show_default=True, help=text)(command)
 
 
+def cluster_options() -> list[click.Option]:
+    """Where jobs run."""
+    return [
+        click.Option(["--cluster"], metavar="auto|HOST:PORT|slurm", help="Run jobs on a Ray cluster, or by Slurm."),
+        click.Option(["--cpus-per-job"], type=click.IntRange(1), help="Cores, and threads, of each job."),
+        click.Option(["--gpus-per-job"], type=float, default=0, help="Of each job on a cluster: whole ones."),
+    ]
+
+
 def trust(command: Callable[..., None]) -> Callable[..., None]:
     """`--trust`."""
     text = "Names of modules outside the package that may be imported, separated by commas."

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fivefold.cli.base import DATA_ARGUMENTS, app, data_options, features, load, trust
+from fivefold.cli.base import DATA_ARGUMENTS, app, cluster_options, data_options, features, load, trust
 from fivefold.cli.options import flag_of, given_options
 from fivefold.options import Slot, options_of, slot, slot_of
 from fivefold.training.budget import Budget
@@ -19,7 +19,7 @@ SHARED = {name: option for name, option in options_of(Settings).items() if name 
 
 
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    flags = [*data_options(), *(flag_of(option, "each system's own") for option in SHARED.values())]
+    flags = [*data_options(), *cluster_options(), *(flag_of(option, "each system's own") for option in SHARED.values())]
     command.__click_params__ = [*flags, *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
     return command
 
@@ -62,7 +62,8 @@ def _row(text: str) -> str | Slot:
 @click.option(
     "--within", metavar="TIME", help="How long all may take (10m, 1h): systems and their configurations race."
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes at a time.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes at a time.  [default: 1; on a cluster all that fit]")
+@click.option("--measure-on", metavar="NODE", help="In the end measure all speeds again on that machine, or 'here'.")
 @click.option("--samples", multiple=True, metavar="NAME=FILE", help="Other people's samples, as a row.")
 @click.option("--out", help="Folder of the comparison.  [default: compare-DATA]")
 @click.option("--preset", help="Of every system that has one of this name.")

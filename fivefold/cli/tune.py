@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from fivefold import catalog
-from fivefold.cli.base import app, load
+from fivefold.cli.base import app, cluster_options, load
 from fivefold.cli.train import Systems, TrainCommand
 from fivefold.training.budget import Budget
 
 _OWN = ("--budget", "--out")  # whose meaning is another one here
+_WHERE = ("cluster", "jobs", "cpus_per_job", "gpus_per_job")
 
 
 class TuneCommand(TrainCommand):
@@ -24,6 +25,10 @@ class TuneCommand(TrainCommand):
         self.params[1:1] = [
             click.Option(["--trials"], type=click.IntRange(1), default=10, show_default=True, help="How many."),
             click.Option(["--budget"], default="20s", show_default=True, help="Of each trial."),
+            *cluster_options(),
+            click.Option(
+                ["--jobs"], type=click.IntRange(1), help="Trials at a time, on a cluster.  [default: all that fit]"
+            ),
             click.Option(["--out"], help="Folder of the trials.  [default: tuning/SYSTEM-DATA]"),
         ]
         self.callback = self._tune
@@ -33,14 +38,15 @@ class TuneCommand(TrainCommand):
         self, data: str, trials: int, budget: str, out: str | None, device: str, preset: str | None, **given: Any
     ) -> None:
         from fivefold.cli.options import given_options
+        from fivefold.comparison.tuning import tune
         from fivefold.machine import choose_device
         from fivefold.report import write_report
         from fivefold.report.trials import in_words
         from fivefold.training.ranges import ranges
         from fivefold.training.trials import Trial
-        from fivefold.training.tuning import tune
 
-        name, options = self.entry.id, given_options(given, self.known)
+        name, where = self.entry.id, {key: given.pop(key) for key in _WHERE}
+        options = given_options(given, self.known)
         amount = Budget.parse(budget)
         choose_device(device)
         loaded = load(data, given)
@@ -57,7 +63,7 @@ class TuneCommand(TrainCommand):
                        + (f"  ({trial.state}{error})" if trial.state != "ok" else ""))  # fmt: skip
 
         found = tune(name, loaded, trials=trials, budget=budget, out=folder, preset=preset, device=device, told=told,
-                     **options)  # fmt: skip
+                     **where, **options)  # fmt: skip
         page = write_report(folder)
         first = next((t.value for t in found.trials if t.number == 0 and t.value is not None), None)
         beside = f", {first:.5g} as it is" if first is not None and found.best.number else ""

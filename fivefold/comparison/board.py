@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from pathlib import Path
@@ -45,14 +44,14 @@ class Board:
             self.over.set()
             self.path.unlink(missing_ok=True)
 
-    def begin(self, job: dict[str, Any], where: str = "") -> None:
-        """A job starts, on the machine of this name; this one's unless given."""
-        row, name = job["row"], job["name"]
-        self._set(Job(name, row["label"], row["family"], row["seed"], where or socket.gethostname(), time.time()))
-
-    def tell(self, job: dict[str, Any], phase: str, progress: float) -> None:
-        """How far a job is."""
-        now, known = time.time(), self.running[job["name"]]
+    def tell(self, job: dict[str, Any], event: dict[str, Any]) -> None:
+        """What a job says: the `node` where it starts, or how far it is."""
+        now, row, name = time.time(), job["row"], job["name"]
+        if "node" in event and name not in self.running:
+            self._set(Job(name, row["label"], row["family"], row["seed"], event["node"], now))
+        if "phase" not in event or name not in self.running:
+            return
+        known, phase, progress = self.running[name], event["phase"], event["progress"]
         changes: dict[str, Any] = {"phase": phase, "progress": progress}
         if phase == "training" and known.first is None:
             changes["first"] = (now, progress)
@@ -60,10 +59,12 @@ class Board:
             changes["trained"] = now
         self._set(known._replace(**changes))
 
-    def end(self, job: dict[str, Any]) -> None:
+    def end(self, name: str) -> None:
         """A job is over, whatever came of it."""
         with self.guard:
-            known, now = self.running.pop(job["name"]), time.time()
+            known, now = self.running.pop(name, None), time.time()
+            if known is None:
+                return
             self.took.append(now - known.since)
             if known.trained is not None:
                 self.measured.append(now - known.trained)

@@ -14,13 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console, Group
 
 from fivefold import catalog
 from fivefold.comparison import plan as planning
-from fivefold.comparison import racing
+from fivefold.comparison import racing, timing
+from fivefold.comparison.board import Board
 from fivefold.comparison.crew import Crew
+from fivefold.comparison.place import Local
+from fivefold.comparison.where import HERE, Where
 from fivefold.data import Data, load_data
 from fivefold.errors import OptionError
 from fivefold.options import Slot, label, slot_of
@@ -71,7 +73,7 @@ def compare(
     *,
     budget: str = "30s",
     seeds: int = 1,
-    jobs: int = 1,
+    jobs: int | None = None,
     samples: Mapping[str, str | Path] = {},
     condition: str | None = None,
     out: str | Path | None = None,
@@ -84,6 +86,10 @@ def compare(
     tune_budget: str = "20s",
     within: str | None = None,
     serve: int | None = None,
+    cluster: str | None = None,
+    cpus_per_job: int | None = None,
+    gpus_per_job: float = 0,
+    measure_on: str | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Comparison:
@@ -95,7 +101,8 @@ def compare(
         data: what `load_data` takes, or its result.
         budget: of training, the same for every system: 30s, 5000steps or 20epochs.
         seeds: how many runs of each system; with several the table shows mean and error.
-        jobs: how many processes at a time; each gets its share of the processor's cores.
+        jobs: how many processes at a time, each with its share of the processor's cores; None takes one, and on a
+            cluster as many as fit.
         samples: files or folders of other people's samples, by the name of their row.
         condition: column, or "label", that the systems are conditioned on.
         out: the comparison's folder; one that exists is gone on with, and nothing finished is repeated.
@@ -113,14 +120,21 @@ def compare(
             their configurations race (`fivefold.comparison.racing`), and the last few are the rows. What decides is
             `by`, "distance" unless given.
         serve: port of 127.0.0.1 at which the page is served while this works; 0 takes any that is free.
+        cluster: where the jobs run: "auto" or HOST:PORT of a Ray cluster, "slurm", or None: this machine.
+        cpus_per_job: cores and threads of each job; None takes the share of `jobs`, on a cluster the comparison's or 1.
+        gpus_per_job: whole ones, of each job on a cluster.
+        measure_on: the machine of the cluster, or "here", on which the speeds of all rows are measured again in the
+            end, so that they can be ranked.
         console: where progress is shown; None takes standard output.
         options: of every system or of `fit`, such as `batch_size`.
 
     Raises:
-        RunError: the folder holds a comparison on other data, or with another budget or options.
+        RunError: the folder holds a comparison on other data, or with another budget or options; there is no such
+            cluster.
         Stopped: interrupted; says how to go on.
     """
     started = racing.clock()
+    where = Where(cluster, jobs, cpus_per_job, gpus_per_job)
     Budget.parse(budget), Budget.parse(tune_budget)
     limit = Budget.parse(within) if within else None
     if limit and (limit.unit != "seconds" or seeds > 1 or tune):
@@ -128,7 +142,7 @@ def compare(
     data = data if isinstance(data, Data) else load_data(data, condition=condition)
     usual = [name for name in TABLE_1 if name in catalog.entries()] if table1 else catalog.fitting(data.space.kind)
     rows = {label(content): content for content in map(slot_of, systems or usual)}
-    chosen, names = list(rows.values()), [content.name for content in rows.values()]
+    chosen, names = list(rows.values()), [planning.name_of(content) for content in rows.values()]
     with catalog.trusting(*names):
         planning.check(chosen, samples, preset, options)
         if limit:
@@ -136,36 +150,48 @@ def compare(
             chosen = racing.entered(chosen, preset, options["by"], data.space.kind, bool(systems))
     directory = Path(out or f"compare-{data.name}")
     console = console or Console(width=None if sys.stdout.isatty() else 132)
-    shared = {
+    shared: dict[str, Any] = {
         "budget": budget,
         "device": device,
         "features": features,
-        "jobs": jobs,
-        "threads": max(1, torch.get_num_threads() // jobs),
+        "jobs": None if cluster else where.local_jobs,
+        "threads": where.threads(directory),
         "preset": preset,
         "diagnostics": diagnostics and not limit,
         "options": options,
         "tune": {"trials": tune, "budget": tune_budget} if tune else None,
         "within": None,
     }
-    if limit:
-        shared |= racing.terms(chosen, limit.amount, jobs)
-    with planning.locked(directory) as lock, contextlib.ExitStack() as stack:
+    with (
+        planning.locked(directory) as lock,
+        catalog.trusting(*names),
+        where.open(directory, lock, shared["threads"], console) as place,
+        contextlib.ExitStack() as stack,
+    ):
+        if measure_on and measure_on != HERE:
+            place.find(measure_on)
+        if limit:
+            shared |= racing.terms(directory, chosen, limit.amount, place.jobs)
         planning.settle(directory, data, shared)
         if serve is not None:
-            where = stack.enter_context(serving(server(directory, serve)))
-            console.print(f"serving {where}", highlight=False)
+            address = stack.enter_context(serving(server(directory, serve)))
+            console.print(f"serving {address}", highlight=False)
+        if cluster:
+            planning.prepare(directory, data, shared)
         if limit:
-            with catalog.trusting(*names):
-                racing.race(directory, data, chosen, shared, limit.amount, jobs, started, lock, console)
-        with catalog.trusting(*names):
-            planned = planning.plan(directory, data, [] if limit else chosen, seeds, samples, shared)
+            racing.race(directory, data, chosen, shared, limit.amount, place, started, console)
+        planned = planning.plan(directory, data, [] if limit else chosen, seeds, samples, shared)
         if table1:
             planning.print_beside(planned)
         waiting = planning.waiting(directory, planned)
+        waiting = [planning.give(directory, job) for job in waiting] if cluster else waiting
         if not limit:
-            console.print(planning.announcement(directory, data, planned, waiting, budget, jobs), highlight=False)
-        Crew(directory, waiting, jobs, lock, console).work()
+            said = planning.announcement(directory, data, planned, waiting, budget, place.jobs)
+            console.print(said, highlight=False)
+        Crew(directory, waiting, place, console, board=Board(directory, waiting, place.jobs)).work()
+        if measure_on:
+            at = Local(directory, 1, lock) if measure_on == HERE else place
+            timing.again(directory, measure_on, names, at, shared, console)
     done = Comparison(directory)
     write_page(done.shelf)
     console.print(done.table())

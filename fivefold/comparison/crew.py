@@ -1,157 +1,202 @@
-"""The processes of a comparison: several jobs at a time, each in a worker of its own."""
+"""The jobs of a comparison: several at a time, wherever they run, each in a worker of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fivefold.comparison.board import Board
+from fivefold.comparison.copies import Event
+from fivefold.comparison.node import Task, read_result
+from fivefold.comparison.place import Ended, Place, Said
 from fivefold.errors import Stopped
-from fivefold.files import read_json, write_json
+from fivefold.files import write_json
 from fivefold.report.columns import Row
 from fivefold.report.terminal import headline
-from fivefold.training.failures import KILLED
+from fivefold.training.failures import FROM_OUTSIDE, KILLED
 
-_GRACE = 30.0  # seconds that a process has to save its run
-
-
-def _stopped(job: dict[str, Any]) -> Row:
-    """What stands for the row of a job that was not finished; never written."""
-    return {**job["row"], "status": "stopped"}
+SHOWN = 16  # jobs whose progress is shown
+LINES = 30  # of a log, in the row of a job that was given up
+Job = dict[str, Any]
 
 
-def _python_path() -> str:
-    """This process's own path, so that workers find the modules that it finds, and no others (`-P`)."""
-    return os.pathsep.join(place or os.getcwd() for place in sys.path)
-
-
-def start(module: str, threads: int, lock: int, log: Any) -> subprocess.Popen[str]:
-    """A process of ours, in a session of its own so that Ctrl-C reaches it through us alone; it holds the lock too."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", module],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-        pass_fds=(lock,), env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": _python_path()},
-    )  # fmt: skip
+def task_of(job: Job, module: str = "fivefold.comparison.worker") -> Task:
+    """A job as places see it."""
+    name, into = job["name"], job.get("into", "rows")
+    shared = [f"tuning/{job['tuning']}"] if "tuning" in job else []
+    gives = (f"{into}/{name}.json", f"{into}/{name}.npz", f"runs/{name}", f"logs/{name}.txt", *shared)
+    needs = (f"rows/{name}.json", f"runs/{name}", job.get("file", ""), *shared)
+    needs = tuple(part for part in needs if part and not os.path.isabs(part))
+    return Task(name, module, job, job["threads"], gives[0], needs, gives, job.get("node", ""))
 
 
 class Crew:
-    """Runs jobs, several at a time, and shows how they go."""
+    """Runs jobs and shows how they go.
 
-    def __init__(self, directory: Path, waiting: list[dict[str, Any]], jobs: int, lock: int, console: Console) -> None:
-        self.directory, self.waiting, self.jobs, self.lock, self.console = directory, waiting, jobs, lock, console
-        self.board = Board(directory, waiting, jobs)
-        self.running: set[subprocess.Popen[str]] = set()
-        self.stopping = threading.Event()
+    A job that ends from outside (its process killed, its machine gone, memory or disk full) is tried again elsewhere,
+    from its last checkpoint, where the place allows that; the second time in the same way it is a row that says so.
+
+    Args:
+        directory: of the comparison.
+        jobs: in their order, taken as there is room. Of those with the same `tuning` one runs at a time.
+        place: where they run.
+        console: takes a line for each row.
+        module: of the process that does a job.
+        most: jobs at a time, where that is fewer than the place does.
+        board: on which it is said what runs, for the page; none says nothing.
+        heard: takes the name of a job and what it says.
+        over: takes a job and its row, in place of the console.
+    """
+
+    def __init__(
+        self, directory: Path, jobs: Iterable[Job], place: Place, console: Console,
+        module: str = "fivefold.comparison.worker", most: int | None = None, board: Board | None = None,
+        heard: Callable[[str, Event], None] | None = None, over: Callable[[Job, Row], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.directory, self.place, self.console, self.module = directory, place, console, module
+        self.most, self.board, self.heard, self.over = most, board, heard, over or self._say
+        self.total, self.finished = len(jobs) if isinstance(jobs, Sized) else None, 0
+        self.coming, self.waiting = iter(jobs), deque[Job]()  # those held back, or to be tried again
+        self.ended, self.stopped = False, set[str]()  # whether no more come; jobs that are not wanted any more
+        self.running: dict[str, Job] = {}
+        self.ways: dict[str, set[tuple[str, bool]]] = {}  # in which jobs ended that are tried again
+        self.avoided: dict[str, set[str]] = {}  # machines, by job
         self.progress = Progress(
             TextColumn("  {task.description:<24}"), BarColumn(24), TextColumn("{task.fields[phase]:<10}"),
             TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
+        self.shown: dict[str, TaskID] = {}
 
     def work(self) -> None:
         """All jobs; raises Stopped where it was interrupted."""
-        pool = ThreadPoolExecutor(self.jobs)
-        futures = {pool.submit(self._do, job) for job in self.waiting}
         try:
-            with self.progress, self.board:
-                self._report(futures)
+            with self.progress, self.board or contextlib.nullcontext():
+                everything = self.progress.add_task("all rows", phase=f"of {self.total or 'many'}", total=self.total)
+                self._fill()
+                while self.waiting or self.running or not self.ended:
+                    for event in self.place.wait(1.0):
+                        self._note(event)
+                        self.progress.update(everything, completed=self.finished)
+                    self._fill()
         except KeyboardInterrupt:
-            self._stop()
-            pool.shutdown(cancel_futures=True)
-            finished = sum(1 for job in self.waiting if self._row(job).exists())
-            raise Stopped(
-                f"stopped with {finished} of {len(self.waiting)} rows finished; the same command goes on from here"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+            self.console.print("stopping: saving what is half trained ...")
+            self.place.stop()
+            done = f"{self.finished}{'' if self.total is None else f' of {self.total}'}"
+            raise Stopped(f"stopped with {done} rows finished; the same command goes on from here") from None
+        except BaseException:
+            self.place.stop()
+            raise
 
-    def _report(self, futures: set[Future[Row]]) -> None:
-        """A line for each row as it is finished."""
-        total, number = len(futures), 0
-        everything = self.progress.add_task("all rows", phase=f"of {total}", total=total)
-        while futures:
-            done, futures = wait(futures, return_when=FIRST_COMPLETED)
-            for future in done:
-                number += 1
-                self.progress.update(everything, completed=number)
-                self.console.print(f"{number}/{total}  {headline(future.result())}", highlight=False, markup=False)
+    def stop(self, name: str) -> None:
+        """Let go of a job that runs: its row, which is not written, is "stopped"."""
+        self.stopped.add(name)
+        self.place.stop(name)
 
-    def _do(self, job: dict[str, Any]) -> Row:
-        """One job from start to row."""
-        if self.stopping.is_set():
-            return _stopped(job)
-        task = self.progress.add_task(job["row"]["label"], phase="starting", total=1.0)
-        self.board.begin(job)
-        with (self.directory / "logs" / f"{job['name']}.txt").open("a", encoding="utf-8") as log:
-            process = self._start(job, log)
-            assert process.stdout is not None
-            for line in process.stdout:
-                with contextlib.suppress(ValueError, KeyError):
-                    event = json.loads(line)
-                    self.progress.update(task, completed=event["progress"], phase=event["phase"])
-                    self.board.tell(job, event["phase"], event["progress"])
-            code = process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
-        self.running.discard(process)
-        self.progress.remove_task(task)
-        self.board.end(job)
-        if self._row(job).exists():
-            return read_json(self._row(job))
-        if self.stopping.is_set():
-            return _stopped(job)
-        row = {**job["row"], **self._death(job, code)}
-        with contextlib.suppress(OSError):  # a disk that is full has no room for saying so: the row is tried again
-            write_json(self._row(job), row)
-        return row
+    def _fill(self) -> None:
+        """Start as many as there is room for."""
+        room = self.place.room()
+        for _ in range(room if self.most is None else min(room, self.most - len(self.running))):
+            job = self._next()
+            if job is None:
+                return
+            self.running[job["name"]] = job
+            self.place.start(task_of(job, self.module), self.avoided.get(job["name"], ()))
+            if len(self.shown) < SHOWN:
+                self.shown[job["name"]] = self.progress.add_task(job["row"]["label"], phase="starting", total=1.0)
 
-    def _start(self, job: dict[str, Any], log: Any) -> subprocess.Popen[str]:
-        """The worker's process, with its job."""
-        process = start("fivefold.comparison.worker", job["threads"], self.lock, log)
-        self.running.add(process)
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-        if self.stopping.is_set():
-            process.terminate()
-        return process
+    def _next(self) -> Job | None:
+        """The next that may begin."""
+        for i, job in enumerate(self.waiting):
+            if self._may_begin(job):
+                del self.waiting[i]
+                return job
+        for job in self.coming:
+            if self._may_begin(job):
+                return job
+            self.waiting.append(job)
+        self.ended = True
+        return None
 
-    def _death(self, job: dict[str, Any], code: int) -> Row:
+    def _may_begin(self, job: Job) -> bool:
+        return "tuning" not in job or all(job["tuning"] != other.get("tuning") for other in self.running.values())
+
+    def _note(self, event: Said | Ended) -> None:
+        if isinstance(event, Ended):
+            if self.board is not None:
+                self.board.end(event.name)
+            self._over(self.running.pop(event.name), event)
+            return
+        if self.board is not None:
+            self.board.tell(self.running[event.name], event.event)
+        if event.name in self.shown and "phase" in event.event:
+            said = event.event
+            self.progress.update(self.shown[event.name], completed=said["progress"], phase=said["phase"])
+        if self.heard is not None and event.name not in self.stopped:
+            self.heard(event.name, event.event)
+
+    def _over(self, job: Job, ended: Ended) -> None:
+        """A job has ended: a row, or once more."""
+        name = job["name"]
+        if name in self.shown:
+            self.progress.remove_task(self.shown.pop(name))
+        if name in self.stopped:
+            self.over(job, {**job["row"], "status": "stopped"})
+            return
+        result = ended.result or read_result(self._path(job))  # of a machine that is gone, and wrote it before
+        row = result or {**job["row"], **self._death(job, ended)}
+        way = row["status"], ended.code is None
+        if self.place.tries > 1 and (result is None or row["status"] in FROM_OUTSIDE):
+            if way not in self.ways.setdefault(name, set()):
+                self.ways[name].add(way)
+                self.avoided.setdefault(name, set()).add(ended.node)
+                if result is not None:
+                    self._path(job).unlink(missing_ok=True)
+                self.waiting.appendleft(job)
+                said = f"{row['label']}: {row['status']} at {ended.node or 'an unknown machine'}, tried again"
+                self.console.print(said, highlight=False, markup=False)
+                return
+            row = {**row, "error": f"twice: {row['error']}", "log": self._log(job)[-LINES:]}
+        if row is not result:
+            with contextlib.suppress(OSError):  # a disk that is full has no room for saying so: the row is tried again
+                write_json(self._path(job), row)
+        self.finished += 1
+        self.ways.pop(name, None), self.avoided.pop(name, None)
+        self.over(job, row)
+
+    def _say(self, job: Job, row: Row) -> None:
+        self.console.print(f"{self.finished}/{self.total}  {headline(row)}", highlight=False, markup=False)
+
+    def _death(self, job: Job, ended: Ended) -> Row:
         """What to say of a process that ended without a row."""
-        log = (self.directory / "logs" / f"{job['name']}.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(log) if line.strip()), "it printed nothing")
-        if code == -signal.SIGKILL:
+        last = next((line for line in reversed(self._log(job))), "it printed nothing")[:300]
+        if ended.error:
+            return {"status": "failed", "error": f"it could not be run at {ended.node}: {ended.error}"}
+        if ended.code is None:
+            return {"status": KILLED, "error": f"its machine was lost ({ended.node or 'before it said which it is'})"}
+        if ended.code == -signal.SIGKILL:
             return {"status": KILLED, "error": "its process was killed (signal 9), as happens when memory runs out"}
-        if code < 0:
-            ended = code in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)  # the others are its own doing
+        if ended.code < 0:
+            outside = ended.code in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)  # the others are its own doing
             return {
-                "status": KILLED if ended else "crashed",
-                "error": f"its process ended by {signal.Signals(-code).name}; last words: {last[:300]}",
+                "status": KILLED if outside else "crashed",
+                "error": f"its process ended by {signal.Signals(-ended.code).name}; last words: {last}",
             }
-        return {"status": "crashed", "error": f"its process ended with code {code}; last words: {last[:300]}"}
+        return {"status": "crashed", "error": f"its process ended with code {ended.code}; last words: {last}"}
 
-    def _row(self, job: dict[str, Any]) -> Path:
-        return self.directory / "rows" / f"{job['name']}.json"
+    def _log(self, job: Job) -> list[str]:
+        """The lines of a job's log."""
+        with contextlib.suppress(OSError):
+            text = (self.directory / "logs" / f"{job['name']}.txt").read_text(encoding="utf-8", errors="replace")
+            return [line.strip() for line in text.split("\n") if line.strip()]
+        return []
 
-    def _stop(self) -> None:
-        """Let every process save its run, then see that it is gone."""
-        self.stopping.set()
-        self.console.print("stopping: saving what is half trained ...")
-        for process in list(self.running):
-            process.terminate()
-        for process in list(self.running):
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    def _path(self, job: Job) -> Path:
+        return self.directory / job.get("into", "rows") / f"{job['name']}.json"

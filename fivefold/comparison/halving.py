@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from fivefold.comparison.plan import MEASURING_SECONDS
 from fivefold.errors import OptionError
@@ -23,6 +24,11 @@ class Plan:
     counts: tuple[int, ...]
     seconds: tuple[float, ...]
     measuring: float
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> Plan:
+        """As `dataclasses.asdict` and JSON leave it."""
+        return cls(kept["each"], tuple(kept["counts"]), tuple(kept["seconds"]), kept["measuring"])
 
 
 def plan(systems: int, within: float, jobs: int) -> Plan:

@@ -7,15 +7,19 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fivefold import catalog
-from fivefold.comparison.worker import keep_data
+from fivefold.comparison.node import SEEN
+from fivefold.comparison.worker import DATA, FEATURES, keep_data
 from fivefold.data import Data
-from fivefold.errors import RunError
+from fivefold.errors import FivefoldError, RunError
+from fivefold.evaluation.features import named_features
 from fivefold.files import is_temporary, read_json, write_json
+from fivefold.machine import using
 from fivefold.options import Slot, flags, label, plain, presets_of
 from fivefold.report import folder, single
 from fivefold.report.survey import TABLE_1
@@ -30,7 +34,7 @@ _SAME = ("features", "budget", "device", "jobs", "threads", "preset", "options",
 def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | None, options: dict[str, Any]) -> None:
     """What can be known to fail before hours are spent: names, options, files."""
     for system in systems:
-        cls = catalog.find(_name(system)).load()
+        cls = catalog.find(name_of(system)).load()
         if options or preset or system.preset or system.options:
             arguments(cls, own_preset(system, preset), {**options, **system.options})
     every = [*systems, *map(Slot, catalog.entries())]
@@ -43,7 +47,8 @@ def check(systems: list[Slot], samples: Mapping[str, str | Path], preset: str | 
             raise RunError(f"no samples at {file}")
 
 
-def _name(system: Slot) -> str:
+def name_of(system: Slot) -> str:
+    """Its id, or dotted name."""
     return system.name if isinstance(system.name, str) else catalog.name_of(system.name)
 
 
@@ -51,7 +56,7 @@ def own_preset(system: Slot, preset: str | None) -> str | None:
     """The row's own preset; else `preset` where the system has one of that name."""
     if system.preset:
         return system.preset
-    return preset if preset and preset in presets_of(catalog.class_of(_name(system))) else None
+    return preset if preset and preset in presets_of(catalog.class_of(name_of(system))) else None
 
 
 def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
@@ -64,10 +69,11 @@ def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
             raise RunError(f"{directory} compares systems on other data ({old['data']['name']}): name another --out")
         for name in _SAME:
             was, now = old.get(name), settings[name]
-            if was != now and not (name == "tune" and None in (was, now)):
+            if was != now and not (name in ("tune", "jobs") and None in (was, now)):
+                same = {"jobs": " (or the same --jobs)", "threads": f" (or --cpus-per-job {was})"}.get(name, "")
                 raise RunError(
                     f"{directory} was made with {name} {_words(was)}, not {_words(now)}: rows would not be comparable; "
-                    f"name another --out{' (or the same --jobs)' if name in ('jobs', 'threads') else ''}"
+                    f"name another --out{same}"
                 )
         if shared["tune"] and not old.get("tune"):  # rows that nobody tuned stay what they are
             write_json(path, old | {"tune": shared["tune"]})
@@ -83,6 +89,28 @@ def settle(directory: Path, data: Data, shared: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
+def prepare(directory: Path, data: Data, shared: dict[str, Any]) -> None:
+    """What jobs on a cluster must not each make: features, and data for machines that cannot load them."""
+    if data.train.x is not None and not (directory / DATA).exists():
+        keep_data(data, directory)
+    if shared["features"] == "fitted":
+        with using(shared["threads"]), contextlib.suppress(FivefoldError):  # rows will say so
+            named_features("fitted", data, directory / FEATURES)
+
+
+def give(directory: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """A job that measures samples, with its file or folder copied to the comparison's: other machines see no other."""
+    if job["kind"] != "samples":
+        return job
+    file, to = Path(job["file"]), Path("given") / f"{job['name']}{Path(job['file']).suffix}"
+    (directory / "given").mkdir(exist_ok=True)
+    if file.is_dir():
+        shutil.copytree(file, directory / to, dirs_exist_ok=True)
+    else:
+        shutil.copy2(file, directory / to)
+    return {**job, "file": str(to)}
+
+
 PLACES = ("rows", "runs", "logs")
 
 
@@ -90,7 +118,7 @@ def _is_of_a_beginning(item: Path) -> bool:
     """Whether a comparison that was killed before it had its settings left this."""
     if item.is_dir():
         return item.name in PLACES and not any(item.iterdir())
-    return item.name in (".lock", "data.pt", "real.npz") or is_temporary(item)
+    return item.name in (".lock", SEEN, DATA, "real.npz") or is_temporary(item)
 
 
 def _words(value: Any) -> str:
@@ -109,11 +137,11 @@ def plan(
     source = data.source or "DATA"
     jobs = []
     for position, system in enumerate(systems):
-        entry, name = catalog.find(_name(system)), _name(system)
+        entry, name = catalog.find(name_of(system)), name_of(system)
         place = list(catalog.entries()).index(name) if name in catalog.entries() else 1000 + position
         facts: dict[str, Any] = {"system": entry.id, "title": entry.title, "family": entry.family}
         facts |= {"label": label(system), "position": place + position / 1000}
-        facts |= {"jobs": shared.get("jobs"), "threads": {"given": shared.get("threads")}}
+        facts["threads"] = {"given": shared.get("threads")}
         facts["preset"] = preset = own_preset(system, shared.get("preset"))
         own = plain({**shared["options"], **system.options})
         for seed in range(seeds):
@@ -127,7 +155,9 @@ def plan(
         command = shlex.join(["fivefold", "compare", "--data", source, "--samples", f"{name}={file}"])
         row = {"system": None, "title": name, "family": "samples", "label": name, "seed": None, "command": command}
         row["position"] = 2000 + position
-        jobs.append({"kind": "samples", "name": folder.file_name(name, None), "row": row, "file": str(file)})
+        jobs.append(
+            {"kind": "samples", "name": folder.file_name(name, None), "row": row, "file": str(Path(file).resolve())}
+        )
     return [{**shared, **job, "directory": str(directory)} for job in jobs]
 
 

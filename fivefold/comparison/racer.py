@@ -8,12 +8,10 @@ input closes, the parent is gone, and so is this process.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +22,7 @@ from typing import Any
 import torch
 
 from fivefold import catalog
-from fivefold.comparison.crew import start
+from fivefold.comparison.place import Place, Standing
 from fivefold.comparison.worker import read_data
 from fivefold.data import Data
 from fivefold.errors import Stopped
@@ -46,64 +44,43 @@ Turn = dict[str, Any]
 class Racer:
     """A process that takes turns; where one dies, the next turn has a new one."""
 
-    def __init__(self, directory: Path, threads: int, lock: int, number: int) -> None:
-        self.directory, self.threads, self.lock, self.number = directory, threads, lock, number
-        self.process: subprocess.Popen[str] | None = None
+    def __init__(self, directory: Path, threads: int, place: Place, number: int) -> None:
+        self.directory, self.threads, self.place, self.number = directory, threads, place, number
+        self.process: Standing | None = None
         self.ended = False
 
     def wait_ready(self) -> None:
         """Until it has the data and the features."""
         if self.process is None and not self.ended:
-            with (self.directory / "logs" / f"racer-{self.number}.txt").open("a", encoding="utf-8") as log:
-                self.process = start("fivefold.comparison.racer", self.threads, self.lock, log)
-            self._send({"directory": str(self.directory), "threads": self.threads})
-            self._answer()
+            given = {"directory": str(self.directory), "threads": self.threads}
+            module, log = "fivefold.comparison.racer", f"racer-{self.number}"
+            self.process = self.place.standing(module, given, self.threads, log)
+            self.process.ask(None)
 
-    def take(self, turn: dict[str, Any], latest: float) -> dict[str, Any]:
-        """The answer to a turn; what to say of a process that dies or has none after `latest` seconds."""
-        self.wait_ready()
-        process, late = self.process, threading.Event()
-        if process is None:
-            return {"state": "killed", "error": "no process"}
+    def take(self, turn: Turn, latest: float) -> Turn:
+        """The answer to a turn; what to say of a process that dies or has none after `latest` seconds.
 
-        def give_up() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(latest, give_up)
-        timer.start()
-        self._send(turn)
-        answer = self._answer()
-        timer.cancel()
-        if answer is not None:
-            return answer
-        self.process = None
-        if late.is_set():
-            return {"state": "too slow", "error": f"no answer within {latest:.0f} s"}
+        Where the place may lose machines, a turn whose process died is taken up by another, from its last checkpoint.
+        """
+        for _ in range(self.place.tries):
+            self.wait_ready()
+            if self.process is None:
+                return {"state": "killed", "error": "no process"}
+            try:
+                answer = self.process.ask(turn, latest)
+            except TimeoutError:
+                self.process = None
+                return {"state": "too slow", "error": f"no answer within {latest:.0f} s"}
+            if answer is not None:
+                return answer
+            self.process = None
         return {"state": "killed", "error": "its process ended, as happens when memory runs out"}
-
-    def _send(self, what: dict[str, Any]) -> None:
-        assert self.process is not None
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(what) + "\n")
-            self.process.stdin.flush()
-
-    def _answer(self) -> dict[str, Any] | None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
 
     def end(self) -> None:
         """Let it save what it trains, then see that it is gone."""
         self.ended = True
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+        if self.process is not None:
+            self.process.end()
 
 
 # --- the process ------------------------------------------------------------------------------------

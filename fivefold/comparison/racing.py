@@ -24,7 +24,8 @@ from rich.console import Console
 from fivefold import catalog
 from fivefold.comparison import plan as planning
 from fivefold.comparison.crew import Crew
-from fivefold.comparison.halving import STARTING, plan
+from fivefold.comparison.halving import STARTING, Plan, plan
+from fivefold.comparison.place import Place
 from fivefold.comparison.racer import TRAINING, Racer
 from fivefold.data import Data
 from fivefold.errors import OptionError, RunError, Stopped
@@ -81,26 +82,25 @@ class Race:
         systems: with the options that are given.
         shared: what all jobs share (`compare`); its options say what the measure is.
         within: seconds in all.
-        jobs: processes at a time.
+        place: where its processes are, as many as that does jobs at a time.
         started: when the clock was started.
-        lock: of the folder.
         console: where it says what it does.
     """
 
     def __init__(
-        self, directory: Path, data: Data, systems: list[Slot], shared: dict[str, Any], within: float, jobs: int,
-        started: float, lock: int, console: Console,
+        self, directory: Path, data: Data, systems: list[Slot], shared: dict[str, Any], within: float, place: Place,
+        started: float, console: Console,
     ) -> None:  # fmt: skip
         self.directory, self.data, self.systems, self.shared = directory, data, systems, shared
-        self.within, self.jobs, self.lock, self.console = within, jobs, lock, console
+        self.within, self.jobs, self.console = within, place.jobs, console
         self.path = directory / folder.RACE
-        self.plan = plan(len(systems), within, jobs)
+        self.plan = begun_plan(directory) or plan(len(systems), within, self.jobs)
         old: dict[str, Any] = {"elapsed": 0.0, "planned": [], "entries": []}
         old |= read_json(self.path) if self.path.exists() else {}
         self.started, self.planned = started - old["elapsed"], old["planned"]
         self.entries = [Entry(**entry) for entry in old["entries"]]
         self.guard, self.stopping = threading.RLock(), threading.Event()
-        self.racers = [Racer(directory, shared["threads"], lock, i) for i in range(jobs)]
+        self.racers = [Racer(directory, shared["threads"], place, i) for i in range(self.jobs)]
         self.asked: dict[str, Asked] = {}  # trials that are being trained
         self.sized: dict[int, dict[str, Any]] = {}  # by system
         self.trials: dict[int, Trials] = {}
@@ -204,7 +204,8 @@ class Race:
                 entry = queue.popleft()(slot)
             if entry is None:
                 continue
-            turn_of = {"run": str(self.directory / "runs" / entry.name), "seconds": seconds, "share": entry.share}
+            run = (self.directory / "runs" / entry.name).resolve()
+            turn_of = {"run": str(run), "seconds": seconds, "share": entry.share}
             options = {**self.sized[entry.system], **entry.options}
             answer = self.racers[slot].take(self._asked(entry.system, options) | turn_of, self._latest(seconds))
             with self.guard:
@@ -214,7 +215,7 @@ class Race:
     def _asked(self, i: int, options: dict[str, Any]) -> dict[str, Any]:
         """What a process is told of a system with these options beside those given."""
         system = self.systems[i]
-        about = {"system": _name(system), "preset": system.preset, "device": self.shared["device"]}
+        about = {"system": planning.name_of(system), "preset": system.preset, "device": self.shared["device"]}
         return {**about, "options": plain({**self._given(system), **options})}
 
     def _latest(self, seconds: float) -> float:
@@ -299,7 +300,7 @@ class Race:
     def _settle(self, i: int, sized: dict[str, Any]) -> None:
         """Begin a system's trials, or go on with them, at the sizes that they were begun with."""
         system = self.systems[i]
-        given, name = self._given(system), _name(system)
+        given, name = self._given(system), planning.name_of(system)
         place = self.directory / folder.TUNING / folder.file_name(label(system), None)
         place.mkdir(parents=True, exist_ok=True)
         about = {"system": name, "preset": system.preset, "given": plain(dict(system.options)), "by": given["by"]}
@@ -309,34 +310,36 @@ class Race:
         self.trials[i] = Trials(place, cls, self.data.space, system.preset, given, self.sized[i], seed=0)
 
 
-def _name(system: Slot) -> str:
-    return system.name if isinstance(system.name, str) else catalog.name_of(system.name)
-
-
 def entered(systems: list[Slot], preset: str | None, by: str, kind: str, named: bool) -> list[Slot]:
     """The systems that race, with their presets: all by "distance"; by "density" those whose density can be averaged.
 
     OptionError names the others where the user `named` the systems; else they are left out.
     """
-    able = [s for s in systems if by == "distance" or catalog.find(_name(s)).densities.get(kind) in DENSITY]
+    able = [s for s in systems if by == "distance" or catalog.find(planning.name_of(s)).densities.get(kind) in DENSITY]
     others = [label(system) for system in systems if system not in able]
     if others and named:
         raise OptionError(f"{', '.join(others)} have no density to be chosen by: leave them out, or --by distance")
     return [replace(system, preset=planning.own_preset(system, preset)) for system in able]
 
 
-def terms(systems: list[Slot], within: float, jobs: int) -> dict[str, Any]:
+def begun_plan(directory: Path) -> Plan | None:
+    """That of a race which was begun, whatever the number of processes is now."""
+    path = directory / folder.RACE
+    return Plan.from_json(read_json(path)["plan"]) if path.exists() else None
+
+
+def terms(directory: Path, systems: list[Slot], within: float, jobs: int) -> dict[str, Any]:
     """What must be the same where a race is gone on with, and what the page says of its budget."""
-    most = sum(plan(len(systems), within, jobs).seconds)
+    most = sum((begun_plan(directory) or plan(len(systems), within, jobs)).seconds)
     return {"budget": f"up to {most:.0f}s", "within": {"seconds": within, "systems": list(map(label, systems))}}
 
 
 def race(
-    directory: Path, data: Data, systems: list[Slot], shared: dict[str, Any], within: float, jobs: int,
-    started: float, lock: int, console: Console,
+    directory: Path, data: Data, systems: list[Slot], shared: dict[str, Any], within: float, place: Place,
+    started: float, console: Console,
 ) -> None:  # fmt: skip
     """Race, and measure the last few on the test split, the best first, for as long as there is time."""
-    run = Race(directory, data, systems, shared, within, jobs, started, lock, console)
+    run = Race(directory, data, systems, shared, within, place, started, console)
     found = [run.job(rank, entry) for rank, entry in enumerate(run.run())]
     waiting = [job for job in found if not (directory / "rows" / f"{job['name']}.json").exists()]
     console.print(f"\nreport: {directory / folder.REPORT}", highlight=False, markup=False)
@@ -347,8 +350,8 @@ def race(
             names = ", ".join(job["row"]["label"] for job in waiting)
             console.print(f"the time is over: not measured: {names}; the same command measures them", markup=False)
             return
-        batch, waiting = waiting[:jobs], waiting[jobs:]
+        batch, waiting = waiting[: run.jobs], waiting[run.jobs :]
         left = max(LATEST * within - began, 10.0)
         batch = [{**job, "sample_seconds": left / 4} for job in batch]
-        Crew(directory, batch, jobs, lock, console).work()
+        Crew(directory, batch, place, console).work()
         took = run.elapsed() - began

@@ -15,12 +15,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fivefold import catalog
+from fivefold.comparison.node import is_done
+from fivefold.comparison.speed import speeds
 from fivefold.data import Data, load_data
 from fivefold.data.examples import read_examples
 from fivefold.data.raw import PARTS
@@ -37,10 +40,11 @@ from fivefold.report import folder, pictures, single
 from fivefold.report.trials import in_words
 from fivefold.run import Run, load
 from fivefold.space import Space
-from fivefold.training.failures import reason, status
+from fivefold.training.failures import FROM_OUTSIDE, reason, status
 from fivefold.training.fit import fit, resume
-from fivefold.training.tuning import tune
+from fivefold.training.tuning import attempt, tune
 
+DATA, FEATURES = "data.pt", "features.safetensors"  # of the comparison, in its folder
 Tell = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
 
@@ -49,6 +53,8 @@ def main() -> None:
     """Do the job on standard input and write its row."""
     job: Job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if is_done(row_path(job)):
+        return
     torch.set_num_threads(job["threads"])
     events = os.dup(1)
     os.dup2(2, 1)  # what a system prints belongs in the log
@@ -65,12 +71,14 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         row = {**job["row"], "status": status(error), "error": reason(error)}
-    threads = {**job["row"].get("threads", {}), **row.get("threads", {})}
-    write_json(row_path(job), {**job["row"], **row, "threads": threads, "position": job["row"]["position"]})
+    both = {part: {**job["row"].get(part, {}), **row.get(part, {})} for part in ("threads", "machine")}
+    if job["kind"] != "speeds":
+        both["machine"] |= job["machine"]
+    write_json(row_path(job), {**job["row"], **row, **both, "position": job["row"]["position"]})
 
 
 def row_path(job: Job) -> Path:
-    return Path(job["directory"]) / "rows" / f"{job['name']}.json"
+    return Path(job["directory"]) / job.get("into", "rows") / f"{job['name']}.json"
 
 
 def _train(job: Job, tell: Tell) -> Row:
@@ -90,7 +98,7 @@ def _train(job: Job, tell: Tell) -> Row:
         options = {"device": job["device"], "preset": job["row"]["preset"], **job["options"]}
         fit(name, data, out=run_path, budget=job["budget"], seed=job["row"]["seed"], watch=watch, **options)
     tell({"phase": "measuring", "progress": 1.0})
-    features = named_features(job["features"], data, directory / "features.safetensors")
+    features = named_features(job["features"], data, directory / FEATURES)
     shared: Arrays = {}
     row = evaluate(
         run_path, data, features=features, trust=trust, device=device, keep=shared,
@@ -130,6 +138,34 @@ def _tuned(job: Job, tell: Tell) -> Row:
     return {**row, "note": note, "tuned": {**job["tune"], "options": plain(found.best.options)}}
 
 
+def _speeds(job: Job, tell: Tell) -> Row:
+    """A finished row with its speeds measured again, here."""
+    directory, row = Path(job["directory"]), job["row"]
+    tell({"phase": "timing", "progress": 1.0})
+    with contextlib.suppress(FileExistsError):
+        row_path(job).parent.mkdir()
+    row = read_json(directory / "rows" / f"{job['name']}.json")
+    found = speeds(
+        directory / "runs" / job["name"], read_data(directory), trust=job["trust"], device=job["device"],
+        resolution=job["threads"] if "resolution" in row else None,
+    )  # fmt: skip
+    timed = found.pop("machine") | job["machine"]
+    return {**row, **{part: {**row[part], **values} for part, values in found.items()}, "timed": timed}
+
+
+def _trial(job: Job, tell: Tell) -> Row:
+    """One trial of a tuning."""
+
+    def watch(event: dict[str, Any]) -> None:
+        said = {name: event[name] for name in ("validation", "seconds") if "validation" in event}
+        tell({"phase": "training", "progress": event.get("progress", 0.0), **said})
+
+    cls, data = catalog.class_of(job["row"]["system"]), read_data(Path(job["directory"]))
+    found = attempt(cls, data, job["number"], job["changed"], job["options"], job["preset"], job["device"], watch)
+    outside = found.state in FROM_OUTSIDE
+    return {"status": found.state if outside else "ok", "error": found.error, "trial": asdict(found)}
+
+
 def _slots(options: dict[str, Any]) -> list[str]:
     """The names of what fills slots."""
     return [name for value in options.values() if isinstance(value, dict) for name in names_in(value)]
@@ -140,8 +176,8 @@ def _measure(job: Job, tell: Tell) -> Row:
     directory = Path(job["directory"])
     data = read_data(directory)
     tell({"phase": "measuring", "progress": 1.0})
-    samples = read_examples(job["file"], data.space)
-    features = named_features(job["features"], data, directory / "features.safetensors")
+    samples = read_examples(str(directory / job["file"]), data.space)
+    features = named_features(job["features"], data, directory / FEATURES)
     shared: Arrays = {}
     row = evaluate_samples(job["row"]["label"], samples, data, features=features, keep=shared)
     shown = data.space.encode(samples)[: pictures.shown(data.space.kind)].numpy()
@@ -149,19 +185,25 @@ def _measure(job: Job, tell: Tell) -> Row:
     return {**row, "command": job["row"]["command"]}
 
 
-_WORK: dict[str, Callable[[Job, Tell], Row]] = {"train": _train, "tuned": _tuned, "samples": _measure}
+_WORK: dict[str, Callable[[Job, Tell], Row]] = {
+    "train": _train,
+    "tuned": _tuned,
+    "samples": _measure,
+    "speeds": _speeds,
+    "trial": _trial,
+}
 
 
 # --- the data ---------------------------------------------------------------------------------------
 
 
 def keep_data(data: Data, directory: Path) -> None:
-    """Keep data that were given in memory, for the workers; RunError where they are too large for that."""
+    """Keep data for workers that cannot load them; RunError where they are too large for that."""
     splits = {name: getattr(data, name) for name in PARTS}
     if any(split.x is None for split in splits.values()):
         raise RunError("data larger than memory are compared by their path: give compare the path")
     tensors = {name: {"x": s.x, "condition": s.condition} for name, s in splits.items()}
-    with replacing(directory / "data.pt") as path:
+    with replacing(directory / DATA) as path:
         torch.save(tensors, path)
 
 
@@ -169,10 +211,13 @@ def read_data(directory: Path) -> Data:
     """The comparison's data; RunError where they changed since it began."""
     settings = read_json(directory / folder.SETTINGS)
     named = settings["data"]
-    if not named["source"]:
-        tensors = torch.load(directory / "data.pt", weights_only=True)
+    if (directory / DATA).exists():
+        tensors = torch.load(directory / DATA, weights_only=True)
         train, valid, test = (Split(len(t["x"]), t["x"], t["condition"]) for t in (tensors[name] for name in PARTS))
-        return Data(named["name"], Space.from_json(settings["space"]), train, valid, test, named["fingerprint"])
+        return Data(
+            named["name"], Space.from_json(settings["space"]), train, valid, test, named["fingerprint"],
+            named["source"], tuple(settings["notes"]), settings["entropy"], named["arguments"],
+        )  # fmt: skip
     data = load_data(named["source"], **named["arguments"])
     if data.fingerprint != named["fingerprint"]:
         raise RunError(f"{named['source']} changed since the comparison began: name another --out")

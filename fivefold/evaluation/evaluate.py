@@ -16,6 +16,8 @@ A row is a dictionary that JSON can hold:
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
 | threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`;     |
 |           | in a comparison those `given` to each process, and beside them `jobs`, processes at a time |
+| machine   | where it was measured: `fivefold.machine.describe`; in a comparison also its `node` in a    |
+|           | cluster, and how many `jobs` it does at a time                                           |
 | sizes     | what the rule of sizes chose: `fivefold.training.sizing.Sizes`                          |
 | stars     | Table 2's 1 to 5, None where its rule does not apply                                   |
 | facts     | Table 1's two columns of ticks                                                         |
@@ -57,7 +59,7 @@ from fivefold.data import Data, load_data
 from fivefold.errors import DataError, TooFew, UnknownSystem
 from fivefold.evaluation.bits import bits
 from fivefold.evaluation.features import Features, fit_features, gaps_shown
-from fivefold.machine import fastest_threads, load, using
+from fivefold.machine import describe, fastest_threads, load, using
 from fivefold.options import Slot, flags, label
 from fivefold.run import Run
 from fivefold.space import Batch, Space
@@ -139,6 +141,7 @@ def evaluate(
         "cost": cost,
         "stars": stars(system, cost),
         "threads": {**history.pop("threads"), "sampling": cost["sample_threads"], "load": load()},
+        "machine": describe(system.device),
         "facts": {"free_form_jacobian": system.free_form, "exact_density": _EXACT[system.density]},
         **history,
     }

@@ -325,8 +325,13 @@ class Speed:
         return _readings(_SPEED, self.good)
 
     @cached_property
+    def machines(self) -> int:
+        """On how many kinds of machine they were timed."""
+        return len(by_kind(self.rates))
+
+    @cached_property
     def first(self) -> list[str]:
-        return leaders(_SPEED, self.rates)
+        return leaders(_SPEED, self.rates) if self.machines == 1 else []
 
     @cached_property
     def near(self) -> list[str]:
@@ -349,13 +354,17 @@ class Speed:
 
     def quick(self) -> Found:
         sound = [label for label in self.near if label in self.rates and label not in self.quality.objections]
-        if not sound or not (self.far() or self.doubted()):
+        if not sound or self.machines > 1 or not (self.far() or self.doubted()):
             return None
         return listed(leaders(_SPEED, {label: self.rates[label] for label in sound}), "or")
 
 
 SPEED_SENTENCES = (
-    Sentence(lambda c: not c.first, "Sampling was not timed."),
+    Sentence(lambda c: not c.rates, "Sampling was not timed."),
+    Sentence(
+        lambda c: c.machines > 1 and c.machines,
+        "No recommendation: the speeds are of {} kinds of machine; compare --measure-on NODE measures them on one.",
+    ),
     Sentence(lambda c: bool(c.first) and amount(c.rates[c.first[0]].value), "{} samples a second, 64 at a time."),
     TIE,
     Sentence(Speed.far, "Yet its samples are far from the best (Fréchet distance {} against {})."),

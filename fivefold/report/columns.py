@@ -110,6 +110,8 @@ class Line:
             return None
         if len(found) == 1:
             return found[0]
+        if len({reading.kind for reading in found}) > 1:  # of densities one system has one kind
+            found[0] = found[0]._replace(kind=f"{SEVERAL} ({self.label})", note=SEVERAL)
         values = np.array([reading.value for reading in found])
         seeds = Seeds(float(values.var(ddof=1)), len(values))
         errors = [float(np.mean([getattr(r, name) for r in found])) for name in ("error", "excess_error")]
@@ -209,15 +211,39 @@ def _quality(name: str) -> Callable[[Row], Reading | None]:
 
 def _resolution(row: Row) -> Reading | None:
     found = row.get("resolution")
-    return None if found is None else Reading(float(found["side"] or 0), note=f"{found['limits']}; {found['why']}")
+    note = f"{found['limits']}; {found['why']}" if found else ""
+    return None if found is None else Reading(float(found["side"] or 0), kind=machine(row), note=note)
 
 
-def _cost(name: str, relative_error: float = 0.0) -> Callable[[Row], Reading | None]:
+def _cost(name: str, relative_error: float = 0.0, of: str = "") -> Callable[[Row], Reading | None]:
+    """`of`: what says on which machine it was measured, so that only values of one machine are ranked."""
+
     def read(row: Row) -> Reading | None:
         value = (row.get("cost") or {}).get(name)
-        return None if value is None else Reading(float(value), relative_error * abs(value))
+        kind = machine(row, of) if of else ""
+        return None if value is None else Reading(float(value), relative_error * abs(value), kind)
 
     return read
+
+
+SEVERAL = "several machines"
+
+
+def machine(row: Row, of: str = "timed") -> str:
+    """Where a row was made ("machine"), or where its speeds were measured ("timed"), in words; two machines that cannot
+    be told apart by them are one kind of machine.
+    """
+    found = row.get(of) or row.get("machine") or {}
+    if "processor" not in found:
+        return ""
+    device = "" if found["device"] == "cpu" else f", {found['device']}"
+    at_once = f", {found['jobs']} at a time" if found.get("jobs") else ""
+    return f"{found['processor']}, {found['cores']} cores, {found['memory'] / 2**30:.0f} GiB{device}{at_once}"
+
+
+def _machine(row: Row) -> Reading | None:
+    words = machine(row)
+    return Reading(math.nan, kind=words, note=words) if words else None
 
 
 def _star(name: str) -> Callable[[Row], Reading | None]:
@@ -285,26 +311,29 @@ def _threads(row: Row) -> Reading | None:
 
 COST = (
     Column("train_rate", "Training/s", "Cost", "Examples a second in training.", "high",
-           _cost("train_examples_per_second", TIMING_ERROR), _plain),
+           _cost("train_examples_per_second", TIMING_ERROR, "timed"), _plain),
     Column("to_best", "Time to best", "Cost", "Training seconds until validation had come 99 % of the way from its "
-           "first value to the best that it reached.", "low", _cost("seconds_to_best", TIMING_ERROR), _seconds),
+           "first value to the best that it reached.", "low",
+           _cost("seconds_to_best", TIMING_ERROR, "machine"), _seconds),
     Column("at_end", "At the end", "Cost", "Whether validation, density or distance, was still improving by more than "
            "its error over the last fifth of the training time.", None, _at_end,
            lambda r, e: "still improving" if r.value > 0.5 else "level"),
     Column("validation", "Validation time", "Cost", "Seconds that validation took, which the budget does not count.",
            None, _cost("validation_seconds"), _seconds),
     Column("sample_1", "Samples/s, one at a time", "Cost", "Examples a second, drawn one by one.", "high",
-           _cost("sample_per_second_1", TIMING_ERROR), _plain),
+           _cost("sample_per_second_1", TIMING_ERROR, "timed"), _plain),
     Column("sample_64", "Samples/s, 64 at a time", "Cost", "Examples a second, drawn in batches of 64.", "high",
-           _cost("sample_per_second_64", TIMING_ERROR), _plain),
+           _cost("sample_per_second_64", TIMING_ERROR, "timed"), _plain),
     Column("evaluations", "Evaluations a sample", "Cost", "Network evaluations that a sample takes, one after another.",
            "low", _cost("sample_evaluations"), _plain),
     Column("parameters", "Parameters", "Cost", "Trained numbers.", "low", _cost("parameters"), _plain),
     Column("memory", "Peak memory", "Cost", "The most memory that the process held (all of it, the libraries too).",
-           "low", _cost("peak_memory_bytes", TIMING_ERROR), lambda r, e: f"{amount(r.value)}B"),
+           "low", _cost("peak_memory_bytes", TIMING_ERROR, "machine"), lambda r, e: f"{amount(r.value)}B"),
     Column("threads", "Threads", "Cost", "Threads that training and sampling were found to be fastest with; a point at "
            "the cell shows what else the machine did (its load, in processes that want a core).", None, _threads,
            lambda r, e: r.note),
+    Column("machine", "Machine", "Cost", "Where the speeds were measured. They are ranked among those of one kind of "
+           "machine only; --measure-on measures all of them again on one.", None, _machine, lambda r, e: r.note),
     Column("resolution", "Largest side", "Cost", f"The largest square images, doubling from 8, with {LIMITS}.",
            "high", _resolution, lambda r, e: f"{r.value:.0f}" if r.value else "none"),
 )  # fmt: skip
@@ -357,10 +386,11 @@ def columns(rows: Iterable[Row]) -> list[Column]:
     rows = [row for row in rows if row["status"] == "ok"]
     names = {row["quality"]["frechet_name"] for row in rows if (row.get("quality") or {}).get("frechet_name")}
     quality = [replace(c, title=names.copy().pop()) if c.key == "frechet" and len(names) == 1 else c for c in QUALITY]
+    several = len({words for row in rows if (words := machine(row))}) > 1
     return [
         c
         for c in (density_column(rows), *quality, *COST, *SURVEY, *PRINTED)
-        if any(c.read(row) is not None for row in rows)
+        if any(c.read(row) is not None for row in rows) and (several or c.key != "machine")
     ]
 
 
@@ -400,7 +430,7 @@ def leaders(column: Column, readings: dict[str, Reading]) -> list[str]:
 
 
 def by_kind(readings: dict[str, Reading]) -> dict[str, dict[str, Reading]]:
-    """Readings apart by kind of density (one group where it has no kind), so that only like ranks with like."""
+    """Readings apart by kind of density, and speeds by machine, so that only like ranks with like."""
     kinds: dict[str, dict[str, Reading]] = {}
     for label, reading in readings.items():
         kinds.setdefault(reading.kind, {})[label] = reading
@@ -423,8 +453,9 @@ def _cell(column: Column, reading: Reading | None, mark: str, several: bool) -> 
     if reading is None:
         return Cell("–")
     finite = math.isfinite(reading.value)
-    kind = f"{'tied for ' if mark == 'tie' else ''}best{f' {reading.kind}' if reading.kind else ''}"
-    hints = [kind] if mark else []
+    of = f" {reading.kind}" if reading.kind and column.group != "Cost" else ""
+    hints = [f"{'tied for ' if mark == 'tie' else ''}best{of}"] if mark else []
+    hints += [reading.kind] if column.group == "Cost" and reading.kind else []
     hints += [f"± {number(reading.error, reading.error)}"] if reading.error and column.group != "Cost" else []
     hints += [f"floor {number(reading.floor)}"] if reading.floor is not None else []
     hints += [reading.note] if column.key == "at_end" and reading.note else []

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import fivefold
 from fivefold.data import Data
 from fivefold.evaluation.diagnostics import diagnose
 from fivefold.evaluation.evaluate import TRAINING_EXAMPLES, evaluate, recoded
 from fivefold.evaluation.features import Features, fit_features, gaps_shown
+from fivefold.machine import versions
 from fivefold.report import pictures
 from fivefold.report.page import Arrays, Content
 from fivefold.run import Run
@@ -52,7 +52,7 @@ def describe(data: Data) -> dict[str, Any]:
         "notes": list(data.notes),
         "entropy": data.entropy,
         "machine": f"{place}, {os.cpu_count()} cores",
-        "versions": {"fivefold": fivefold.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
 
 

@@ -16,7 +16,7 @@ _SHOWN = (
     ("Density and sample quality",
      ("bits", "nats", "frechet", "kernel", "recall", "two_sample_accuracy", "memorisation")),
     ("Cost", ("train_rate", "to_best", "at_end", "validation", "sample_1", "sample_64", "evaluations", "parameters",
-      "memory", "resolution")),
+      "memory", "machine", "resolution")),
     ("The survey's columns",
      ("stars_training", "stars_sampling", "stars_parameters", "stars_resolution", "free_form", "exact")),
     ("Measured here, and as the survey prints it for CIFAR-10 (others' models)",
@@ -28,6 +28,7 @@ LEGEND = (
     "bold green: best of its kind of density or of its column; green: tied with it within two standard errors of the "
     "difference, of {}"
 )
+MACHINES = "speeds, times and memory are marked among those of one kind of machine: --measure-on measures them on one"
 COMPARED = {False: "these runs, one of each system", True: "the systems, with the spread between their seeds"}
 
 
@@ -44,6 +45,8 @@ def table(rows: list[Row]) -> Group:
         if good and any(column.key not in seen for column in chosen):  # a table that repeats columns has new ones too
             parts.append(_table(title, chosen, good, finished))
         seen |= set(keys)
+    if "machine" in known:
+        parts.append(Text(MACHINES, style="dim"))
     if good:
         parts.append(Text(LEGEND.format(COMPARED[any(len(line.finished) > 1 for line in finished)]), style="dim"))
     if len(good) < len(finished):

@@ -156,6 +156,22 @@ class _Rehearsal(Trainer):
         pass
 
 
+def rehearse(system: System, data: Data, settings: Mapping[str, Any], spend: float) -> tuple[int, float]:
+    """With how many threads a step at the end of training takes the fewest seconds, and how many; steps are made.
+
+    Args:
+        system: where it is to be trained.
+        data: to train on.
+        settings: of `fit`.
+        spend: seconds with each number of threads, about.
+    """
+    settings = {**settings, "compile": False, "tensorboard": False}
+    trainer = _Rehearsal(system, data, system.optimizers(), None, lambda event: None, **settings)
+    system.train()
+    trainer.progress = 1.0  # what grows is largest at the end
+    return fastest_threads(trainer._iterate, spend)
+
+
 class _Search:
     """Builds and rehearses a training at one size after another."""
 
@@ -217,12 +233,8 @@ class _Search:
     def step_seconds(self, scale: float, batch: int) -> float:
         """Of a step at the end of training."""
         try:
-            system = self.build(scale)
-            settings = {**self.arguments["fit"], "batch_size": batch, "compile": False, "tensorboard": False}
-            trainer = _Rehearsal(system, self.data, system.optimizers(), None, lambda event: None, **settings)
-            system.train()
-            trainer.progress = 1.0  # what grows is largest at the end
-            return fastest_threads(trainer._iterate, self.spend)[1]
+            settings = {**self.arguments["fit"], "batch_size": batch}
+            return rehearse(self.build(scale), self.data, settings, self.spend)[1]
         except FivefoldError:
             if scale == SCALES[0]:
                 raise

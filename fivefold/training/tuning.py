@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 SETTINGS = "tuning.json"
 BUDGET = "60s"  # of the command line that trains with what was found
 Tell = Callable[[int, Event], None]
+Attempts = Callable[[Trials, int, Data, dict[str, Any], Callable[[Trial], None]], None]
 
 
 class Hopeless(Exception):
@@ -69,6 +69,7 @@ def tune(
     device: str = "auto",
     watch: Tell = lambda number, event: None,
     told: Callable[[Trial], None] = lambda trial: None,
+    attempts: Attempts | None = None,
     **options: Any,
 ) -> Tuned:
     """Try values of a system's options, over the ranges that they declare, and find the best on the validation split.
@@ -88,6 +89,8 @@ def tune(
         device: "auto", "cpu", "cuda" or "cuda:1".
         watch: called with the number of the trial, from 1, and each log line of its training.
         told: called with each trial when it is over.
+        attempts: makes the trials elsewhere (`fivefold.comparison.tuning`), where `watch` is not called; None makes one
+            after another here.
         options: of the system or of `fit`, which stay as they are.
 
     Raises:
@@ -108,16 +111,11 @@ def tune(
         record |= {"data": {"name": data.name, "fingerprint": data.fingerprint}}
         sized = settle(directory, record, lambda: usual_sizes(cls, preset, {**options, **fixed}, data, device))
         found = Trials(directory, cls, data.space, preset, {**options, **fixed}, sized, seed)
-        while (count := len(found.done)) < trials:
-            asked, changed = found.ask()
-            try:
-                look = partial(watch, count + 1)
-                trial = _attempt(cls, data, asked, changed, {**options, **fixed}, preset, device, look)
-            except (Stopped, KeyboardInterrupt):
-                found.give_back(asked)
-                raise Stopped(f"stopped after {count} of {trials} trials; the same command goes on") from None
-            found.tell(asked, trial)
-            told(trial)
+        if attempts is None:
+            _one_by_one(found, trials, cls, data, {**options, **fixed}, preset, device, watch, told)
+        else:
+            about = {"system": name, "preset": preset, "device": device, "options": plain({**options, **fixed})}
+            attempts(found, trials, data, about, told)
         if (best := found.best) is None:
             raise RunError(f"none of {trials} trials of {name} could be finished; the last: {found.done[-1].error}")
         found.write(importances := found.importances())
@@ -153,25 +151,46 @@ def settle(directory: Path, record: dict[str, Any], sized: Callable[[], dict[str
     return old.get("sized", {})
 
 
-def _attempt(
+def _one_by_one(
+    found: Trials, count: int, cls: type[System], data: Data, fixed: dict[str, Any], preset: str | None, device: str,
+    watch: Tell, told: Callable[[Trial], None],
+) -> None:  # fmt: skip
+    """Make trials here until there are `count`."""
+    while (number := len(found.done) + 1) <= count:
+        asked, changed = found.ask()
+
+        def look(event: Event, number: int = number, asked: Asked = asked) -> None:
+            watch(number, event)
+            if math.isfinite(event.get("validation", math.nan)):
+                report(asked, event)
+
+        try:
+            trial = attempt(cls, data, asked.number, changed, fixed, preset, device, look)
+        except (Stopped, KeyboardInterrupt):
+            found.give_back(asked)
+            raise Stopped(f"stopped after {number - 1} of {count} trials; the same command goes on") from None
+        found.tell(asked, trial)
+        told(trial)
+
+
+def attempt(
     cls: type[System],
     data: Data,
-    asked: Asked,
+    number: int,
     changed: dict[str, Any],
     fixed: dict[str, Any],
     preset: str | None,
     device: str,
     watch: Callable[[Event], None],
 ) -> Trial:
-    """Train with these options, and what became of it."""
+    """Train with the options `fixed` and `changed`, and what became of it; `watch` may say that it is Hopeless."""
     curve: list[list[float]] = []
     started = time.monotonic()
 
     def look(event: Event) -> None:
-        watch(event)
-        if "validation" in event and math.isfinite(event["validation"]):
+        if math.isfinite(event.get("validation", math.nan)):
             curve.append([event["seconds"], event["validation"]])
-            _report(asked, event)
+        watch(event)
 
     state, error = FINISHED, None
     try:
@@ -183,10 +202,10 @@ def _attempt(
     if state == FINISHED and not curve:
         state, error = "failed", "no validation value was finite"
     value = min((value for _, value in curve), default=None)
-    return Trial(asked.number, state, changed, value, time.monotonic() - started, curve, error)
+    return Trial(number, state, changed, value, time.monotonic() - started, curve, error)
 
 
-def _report(asked: Asked, event: Event) -> None:
+def report(asked: Asked, event: Event) -> None:
     """Tell the pruner the value at a tenth of the budget; Hopeless where it says so."""
     tenth = int(event["progress"] * 10 + 1e-9)
     if tenth not in asked.study.trials[asked.number].intermediate_values:
