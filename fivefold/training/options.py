@@ -25,6 +25,10 @@ class Settings(Configured):
         least=1, tune=(16, 256), log=True, section="fit",
     )  # fmt: skip
     accumulate: int = option(1, "micro-batches an iteration is split into, to save memory", least=1, section="fit")
+    shard: bool = option(
+        False, "cut parameters, gradients and optimiser states into a part for each process (under torchrun)",
+        section="fit",
+    )  # fmt: skip
     balance: bool = option(
         False, "draw every class of the condition equally often in training, however rare it is", section="fit"
     )

@@ -219,7 +219,7 @@ class _Search:
         try:
             system = self.build(scale)
             settings = {**self.arguments["fit"], "batch_size": batch, "compile": False, "tensorboard": False}
-            trainer = _Rehearsal(system, self.data, system.optimizers(), None, lambda event: None, **settings)
+            trainer = _Rehearsal(system, self.data, None, lambda event: None, **settings)
             system.train()
             trainer.progress = 1.0  # what grows is largest at the end
             return fastest_threads(trainer._iterate, self.spend)[1]
