@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,21 @@ def computes_in_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public name for it
     return bool(native and native())
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has; of the processor, of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def bytes_in(text: str) -> int:
+    """A size in words, as 80GB, 16GiB or 500MB; OptionError says what was expected."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise OptionError(f"option 'memory' takes a size as 80GB, 16GiB or 500MB, got {text!r}")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** (1 + "KMGT".index(match[2])))
 
 
 # --- threads ----------------------------------------------------------------------------------------

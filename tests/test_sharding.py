@@ -44,7 +44,7 @@ def losses_of(system: str, options: dict[str, Any], rank: int, world: int) -> di
     from fivefold.training.fit import _trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        seed_step, start = trainers._seed_step, spread._start
+        seed_step, start = trainers._seed_step, spread.set_by_first
         patch.setattr(trainers, "_seed_step", lambda seed, step, rank: seed_step(seed, step, 0))
 
         def started(*given: Any) -> None:
@@ -55,7 +55,7 @@ def losses_of(system: str, options: dict[str, Any], rank: int, world: int) -> di
             share = torch.rand(n)  # a slice already
             return (torch.arange(rank * n, (rank + 1) * n) + share) / (n * world)
 
-        patch.setattr(spread, "_start", started)
+        patch.setattr(spread, "set_by_first", started)
         patch.setattr("fivefold.diffusion._system.spread", sliced if world > 1 else numbers)
         split = arguments(catalog.class_of(system), None, {"batch_size": 16, "seed": 1, **options})
         trainer = _trainer(system, split, fivefold.load_data("digits"), torch.device("cpu"), lambda event: None)

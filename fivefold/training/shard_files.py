@@ -60,7 +60,7 @@ def save(run: Run, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
 
 
 def load(run: Run, device: torch.device, empty: Callable[[torch.Size], Tensor]) -> dict[str, Any] | None:
-    """The state to resume from, its sharded tensors read into what `empty` makes; None where there is none in shards."""
+    """The state to resume from, sharded tensors read into what `empty` makes; None where there is none in shards."""
     folder = max(_folders(run.directory), key=_number, default=None)
     if folder is None:
         return None

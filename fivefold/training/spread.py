@@ -105,7 +105,7 @@ class Shards(Whole):
         super().__init__(system, averaged)
         self.kind = type(system)
         self.mesh = device_mesh.init_device_mesh(system.device.type, (ranks.world(),))
-        _start(system, first)
+        set_by_first(system, first)
         self.system = system
         for network in system.shards():
             if any(True for _ in network.parameters()):
@@ -137,7 +137,7 @@ class Shards(Whole):
         return update
 
     def backward(self, loss: Tensor, params: list[Tensor]) -> None:
-        """A plain backward pass: with `inputs` given shards get no gradients. There is one player, who gets them all."""
+        """A plain backward pass: with `inputs` given shards get no gradients. There is one player, who gets all."""
         loss.backward()
 
     def reduce(self, params: list[Tensor], loss: Tensor, stats: list[Tensor]) -> None:
@@ -207,7 +207,7 @@ def check(system: System) -> None:
     raise Unfit(f"{name} cannot be trained with --shard: {why}. Without it every process holds the whole model")
 
 
-def _start(system: System, batch: Batch) -> None:
+def set_by_first(system: System, batch: Batch) -> None:
     """Let a batch set what the first one sets, and nothing else."""
     waiting = [module for module in system.modules() if isinstance(module, FirstBatch) and not module.started]
     if waiting:

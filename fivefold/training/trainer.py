@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.data.splits import Data
-from fivefold.errors import Diverged, Stopped
+from fivefold.errors import Diverged, OptionError, Stopped
 from fivefold.machine import Threads, computes_in_bf16, keep_freed_memory, load
 from fivefold.run import Run
 from fivefold.system import System, Update
@@ -24,7 +24,8 @@ from fivefold.training.batches import Batches, mix
 from fivefold.training.budget import Budget
 from fivefold.training.log import Event, Log
 from fivefold.training.options import Settings
-from fivefold.training.spread import Shards, Whole, whole
+from fivefold.training.recompute import recompute_layers
+from fivefold.training.spread import Shards, Whole, set_by_first, whole
 from fivefold.training.validation import Validation, measure_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,15 +76,27 @@ class Trainer:
         self.best_weights: dict[str, Tensor] = {}
         self.pending: list[tuple[nn.Module, Tensor, Tensor]] = []
         self.log = Log(run, settings.tensorboard, watch)
-        if settings.compile:
-            for network in system.networks():
-                network.compile()
+        self._prepare_networks()
 
     def _spread(self, settings: Settings) -> Whole:
         if not self.sharded:
             return Whole(self.system, settings.ema > 0)
         _seed_step(settings.seed, 0, ranks.rank())
         return Shards(self.system, settings.ema > 0, self.batches.at(0)[0])
+
+    def _prepare_networks(self) -> None:
+        """As the settings say: computed again in the backward pass, compiled, replayed as CUDA graphs."""
+        settings, compiled = self.settings, self.settings.compile or self.settings.graphs
+        if compiled and (settings.recompute or settings.shard):
+            raise OptionError("--recompute and --shard work by hooks that --compile and --graphs cannot follow: choose")
+        if settings.graphs and self.on_cpu:
+            raise OptionError("--graphs replays what a GPU does, and this trains on a processor: leave it out")
+        if settings.recompute:
+            _seed_step(settings.seed, 0, ranks.rank())
+            set_by_first(self.system, self.batches.at(0)[0])  # what is computed again takes the path of later batches
+            recompute_layers(self.system)
+        for network in self.system.networks() if compiled else ():
+            network.compile(mode="reduce-overhead" if settings.graphs else None)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -295,18 +308,19 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on, copied."""
-        return _clone(
-            {
-                "system": self.system.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else {},
-                "optimizers": {self.names[p]: o.state_dict() for p, o in self.optimizers.items()},
-                "scaler": self.scaler.state_dict(),
-                "best": self.best,
-                "best_weights": self.best_weights,
-                "validation_counts": self.validation.counts,
-                **{name: getattr(self, name) for name in _COUNTERS},
-            }
-        )
+        return _clone(self._held())
+
+    def _held(self) -> dict[str, Any]:
+        return {
+            "system": self.system.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else {},
+            "optimizers": {self.names[p]: o.state_dict() for p, o in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "best_weights": self.best_weights,
+            "validation_counts": self.validation.counts,
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         state = self.spread.placed(_clone(state))
@@ -331,7 +345,7 @@ class Trainer:
         spent |= {"validation_seconds": self.validation_seconds, "wall_seconds": self.wall_seconds}
         spent |= {"threads": self.threads.used, "load": load()}
         self.log.flush()
-        state = self.state() | {"log_bytes": self.run.log_bytes()}
+        state = self._held() | {"log_bytes": self.run.log_bytes()}
         self.spread.save(self.run, weights, state, finished=status == "finished")
         if ranks.rank() == 0:
             self.run.update(status=status, error=error, progress=self.progress, best=self.best, **spent)
