@@ -205,7 +205,7 @@ class System(Configured, nn.Module, ABC):
         return [m for m in self.children() if type(m).forward is not nn.Module.forward]
 
     def shards(self) -> list[nn.Module]:
-        """Networks whose parameters training reads in their `forward` alone: with `--shard` each is gathered by itself."""
+        """Networks whose parameters training reads in their `forward` alone: `--shard` gathers each by itself."""
         return self.networks()
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator
 from types import MethodType
 from typing import Any
@@ -112,11 +113,8 @@ class Shards(Whole):
                 self._shard(network)
         self._shard(system)
         self.plain = self.kind.updates is System.updates  # its loss is all there is: nothing follows the `yield`
-        if self.plain:
-            register_fsdp_forward_method(system, "loss")
-        else:
-            system.advance = MethodType(_advance, system)  # type: ignore[assignment]
-            register_fsdp_forward_method(system, "advance")
+        system.advance = MethodType(_advance, system)  # type: ignore[assignment]
+        register_fsdp_forward_method(system, "advance")
         if self.average is not None:
             self._shard(self.average)
 
@@ -127,7 +125,7 @@ class Shards(Whole):
         fully_shard(module, mesh=self.mesh)
 
     def advance(self, stream: Stream, reply: Reply) -> Update:
-        if self.plain:
+        if self.plain and inspect.getgeneratorstate(stream) == inspect.GEN_SUSPENDED:  # type: ignore[arg-type]
             return super().advance(stream, reply)
         update: Update | None = self.system.advance(stream, reply)  # type: ignore[operator]
         if update is None:
