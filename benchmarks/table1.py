@@ -58,9 +58,7 @@ def training(system: System, data: Data, seconds: float, **options: Any) -> Time
     """Seconds a step in the trainer's own loop, by the clock, so that it chooses how many threads to take."""
 
     def timed() -> float:
-        trainer = Trainer(
-            system, data, system.optimizers(), None, lambda event: None, budget=f"{seconds}s", evaluations=1, **options
-        )
+        trainer = Trainer(system, data, None, lambda event: None, budget=f"{seconds}s", evaluations=1, **options)
         trainer.validation = lambda system: (0.0, "none", {})  # type: ignore[assignment]  # the peers have none either
         trainer.train()
         return trainer.seconds / trainer.step

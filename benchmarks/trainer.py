@@ -62,16 +62,7 @@ def trained(data: Data) -> float:
     """Seconds of the trainer's clock for the same steps, its guard, logging and bookkeeping included."""
     torch.manual_seed(0)
     system = TinyRegression(data.space)
-    trainer = Trainer(
-        system,
-        data,
-        system.optimizers(),
-        None,
-        lambda event: None,
-        budget=f"{STEPS}steps",
-        batch_size=BATCH,
-        evaluations=1,
-    )
+    trainer = Trainer(system, data, None, lambda event: None, budget=f"{STEPS}steps", batch_size=BATCH, evaluations=1)
     trainer.train()
     return trainer.seconds
 

@@ -7,6 +7,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import socket
 import sys
 import time
@@ -49,7 +50,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "host": socket.gethostname(),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory": memory_of(torch.device("cpu")),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(),
     }
@@ -66,6 +67,21 @@ def processor() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         return next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
     return platform.processor() or platform.machine()
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has; of the processor, of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def bytes_in(text: str) -> int:
+    """A size in words, as 80GB, 16GiB or 500MB; OptionError says what was expected."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise OptionError(f"option 'memory' takes a size as 80GB, 16GiB or 500MB, got {text!r}")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** (1 + "KMGT".index(match[2])))
 
 
 # --- threads ----------------------------------------------------------------------------------------

@@ -95,23 +95,24 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Change fields of run.json."""
         self.record.update(changes)
-        with self._writing("run.json"):
+        with self.writing("run.json"):
             write_json(self.directory / "run.json", {**self.record, "checksum": _digest(self.record)})
 
-    def save(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
-        """Write the checkpoint; where that fails the last one stays whole."""
+    def save(self, weights: dict[str, Tensor], training: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint (None: the weights alone); where that fails the last one stays whole."""
         from safetensors.torch import save_file
 
         weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
         metadata = {"sha256": _weights_digest(weights), "system": self.record["system"]}
-        with self._writing("the checkpoint"):
-            with replacing(self.directory / "training.pt") as path:
-                torch.save(training, path)
+        with self.writing("the checkpoint"):
+            if training is not None:
+                with replacing(self.directory / "training.pt") as path:
+                    torch.save(training, path)
             with replacing(self.directory / "weights.safetensors") as path:
                 save_file(weights, path, metadata)
 
     @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
+    def writing(self, what: str) -> Iterator[None]:
         """Whatever a writer raises as a sentence; what was there before stays whole."""
         from safetensors import SafetensorError
 
@@ -124,7 +125,7 @@ class Run:
             ) from error
 
     def append_log(self, event: dict[str, Any]) -> None:
-        with self._writing("the log"), (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+        with self.writing("the log"), (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
     def log_bytes(self) -> int:
@@ -151,18 +152,7 @@ class Run:
     def load_training(self, device: torch.device) -> dict[str, Any] | None:
         """The state to resume from; None where nothing was saved yet."""
         path = self.directory / "training.pt"
-        if not path.exists():
-            return None
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged:
-                raise RunError(f"{path} is damaged (in {damaged}): it cannot be resumed")
-            return torch.load(path, map_location=device, weights_only=True)
-        except RunError:
-            raise
-        except Exception as error:
-            raise RunError(f"{path} is truncated, damaged or not fivefold's: it cannot be resumed ({error})") from error
+        return read_state(path, device) if path.exists() else None
 
     def load_weights(self) -> dict[str, Tensor]:
         """The best weights, checked against their checksum."""
@@ -213,6 +203,20 @@ def load(directory: str | Path, *, trust: str | None = None) -> System:
     system lives outside the package and `trust` does not name its module.
     """
     return Run.open(directory, trust=trust).load_system()
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What was saved by `torch.save`, running no code; RunError where it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise RunError(f"{path} is damaged (in {damaged}): it cannot be resumed")
+        return torch.load(path, map_location=device, weights_only=True)
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(f"{path} is truncated, damaged or not fivefold's: it cannot be resumed ({error})") from error
 
 
 _SAME = ("system", "preset", "arguments", "budget", "data")  # what makes two trainings the same

@@ -204,6 +204,10 @@ class System(Configured, nn.Module, ABC):
         """Modules that compilation may replace (called through `forward`, no double backward)."""
         return [m for m in self.children() if type(m).forward is not nn.Module.forward]
 
+    def shards(self) -> list[nn.Module]:
+        """Networks whose parameters training reads in their `forward` alone: `--shard` gathers each by itself."""
+        return self.networks()
+
     @property
     def sample_evaluations(self) -> int:
         """How many network evaluations one sample takes, one after another."""

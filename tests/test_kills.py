@@ -322,8 +322,8 @@ def test_a_run_that_is_extended_has_the_rate_that_its_new_budget_says(table, tmp
     from fivefold.training import fit as fitting
 
     arguments = run.record["arguments"] | {"fit": run.record["arguments"]["fit"] | {"budget": "40steps"}}
-    trainer = fitting._trainer(Watched, arguments, table, "cpu", lambda event: None, run)
-    fitting._go_on(trainer, run)
+    trainer = fitting._trainer(Watched, arguments, table, "cpu", lambda event: None)
+    fitting._keep_in(run, trainer, lambda event: None)
     trainer.train()
     assert rates[0][0] == 0.25
     assert all(rate == pytest.approx(1e-2 if progress < 0.5 else 1e-3) for progress, rate in rates)

@@ -116,15 +116,16 @@ def say_trained(folder: Path) -> None:
 @click.argument("directory", metavar="DIR")
 @click.option("--budget", help="New total budget, to train a finished run further.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1.")
+@click.option("--shard/--no-shard", default=None, help="In shards or not, under torchrun.  [default: as it was begun]")
 @trust
-def resume(directory: str, budget: str | None, device: str | None, trust: str | None) -> None:
+def resume(directory: str, budget: str | None, device: str | None, shard: bool | None, trust: str | None) -> None:
     """Finish a run that was stopped or killed, or train further."""
     from fivefold.training.fit import resume as go_on
 
     if budget:
         Budget.parse(budget)
     with Display(Path(directory)) as display:
-        go_on(directory, budget=budget, device=device, trust=trust, watch=display)
+        go_on(directory, budget=budget, device=device, shard=shard, trust=trust, watch=display)
     say_trained(Path(directory))
 
 

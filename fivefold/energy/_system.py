@@ -137,6 +137,10 @@ class ChainSystem(EnergySystem):
         with frozen(self):
             return KERNELS[self.kernel](lambda y: self.potential(y, condition), state, steps, self.move())
 
+    def shards(self) -> list[nn.Module]:
+        """None: chains hold the network's normalised weights fixed, outside of its `forward`."""
+        return []
+
     # --- samples ------------------------------------------------------------------------------------
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:

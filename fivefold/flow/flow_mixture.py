@@ -73,6 +73,10 @@ class FlowMixture(CouplingFlowSystem):
         left = max(1 - progress / self.softening, 0.0) if self.softening else 0.0
         return math.exp(left * math.log(self.space.dims))
 
+    def shards(self) -> list[nn.Module]:
+        """Not the mixture, whose branches are called one by one."""
+        return [self.embedding, self.flow]
+
     # --- density --------------------------------------------------------------------------------
 
     def _point_log_prob(self, y: Tensor, condition: Tensor | None) -> Tensor:

@@ -101,6 +101,10 @@ class FirstBatch(nn.Module):
         self._known_started = self._known_started or bool(self.started)
         return self.training and not self._known_started
 
+    def skip(self) -> None:
+        """Take no batch as the first: things stay as they were built."""
+        self._known_started = True
+
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         super()._load_from_state_dict(*args, **options)
         self._known_started = False

@@ -13,13 +13,13 @@ import torch
 
 from fivefold import catalog
 from fivefold.data import Data, load_data
-from fivefold.errors import RunError
+from fivefold.errors import OptionError, RunError
 from fivefold.files import is_temporary, read_json
 from fivefold.machine import choose_device
 from fivefold.options import plain
 from fivefold.run import Run
 from fivefold.system import System
-from fivefold.training import ranks, sizing
+from fivefold.training import ranks, shard_files, sizing
 from fivefold.training.budget import Budget
 from fivefold.training.log import Event, Log
 from fivefold.training.options import arguments, typed_names
@@ -61,18 +61,42 @@ def fit(
         given = arguments(cls, preset, options)
         place = choose_device(device)
         ranks.start(place)
+        if given["fit"].get("shard") and ranks.world() == 1:
+            raise OptionError(
+                "--shard cuts a model into a part for each of several processes, and there is one: start it as "
+                "torchrun --nproc-per-node 2 --no-python fivefold train ..."
+            )
         sizes = _begun_sizes(out) or sizing.choose(cls, given, data, place)
         trainer = _trainer(cls, sizing.apply(cls, given, sizes), data, place, watch)
         trainer.seconds = sizes.seconds
         trainer.sizes = str(sizes)
-        if out is not None and ranks.rank() == 0:
+        if out is not None:
             record = {"system": name, "preset": preset, "device": device, "sizes": asdict(sizes)}
             record |= _describe(data, trainer, given)
-            trainer.run = trainer.log.run = run = Run.begin(out, record)
-            if trainer.settings.tensorboard:
-                trainer.log = Log(run, True, watch)
-            _go_on(trainer, run)
+            _keep_in(_begin(out, record), trainer, watch)
     return trainer.train()
+
+
+def _begin(out: str | Path, record: dict[str, Any]) -> Run:
+    """The run's folder, which rank 0 makes and the others open."""
+    run = Run.begin(out, record) if ranks.rank() == 0 else None
+    ranks.from_first([0.0])  # it is there
+    return run or Run.open(out, trust=record["system"])
+
+
+def _keep_in(run: Run, trainer: Trainer, watch: Callable[[Event], None]) -> None:
+    """Let the trainer write the run, and go on from the run's last checkpoint, where it has one."""
+    if ranks.rank() == 0 or trainer.sharded:
+        trainer.run = run
+        trainer.log = Log(run, trainer.settings.tensorboard, watch)
+    shards = shard_files.load(run, trainer.device, trainer.spread.empty)
+    state = shards or run.load_training(torch.device("cpu") if trainer.sharded else trainer.device)
+    if state is not None:
+        size = state.pop("log_bytes")
+        if ranks.rank() == 0:
+            run.truncate_log(size)
+        trainer.load_state(state)
+        trainer.progress = trainer._progress()
 
 
 def _begun_sizes(out: str | Path | None) -> Sizes | None:
@@ -106,6 +130,7 @@ def resume(
     data: Data | None = None,
     trust: str | None = None,
     device: str | None = None,
+    shard: bool | None = None,
     watch: Callable[[Event], None] = lambda event: None,
 ) -> System:
     """Finish a run that was stopped or killed, or train a finished one further.
@@ -116,6 +141,7 @@ def resume(
         data: what to train on; None loads what the run names. Other content than before is refused.
         trust: the module name of a system outside the package, to allow importing it.
         device: where to go on; None takes the run's own.
+        shard: whether in shards, under several processes; None as the run was begun.
         watch: called with each log line.
     """
     run = Run.open(directory, trust=trust)
@@ -128,23 +154,16 @@ def resume(
         split["fit"]["budget"] = budget
         if ranks.is_first():
             run.update(arguments=split, **changed)
+    if shard is not None:
+        split["fit"]["shard"] = shard
+        if ranks.is_first():
+            run.update(arguments=split)
     place = choose_device(device or run.record["device"])
     ranks.start(place)
     with run.trusting():
-        trainer = _trainer(run.record["system"], split, data, place, watch, run)
-    _go_on(trainer, run)
+        trainer = _trainer(run.record["system"], split, data, place, watch)
+    _keep_in(run, trainer, watch)
     return trainer.train()
-
-
-def _go_on(trainer: Trainer, run: Run) -> None:
-    """From the run's last checkpoint, where it has one."""
-    state = run.load_training(trainer.device)
-    if state is not None:
-        size = state.pop("log_bytes")
-        if ranks.rank() == 0:
-            run.truncate_log(size)
-        trainer.load_state(state)
-        trainer.progress = trainer._progress()
 
 
 def _trainer(
@@ -153,11 +172,10 @@ def _trainer(
     data: Data,
     place: torch.device,
     watch: Callable[[Event], None],
-    run: Run | None = None,
 ) -> Trainer:
     torch.manual_seed(split["fit"].get("seed", 0))
     model = catalog.build(system, data.space, **split["system"]).to(place)
-    return Trainer(model, data, model.optimizers(), run if ranks.rank() == 0 else None, watch, **split["fit"])
+    return Trainer(model, data, None, watch, **split["fit"])
 
 
 def _describe(data: Data, trainer: Trainer, split: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,14 @@ class Settings(Configured):
         least=1, tune=(16, 256), log=True, section="fit",
     )  # fmt: skip
     accumulate: int = option(1, "micro-batches an iteration is split into, to save memory", least=1, section="fit")
+    recompute: bool = option(
+        False, "keep only what enters a layer and compute it again in the backward pass: less memory, more time",
+        section="fit",
+    )  # fmt: skip
+    shard: bool = option(
+        False, "cut parameters, gradients and optimiser states into a part for each process (under torchrun)",
+        section="fit",
+    )  # fmt: skip
     balance: bool = option(
         False, "draw every class of the condition equally often in training, however rare it is", section="fit"
     )
@@ -57,6 +65,10 @@ class Settings(Configured):
     )  # fmt: skip
     checkpoint_seconds: float = option(30.0, "how often to save what is needed to resume", above=0, section="fit")
     compile: bool = option(False, "compile the networks (seconds to minutes before the first step)", section="fit")
+    graphs: bool = option(
+        False, "compile the networks and replay what they do on a GPU as CUDA graphs: for many small operations",
+        section="fit",
+    )  # fmt: skip
     tensorboard: bool = option(False, "write curves for TensorBoard into the run folder", section="fit")
 
     def __init__(self, **options: Any) -> None:

@@ -166,7 +166,7 @@ def rehearse(system: System, data: Data, settings: Mapping[str, Any], spend: flo
         spend: seconds with each number of threads, about.
     """
     settings = {**settings, "compile": False, "tensorboard": False}
-    trainer = _Rehearsal(system, data, system.optimizers(), None, lambda event: None, **settings)
+    trainer = _Rehearsal(system, data, None, lambda event: None, **settings)
     system.train()
     trainer.progress = 1.0  # what grows is largest at the end
     return fastest_threads(trainer._iterate, spend)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import copy
 import math
 import signal
 import threading
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.data.splits import Data
-from fivefold.errors import Diverged, Stopped
+from fivefold.errors import Diverged, OptionError, Stopped
 from fivefold.machine import Threads, computes_in_bf16, keep_freed_memory, load
 from fivefold.run import Run
 from fivefold.system import System, Update
@@ -25,6 +24,8 @@ from fivefold.training.batches import Batches, mix
 from fivefold.training.budget import Budget
 from fivefold.training.log import Event, Log
 from fivefold.training.options import Settings
+from fivefold.training.recompute import recompute_layers
+from fivefold.training.spread import Shards, Whole, set_by_first, whole
 from fivefold.training.validation import Validation, measure_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,29 +39,26 @@ class Trainer:
     """Trains a system on data until the budget is spent."""
 
     def __init__(
-        self,
-        system: System,
-        data: Data,
-        optimizers: dict[nn.Module, torch.optim.Optimizer],
-        run: Run | None,
-        watch: Callable[[Event], None],
-        **options: Any,
+        self, system: System, data: Data, run: Run | None, watch: Callable[[Event], None], **options: Any
     ) -> None:
         settings = Settings(**options)
         self.system, self.run = system, run
         self.device = system.device
         self.on_cpu = self.device.type == "cpu"
-        self.optimizers = optimizers
+        size = settings.batch_size or USUAL_BATCH
+        self.batches = Batches(data.train.to(self.device), size, settings.accumulate, settings.seed, settings.balance)
+        self.name = type(system).__name__
+        self.sharded = settings.shard and ranks.world() > 1
+        self.spread = self._spread(settings)
+        self.ema = self.spread.average
+        self.optimizers = optimizers = system.optimizers()
         self.names = {player: _player_name(system, player) for player in optimizers}
         self.params = {p: [w for g in o.param_groups for w in g["params"]] for p, o in optimizers.items()}
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self.settings = settings
-        self.budget, self.skipped = Budget.parse(settings.budget), 0
-        self.ema = copy.deepcopy(system) if settings.ema else None
-        size = settings.batch_size or USUAL_BATCH
-        self.batches = Batches(data.train.to(self.device), size, settings.accumulate, settings.seed, settings.balance)
+        self.budget, self.skipped, self.stopped = Budget.parse(settings.budget), 0, 0.0
         best = "bf16" if computes_in_bf16(self.device) else "32"
         self.precision = best if settings.precision == "auto" else settings.precision
         self.autocast = _AUTOCAST.get(self.precision)
@@ -78,10 +76,27 @@ class Trainer:
         self.best_weights: dict[str, Tensor] = {}
         self.pending: list[tuple[nn.Module, Tensor, Tensor]] = []
         self.log = Log(run, settings.tensorboard, watch)
-        if settings.compile:
-            for network in system.networks():
-                network.compile()
-        ranks.same_everywhere(system)
+        self._prepare_networks()
+
+    def _spread(self, settings: Settings) -> Whole:
+        if not self.sharded:
+            return Whole(self.system, settings.ema > 0)
+        _seed_step(settings.seed, 0, ranks.rank())
+        return Shards(self.system, settings.ema > 0, self.batches.at(0)[0])
+
+    def _prepare_networks(self) -> None:
+        """As the settings say: computed again in the backward pass, compiled, replayed as CUDA graphs."""
+        settings, compiled = self.settings, self.settings.compile or self.settings.graphs
+        if compiled and (settings.recompute or settings.shard):
+            raise OptionError("--recompute and --shard work by hooks that --compile and --graphs cannot follow: choose")
+        if settings.graphs and self.on_cpu:
+            raise OptionError("--graphs replays what a GPU does, and this trains on a processor: leave it out")
+        if settings.recompute:
+            _seed_step(settings.seed, 0, ranks.rank())
+            set_by_first(self.system, self.batches.at(0)[0])  # what is computed again takes the path of later batches
+            recompute_layers(self.system)
+        for network in self.system.networks() if compiled else ():
+            network.compile(mode="reduce-overhead" if settings.graphs else None)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -104,11 +119,12 @@ class Trainer:
                 took = time.perf_counter() - started
                 self.seconds += took
                 self.threads.took(took)
-        if interrupted.is_set() and self.progress < 1:
+        if self.stopped and self.progress < 1:
             self._save(status="stopped")
             where = f"fivefold resume {self.run.directory}" if self.run else "nothing was saved: no folder was named"
             raise Stopped(f"stopped at {self.progress:.0%} of {self.budget}; go on with: {where}")
-        if self.best is None:
+        [unmeasured] = ranks.from_first([float(self.best is None)])
+        if unmeasured:
             self._validate()
         self._save(status="finished")
         return self.result()
@@ -117,7 +133,7 @@ class Trainer:
         """Tell the watcher what is about to happen, how long and how large."""
         floats = sum(p.numel() for p in self.system.parameters())
         start = {
-            "system": type(self.system).__name__,
+            "system": self.name,
             "parameters": floats,
             "device": str(self.device),
             "examples": self.batches.examples,
@@ -170,7 +186,7 @@ class Trainer:
         """One micro-batch to its next `yield`, and the gradients of its share of the loss."""
         with self._precision():
             try:
-                update = stream.send(reply)  # type: ignore[attr-defined]
+                update = self.spread.advance(stream, reply)
             except StopIteration:
                 return None
         if update.player not in self.params:
@@ -178,7 +194,7 @@ class Trainer:
         if not update.loss.requires_grad:
             raise RuntimeError("a system yielded inside no_grad, or a loss that no parameter enters")
         loss = update.loss if share == 1 else update.loss * share
-        self.scaler.scale(loss).backward(inputs=self.params[update.player])
+        self.spread.backward(self.scaler.scale(loss), self.params[update.player])
         return update._replace(loss=loss.detach())  # lets the graph go before the next micro-batch
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -189,16 +205,13 @@ class Trainer:
     def _descend(self, player: nn.Module) -> None:
         """One optimiser step of `player` along the gradients at hand, averaged over ranks."""
         params, optimizer = self.params[player], self.optimizers[player]
-        if ranks.world() > 1:
-            grads = [p.grad for p in params if p.grad is not None]
-            ranks.sum_flat([*grads, self.loss, *self.stats.values()])
-            torch._foreach_div_([*grads, self.loss], float(ranks.world()))
+        self.spread.reduce(params, self.loss, list(self.stats.values()))
         norm = self.loss
         if self.settings.clip or self.settings.skip:
             self.scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(params, self.settings.clip or math.inf)
+            norm = whole(torch.nn.utils.clip_grad_norm_(params, self.settings.clip or math.inf))
         elif self.step % CHECK_EVERY == 0 and not self.scaler.is_enabled():
-            norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+            norm = whole(torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]))
         self.pending.append((player, self.loss, self.loss if self.scaler.is_enabled() else norm))
         if self.on_cpu:
             self._check_finite(*self.pending[-1])
@@ -263,47 +276,54 @@ class Trainer:
         """Measure, keep the best weights, remember this state as good."""
         self._check(everything=True)
         for player in self.params:
-            if not all(bool(p.isfinite().all()) for p in player.parameters()):
+            if not all(bool(whole(p).isfinite().all()) for p in player.parameters()):
                 where = f"at step {self.step}, first in {_first_bad(player)}"
                 raise NonFinite(f"{self.names[player]} is not finite {where}")
-        if ranks.rank() == 0:
-            started = time.perf_counter()
-            value, name, density, distance, monitor = self.validation(self.averaged())
-            self.validation_seconds += time.perf_counter() - started
-            if math.isfinite(value) and (self.best is None or value < self.best["value"]):
-                self.best = {"value": value, "name": name, "step": self.step, "seconds": self.seconds}
-                self.best_weights = _clone(self.averaged().state_dict())
-            self.log.event(
-                {"step": self.step, "seconds": self.seconds, "progress": self.progress}
-                | {"validation": value, "name": name, "density": density, "distance": distance, "monitor": monitor}
-            )
+        better = 0.0
+        with self.spread.measured(self.averaged()) as measures:
+            if measures:
+                better = float(self._measure())
+        [better] = ranks.from_first([better])
+        if better and self.spread.keeps_best:
+            self.best_weights = _clone(self.averaged().state_dict())
         self.good = self.state()
+
+    def _measure(self) -> bool:
+        """Validate the system that is kept and log it; whether it is the best so far."""
+        started = time.perf_counter()
+        value, name, density, distance, monitor = self.validation(self.averaged())
+        self.validation_seconds += time.perf_counter() - started
+        better = math.isfinite(value) and (self.best is None or value < self.best["value"])
+        if better:
+            self.best = {"value": value, "name": name, "step": self.step, "seconds": self.seconds}
+        self.log.event(
+            {"step": self.step, "seconds": self.seconds, "progress": self.progress}
+            | {"validation": value, "name": name, "density": density, "distance": distance, "monitor": monitor}
+        )
+        return better
 
     def result(self) -> System:
         """The best system by validation, in eval mode."""
-        system = self.system
-        if self.best_weights:
-            system.load_state_dict(self.best_weights)
-        ranks.same_everywhere(system)  # rank 0 alone validates
-        return system.eval()
+        return self.spread.result(self.system, self.best_weights).eval()
 
     def state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on, copied."""
-        return _clone(
-            {
-                "system": self.system.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else {},
-                "optimizers": {self.names[p]: o.state_dict() for p, o in self.optimizers.items()},
-                "scaler": self.scaler.state_dict(),
-                "best": self.best,
-                "best_weights": self.best_weights,
-                "validation_counts": self.validation.counts,
-                **{name: getattr(self, name) for name in _COUNTERS},
-            }
-        )
+        return _clone(self._held())
+
+    def _held(self) -> dict[str, Any]:
+        return {
+            "system": self.system.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else {},
+            "optimizers": {self.names[p]: o.state_dict() for p, o in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "best_weights": self.best_weights,
+            "validation_counts": self.validation.counts,
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        state = _clone(state)
+        state = self.spread.placed(_clone(state))
         self.system.load_state_dict(state["system"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
@@ -316,7 +336,7 @@ class Trainer:
             setattr(self, name, state[name])
 
     def _save(self, status: str = "running", error: str | None = None) -> None:
-        if self.run is None or ranks.rank() != 0:
+        if self.run is None:
             return
         weights = self.best_weights or self.averaged().state_dict()
         now = time.monotonic()
@@ -325,23 +345,26 @@ class Trainer:
         spent |= {"validation_seconds": self.validation_seconds, "wall_seconds": self.wall_seconds}
         spent |= {"threads": self.threads.used, "load": load()}
         self.log.flush()
-        self.run.save(weights, self.state() | {"log_bytes": self.run.log_bytes()})
-        self.run.update(status=status, error=error, progress=self.progress, best=self.best, **spent)
+        state = self._held() | {"log_bytes": self.run.log_bytes()}
+        self.spread.save(self.run, weights, state, finished=status == "finished")
+        if ranks.rank() == 0:
+            self.run.update(status=status, error=error, progress=self.progress, best=self.best, **spent)
 
     # --- the clock ------------------------------------------------------------------------------
 
     def _go_on(self, interrupted: bool) -> bool:
         """Move the clock, which all ranks read from rank 0; log, validate and save where due; whether to iterate."""
         before = self.progress
-        self.progress, stop = ranks.from_first([self._progress(), float(interrupted)])
+        self.progress, self.stopped = ranks.from_first([self._progress(), float(interrupted)])
         self.log.step(self)
         if bisect.bisect(self.marks, self.progress) > bisect.bisect(self.marks, before) and not self._looked_enough():
             with self._guarded():
                 self._validate()
-        if time.monotonic() - self.saved > self.settings.checkpoint_seconds:
+        [due] = ranks.from_first([time.monotonic() - self.saved])
+        if due > self.settings.checkpoint_seconds:
             self._save()
             self.saved = time.monotonic()
-        return self.progress < 1 and not stop
+        return self.progress < 1 and not self.stopped
 
     def _looked_enough(self) -> bool:
         """Whether validation, of a budget in time, has taken so long that this mark is left out; the last never is."""
@@ -414,9 +437,9 @@ def _player_name(system: System, player: nn.Module) -> str:
 def _first_bad(player: nn.Module) -> str:
     """The first parameter of `player` with a non-finite value or gradient."""
     for name, p in player.named_parameters():
-        if not p.isfinite().all():
+        if not whole(p).isfinite().all():
             return f"the values of {name}"
-        if p.grad is not None and not p.grad.isfinite().all():
+        if p.grad is not None and not whole(p.grad).isfinite().all():
             return f"the gradient of {name}"
     return "the loss itself (parameters and gradients are finite)"
 
