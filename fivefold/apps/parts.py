@@ -54,7 +54,7 @@ def part_of(system: System, name: str) -> Part:
     if space is None:
         return part
     return part._replace(
-        make=lambda n: (*part.make(n), _some(space, n)),
+        make=lambda n: (*part.make(n), some(space, n)),
         inputs={**part.inputs, "condition": f"encoded conditions ({space.describe()})"},
     )
 
@@ -110,7 +110,7 @@ def _decode(system: System) -> Part:
     def make(n: int) -> Tensors:
         x = _drawn(system, n)
         space = system.data_space.condition
-        return (latent._encode(latent.lifted(Batch(x)).x, None if space is None else _some(space, n)),)
+        return (latent._encode(latent.lifted(Batch(x)).x, None if space is None else some(space, n)),)
 
     def call(n: int, z: Tensor, *condition: Tensor) -> Tensors:
         return (latent._lowered(latent._decode(z, _given(condition))),)
@@ -138,7 +138,7 @@ def _step(system: System) -> Part:
         make,
         call,
         {"y": "noisy points at the time t", "t": "the time of y, 1 at the start", "s": "the next, earlier time"},
-        {"y": "points at the time s", "x": f"predicted at t: {_examples(system)}"},
+        {"next": "points at the time s", "x": f"predicted at t: {_examples(system)}"},
         single=("t", "s"),
         facts={
             "sampler": system.sampler,
@@ -162,10 +162,10 @@ def _examples(system: System) -> str:
 def _drawn(system: System, n: int) -> Tensor:
     """Examples to try a part on: the system's own samples, which its networks are at home with."""
     space = system.data_space.condition
-    return system.sample_encoded(n, None if space is None else _some(space, n), seed=0)
+    return system.sample_encoded(n, None if space is None else some(space, n), seed=0)
 
 
-def _some(space: Space, n: int) -> Tensor:
+def some(space: Space, n: int) -> Tensor:
     """Encoded examples of a space, drawn evenly where discrete."""
     with seeded(0):
         parts = [torch.randn(n) if levels is None else torch.randint(levels, (n,)) for levels in space.dim_levels]
