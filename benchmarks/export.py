@@ -1,4 +1,4 @@
-"""Which parts of which systems can be exported, and how fast ONNX Runtime is beside torch: `python -m benchmarks.export`.
+"""Which parts of which systems can be exported, and how fast the files are: `python -m benchmarks.export`.
 
 Every part of every system of the catalogue, small (as the contract's test makes it) and on images of 4x4, in a process
 of its own that has ten minutes of one core; then six systems as they are on digits. What is done is kept in
@@ -25,7 +25,7 @@ from benchmarks.common import RESULTS, machine, write_result
 from fivefold import Space, catalog
 from fivefold.apps.export import FORMATS, write
 from fivefold.apps.parts import PARTS
-from fivefold.apps.tracing import LARGEST, trace
+from fivefold.apps.tracing import LARGEST, Traced, trace
 from fivefold.errors import FivefoldError, Unfit
 from fivefold.system import System
 from tests.test_contract import build
@@ -57,26 +57,27 @@ def measure(system: System, name: str) -> Row:
     except FivefoldError as error:
         return {"why": str(error).partition("exported: ")[2]}
     row: Row = {"batch": traced.batches.describe(), "free": traced.batches.most == LARGEST}
+    with tempfile.TemporaryDirectory() as folder:
+        return row | {to: measure_file(traced, to, Path(folder) / f"part.{to}") for to in FORMATS}
+
+
+@torch.no_grad()
+def measure_file(traced: Traced, to: str, path: Path) -> Row:
+    try:
+        found = write(traced, to, path)
+    except FivefoldError as error:
+        return {"why": str(error).partition(f"exported to {to}: ")[2]}
     n = BATCH if traced.batches.free else traced.batches.most
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for to in FORMATS:
-            path = Path(folder) / f"part.{to}"
-            try:
-                found = write(traced, to, path)
-            except FivefoldError as error:
-                row[to] = {"why": str(error).partition(f"exported to {to}: ")[2]}
-                continue
-            inputs, _ = traced.case(n)
-            own = inputs[: len(traced.part.inputs)]
-            ours, theirs = side_by_side(lambda: traced.part.call(n, *own), lambda found=found: found.run(inputs))
-            row[to] = {
-                "error": found.interface["checked"].split()[1],
-                "bytes": path.stat().st_size,
-                "milliseconds": 1e3 * theirs,
-                "torch_milliseconds": 1e3 * ours,
-                "ratio": theirs / ours,
-            }
-    return row
+    inputs, _ = traced.case(n)
+    own = inputs[: len(traced.part.inputs)]
+    ours, theirs = side_by_side(lambda: traced.part.call(n, *own), lambda: found.run(inputs))
+    return {
+        "error": found.interface["checked"].split()[1],
+        "bytes": path.stat().st_size,
+        "milliseconds": 1e3 * theirs,
+        "torch_milliseconds": 1e3 * ours,
+        "ratio": theirs / ours,
+    }
 
 
 def side_by_side(*functions: Callable[[], Any]) -> list[float]:
@@ -155,8 +156,8 @@ def tables(rows: dict[str, Row]) -> str:
             )
     lines += [
         "\n## All systems, small, on images of 4x4\n",
-        "Both: both formats work, and how long ONNX Runtime takes as a share of the run itself in torch (of networks as "
-        "small as these much is overhead). * The batch is not free. – There is no such part.\n",
+        "Both: both formats work, and how long ONNX Runtime takes as a share of the run itself in torch (of networks "
+        "as small as these much is overhead). * The batch is not free. – There is no such part.\n",
         "| system | " + " | ".join(PARTS) + " |",
         "|---" * (len(PARTS) + 1) + "|",
     ]

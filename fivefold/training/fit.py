@@ -68,9 +68,8 @@ def fit(
         if out is not None and ranks.rank() == 0:
             record = {"system": name, "preset": preset, "device": device, "sizes": asdict(sizes)}
             record |= _describe(data, trainer, given)
-            trainer.run = trainer.log.run = run = Run.begin(out, record)
-            if trainer.settings.tensorboard:
-                trainer.log = Log(run, True, watch)
+            trainer.run = run = Run.begin(out, record)
+            trainer.log = Log(run, trainer.settings, watch)
             _go_on(trainer, run)
     return trainer.train()
 

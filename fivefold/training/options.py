@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fivefold.system import System
 
 Precision = Literal["auto", "32", "bf16", "fp16"]
+Tracking = Literal["none", "trackio", "mlflow"]
 Measure = Literal["auto", "density", "distance"]
 
 
@@ -58,6 +59,7 @@ class Settings(Configured):
     checkpoint_seconds: float = option(30.0, "how often to save what is needed to resume", above=0, section="fit")
     compile: bool = option(False, "compile the networks (seconds to minutes before the first step)", section="fit")
     tensorboard: bool = option(False, "write curves for TensorBoard into the run folder", section="fit")
+    track: Tracking = option("none", "where what the log gets is sent too", section="fit")
 
     def __init__(self, **options: Any) -> None:
         self.configure(options)

@@ -77,7 +77,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.pending: list[tuple[nn.Module, Tensor, Tensor]] = []
-        self.log = Log(run, settings.tensorboard, watch)
+        self.log = Log(run, settings, watch)
         if settings.compile:
             for network in system.networks():
                 network.compile()
@@ -324,9 +324,11 @@ class Trainer:
         spent = {"steps": self.step, "seconds": self.seconds, "examples": self.step * self.batches.size}
         spent |= {"validation_seconds": self.validation_seconds, "wall_seconds": self.wall_seconds}
         spent |= {"threads": self.threads.used, "load": load()}
-        self.log.flush()
+        self.log.trackers.flush()
         self.run.save(weights, self.state() | {"log_bytes": self.run.log_bytes()})
         self.run.update(status=status, error=error, progress=self.progress, best=self.best, **spent)
+        if status != "running":
+            self.log.trackers.end(status)
 
     # --- the clock ------------------------------------------------------------------------------
 
