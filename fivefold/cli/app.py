@@ -8,7 +8,7 @@ import sys
 import click
 
 from fivefold import catalog
-from fivefold.cli import compare, describe, plan, train, tune, use  # noqa: F401  # their commands join the group
+from fivefold.cli import compare, describe, plan, train, travel, tune, use  # noqa: F401  # their commands join the group
 from fivefold.cli.base import app
 from fivefold.errors import FivefoldError
 

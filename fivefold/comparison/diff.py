@@ -92,11 +92,8 @@ def party(name: str, trust: str | None = None) -> Party:
     """The run or line of that name; a run outside a comparison is measured now."""
     path = Path(name)
     if (path / "run.json").exists():
-        kept = path.parent.parent / "rows" / f"{path.name}.json"
-        if kept.exists() and path.parent.name == "runs":
-            return Party(
-                name, Line(name, (_finished(folder.read_row(kept), kept),)), Run.open(path, trust=trust).record["data"]
-            )
+        if (kept := folder.row_of_run(path)) is not None:
+            return Party(name, Line(name, (_finished(kept, path),)), Run.open(path, trust=trust).record["data"])
         arrays: Arrays = {}
         row = evaluate(path, trust=trust, keep=arrays)
         row["shared"] = pairs.of_row(row, arrays)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fivefold.errors import Unfit
 from fivefold.nets.unet import TimedMLP
 from fivefold.options import depth_option, option, width_option
 from fivefold.system import Batch, Density, LatentSystem
@@ -18,6 +19,7 @@ from fivefold.tools.sde import (
     PREDICTIONS,
     SAMPLERS,
     SDE,
+    STEPS,
     WEIGHTINGS,
     Denoiser,
     Moment,
@@ -166,6 +168,17 @@ class DiffusionSystem(LatentSystem):
         noise = self.equation.prior((n, *self.space.shape), self.device)
         x, self.evaluations = SAMPLERS[self.sampler](self.denoiser(condition), noise, self.plan)
         return self.leave(x)
+
+    def _step(self, y: Tensor, t: Tensor, s: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A step of the sampler from points `(B, ...)` at time t `(1,)` to s, and the encoded examples predicted at t.
+
+        Raises Unfit where the sampler chooses its steps itself.
+        """
+        if self.sampler not in STEPS:
+            raise Unfit(f"the sampler {self.sampler} has no single step; those that have: {', '.join(STEPS)}")
+        denoiser, at = self.denoiser(condition), self.equation.at(t)
+        after = STEPS[self.sampler](denoiser, y, at, self.equation.at(s), self.plan)
+        return after, self.leave(denoiser.clean(y, at))
 
     @property
     def filling(self) -> str:

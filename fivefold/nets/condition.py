@@ -29,8 +29,8 @@ class ConditionEmbedding(nn.Module):
                 space.kind == "text"
             ] * space.dims
             levels = [n for n, is_one in zip(space.dim_levels, categorical, strict=True) if is_one]
-            self.register_buffer("is_categorical", torch.tensor(categorical), persistent=False)
-            self.is_categorical: Tensor
+            self.categorical = [i for i, is_one in enumerate(categorical) if is_one]
+            self.real = [i for i, is_one in enumerate(categorical) if not is_one]
             self.levels = [n for n in levels if n is not None]
             self.net = MLP(sum(self.levels) + categorical.count(False), width, width, layers)
 
@@ -38,9 +38,8 @@ class ConditionEmbedding(nn.Module):
         if self.space is None or condition is None:
             return None
         flat, real = condition.flatten(1), centre(condition, self.space).flatten(1)
-        codes = flat[:, self.is_categorical].long()
-        one_hot = [F.one_hot(codes[:, i], n).float() for i, n in enumerate(self.levels)]
-        return self.net(torch.cat([*one_hot, real[:, ~self.is_categorical]], 1))
+        one_hot = [F.one_hot(flat[:, i].long(), n).float() for i, n in zip(self.categorical, self.levels, strict=True)]
+        return self.net(torch.cat([*one_hot, real[:, self.real]], 1))
 
 
 class Embedded(nn.Module):

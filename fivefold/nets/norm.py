@@ -98,8 +98,10 @@ class FirstBatch(nn.Module):
 
     def _waits(self) -> bool:
         """Whether the first batch is to come. Once it has, the buffer, on which no compiler can branch, isn't asked."""
+        if not self.training:
+            return False
         self._known_started = self._known_started or bool(self.started)
-        return self.training and not self._known_started
+        return not self._known_started
 
     def skip(self) -> None:
         """Take no batch as the first: things stay as they were built."""

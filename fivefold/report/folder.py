@@ -70,6 +70,12 @@ def read_row(path: Path) -> Row:
     return row
 
 
+def row_of_run(directory: Path) -> dict[str, Any] | None:
+    """The row of a run that is part of a comparison; None of another."""
+    kept = directory.parent.parent / "rows" / f"{directory.name}.json"
+    return read_row(kept) if directory.parent.name == "runs" and kept.exists() else None
+
+
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Arrays as one compressed NPZ file, whole or not at all."""
     with replacing(path) as temporary:

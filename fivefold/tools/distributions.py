@@ -132,6 +132,8 @@ def truncated_normal(shape: tuple[int, ...], bound: float, device: torch.device)
     without one, and new ones come from quantiles of uniform draws, so that no bound takes longer than another.
     """
     z, within = torch.randn(shape, device=device), math.erf(bound / math.sqrt(2))
+    if math.isinf(bound):
+        return z
     far = z.abs() > bound
     u = torch.rand(int(far.sum()), device=device, dtype=torch.float64)
     z[far] = torch.special.ndtri(0.5 + within * (u - 0.5)).float()

@@ -115,8 +115,13 @@ def importance_log_prob(
         given = None if condition is None else condition.repeat(count, *[1] * (condition.dim() - 1))
         return draw(x.repeat(count, *[1] * (x.dim() - 1)), given).view(count, -1)
 
-    part = max(min(MOST_NUMBERS // x.numel(), samples), 1)
+    part = at_once(samples, x.numel(), MOST_NUMBERS)
     return log_mean_exp(torch.cat([draws(min(part, samples - i)) for i in range(0, samples, part)]))
+
+
+def at_once(samples: int, numbers: int, most: int) -> int:
+    """How many of `samples` draws, of so many `numbers` each, are at most `most` numbers: all, or fewer but one."""
+    return samples if samples * numbers <= most else max(most // numbers, 1)
 
 
 def averaged_log_prob(
@@ -125,7 +130,7 @@ def averaged_log_prob(
     condition: Tensor | None,
     space: Space,
     samples: int,
-    at_once: int,
+    most: int,
 ) -> tuple[Tensor, Tensor]:
     """The mean over draws of the logarithm of a noisy density, nats `(B,)`, and its standard error.
 
@@ -138,7 +143,7 @@ def averaged_log_prob(
         condition: encoded, or None.
         space: of the examples.
         samples: draws for each example.
-        at_once: how many numbers `log_prob` takes at once, unless the examples themselves are more.
+        most: how many numbers `log_prob` takes at once, unless the examples themselves are more.
     """
 
     def draw(count: int) -> Tensor:
@@ -146,7 +151,7 @@ def averaged_log_prob(
         given = None if condition is None else condition.repeat(count, *[1] * (condition.dim() - 1))
         return log_prob(y, given).view(count, -1) + dequantise_log_det(space)
 
-    part = max(min(at_once // x.numel(), samples), 1)
+    part = at_once(samples, x.numel(), most)
     values = torch.cat([draw(min(part, samples - i)) for i in range(0, samples, part)]).double()
     error = values.std(0) / math.sqrt(samples) if samples > 1 else torch.zeros_like(values[0])
     return values.mean(0), error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -207,38 +207,54 @@ class Plan(NamedTuple):
 
     def moments(self, sde: SDE, x: Tensor) -> list[Moment]:
         """`steps` moments, each one for all rows of x, from time 1 down to `first`."""
-        times = torch.linspace(1, self.first, self.steps, dtype=x.dtype, device=x.device)
-        return [Moment(*parts) for parts in zip(*(part.split(1) for part in sde.at(times)), strict=True)]
+        return [Moment(*parts) for parts in zip(*(part.split(1) for part in sde.at(self.times(x))), strict=True)]
+
+    def times(self, x: Tensor) -> Tensor:
+        """`(steps,)`, as precise as x."""
+        return torch.linspace(1, self.first, self.steps, dtype=x.dtype, device=x.device)
 
 
-def stepwise(denoiser: Denoiser, x: Tensor, plan: Plan, eta: float, corrections: int) -> Solution[Tensor]:
-    """Steps to the marginal of each next time, and after each Langevin steps there (Song et al. 2021, Algorithm 1)."""
+# One step of a sampler: from points `(B, ...)` at one moment to those at an earlier one. `ancestral` has the noise of
+# q(x_s | x_t, x_0) (Ho et al. 2020, Algorithm 2), `ddim` as much of it as `eta` says (DDIM, Eq. 12).
+Step = Callable[[Denoiser, Tensor, Moment, Moment, Plan], Tensor]
+
+
+def corrected(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: Plan) -> Tensor:
+    """To the marginal of the next time, and Langevin steps there (Song et al. 2021, Algorithm 1)."""
+    x = step(x, denoiser.clean(x, at), at, to, 1.0)
+    for _ in range(plan.corrections):
+        x = langevin(denoiser.score, x, to, plan.signal_to_noise)
+    return x
+
+
+def euler_maruyama(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: Plan) -> Tensor:
+    """The reverse equation dx = (f - g^2 score) dt + g dw discretised (Song et al. 2021, Eq. 6)."""
+    sde, gone = denoiser.sde, at.t - to.t
+    variance = rows(sde.variance(at.t) * gone, x)
+    drift = variance * denoiser.score(x, at) - sde.drift(x, at.t) * rows(gone, x)
+    return x + drift + variance.sqrt() * torch.randn_like(x)
+
+
+STEPS: dict[str, Step] = {
+    "predictor-corrector": corrected,
+    "ancestral": lambda denoiser, x, at, to, plan: step(x, denoiser.clean(x, at), at, to, 1.0),
+    "ddim": lambda denoiser, x, at, to, plan: step(x, denoiser.clean(x, at), at, to, plan.eta),
+    "euler-maruyama": euler_maruyama,
+}
+
+
+def stepwise(advance: Step, denoiser: Denoiser, x: Tensor, plan: Plan, each: int = 1) -> Solution[Tensor]:
+    """Steps of `each` evaluations from time 1 to `first`, and to the examples predicted there."""
     moments = plan.moments(denoiser.sde, x)
     for at, to in pairwise(moments):
-        x = step(x, denoiser.clean(x, at), at, to, eta)
-        for _ in range(corrections):
-            x = langevin(denoiser.score, x, to, plan.signal_to_noise)
-    return Solution(denoiser.clean(x, moments[-1]), (plan.steps - 1) * (1 + corrections) + 1)
+        x = advance(denoiser, x, at, to, plan)
+    return Solution(denoiser.clean(x, moments[-1]), (plan.steps - 1) * each + 1)
 
 
-def euler_maruyama(denoiser: Denoiser, x: Tensor, plan: Plan) -> Solution[Tensor]:
-    """The reverse equation dx = (f - g^2 score) dt + g dw discretised (Song et al. 2021, Eq. 6)."""
-    sde, moments = denoiser.sde, plan.moments(denoiser.sde, x)
-    for at, to in pairwise(moments):
-        gone = at.t - to.t
-        variance = rows(sde.variance(at.t) * gone, x)
-        drift = variance * denoiser.score(x, at) - sde.drift(x, at.t) * rows(gone, x)
-        x = x + drift + variance.sqrt() * torch.randn_like(x)
-    return Solution(denoiser.clean(x, moments[-1]), plan.steps)
-
-
-# Any of them on any trained network; each gives examples and how many evaluations they took. `ancestral` has the noise
-# of q(x_s | x_t, x_0) in its steps (Ho et al. 2020, Algorithm 2), `ddim` as much of it as `eta` says (DDIM, Eq. 12).
+# Any of them on any trained network; each gives examples and how many evaluations they took.
 SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Solution[Tensor]]] = {
-    "predictor-corrector": lambda denoiser, x, plan: stepwise(denoiser, x, plan, 1.0, plan.corrections),
-    "ancestral": lambda denoiser, x, plan: stepwise(denoiser, x, plan, 1.0, 0),
-    "ddim": lambda denoiser, x, plan: stepwise(denoiser, x, plan, plan.eta, 0),
-    "euler-maruyama": euler_maruyama,
+    **{name: partial(stepwise, advance) for name, advance in STEPS.items()},
+    "predictor-corrector": lambda denoiser, x, plan: stepwise(corrected, denoiser, x, plan, 1 + plan.corrections),
     "probability-flow": lambda denoiser, x, plan: probability_flow(
         denoiser.sde, denoiser.score, x, 1.0, plan.first, plan.tolerance
     ),

@@ -88,7 +88,7 @@ def _keep_in(run: Run, trainer: Trainer, watch: Callable[[Event], None]) -> None
     """Let the trainer write the run, and go on from the run's last checkpoint, where it has one."""
     if ranks.rank() == 0 or trainer.sharded:
         trainer.run = run
-        trainer.log = Log(run, trainer.settings.tensorboard, watch)
+        trainer.log = Log(run, trainer.settings, watch)
     shards = shard_files.load(run, trainer.device, trainer.spread.empty)
     state = shards or run.load_training(torch.device("cpu") if trainer.sharded else trainer.device)
     if state is not None:

@@ -1,4 +1,4 @@
-"""What training says as it goes: to `log.jsonl`, TensorBoard and whoever watches."""
+"""What training says as it goes: to `log.jsonl`, whoever tracks it and whoever watches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fivefold.run import Run
 from fivefold.training import ranks
+from fivefold.training.options import Settings
+from fivefold.training.tracking import Trackers
 
 if TYPE_CHECKING:
     from fivefold.training.trainer import Trainer
@@ -18,18 +20,14 @@ Event = dict[str, Any]
 
 
 class Log:
-    """Means of the losses between log points, to `log.jsonl`, TensorBoard and the watcher."""
+    """Means of the losses between log points, to `log.jsonl`, trackers and the watcher."""
 
-    def __init__(self, run: Run | None, tensorboard: bool, watch: Callable[[Event], None]) -> None:
+    def __init__(self, run: Run | None, settings: Settings, watch: Callable[[Event], None]) -> None:
         self.run, self.watch, self.main = run, watch, ranks.rank() == 0
         self.sums: dict[str, list[float]] = {}
         self.latest: dict[str, float] = {}
         self.last, self.last_seconds, self.last_step, self.started = -1, 0.0, 0, time.monotonic()
-        self.writer = None
-        if tensorboard and run is not None and self.main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(run.directory / "tensorboard"))
+        self.trackers = Trackers(settings, run if self.main else None)
 
     def start(self, trainer: Trainer) -> None:
         """Log from here on: what was before is in the log of the run that is gone on with."""
@@ -73,14 +71,9 @@ class Log:
             return
         if self.run is not None:
             self.run.append_log(event)
-        if self.writer is not None:
-            for name, value in _flat(event):
-                self.writer.add_scalar(name, value, event["step"])
+        numbers = dict(_flat(event))
+        self.trackers.log(numbers, int(numbers.pop("step")))
         self.watch(event)
-
-    def flush(self) -> None:
-        if self.writer is not None:
-            self.writer.flush()
 
 
 def _flat(event: Event, prefix: str = "") -> Iterator[tuple[str, float]]:

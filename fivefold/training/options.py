@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fivefold.system import System
 
 Precision = Literal["auto", "32", "bf16", "fp16"]
+Tracking = Literal["none", "trackio", "mlflow"]
 Measure = Literal["auto", "density", "distance"]
 
 
@@ -70,6 +71,7 @@ class Settings(Configured):
         section="fit",
     )  # fmt: skip
     tensorboard: bool = option(False, "write curves for TensorBoard into the run folder", section="fit")
+    track: Tracking = option("none", "where what the log gets is sent too", section="fit")
 
     def __init__(self, **options: Any) -> None:
         self.configure(options)

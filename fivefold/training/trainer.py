@@ -75,7 +75,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.pending: list[tuple[nn.Module, Tensor, Tensor]] = []
-        self.log = Log(run, settings.tensorboard, watch)
+        self.log = Log(run, settings, watch)
         self._prepare_networks()
 
     def _spread(self, settings: Settings) -> Whole:
@@ -344,11 +344,13 @@ class Trainer:
         spent = {"steps": self.step, "seconds": self.seconds, "examples": self.step * self.batches.size}
         spent |= {"validation_seconds": self.validation_seconds, "wall_seconds": self.wall_seconds}
         spent |= {"threads": self.threads.used, "load": load()}
-        self.log.flush()
+        self.log.trackers.flush()
         state = self._held() | {"log_bytes": self.run.log_bytes()}
         self.spread.save(self.run, weights, state, finished=status == "finished")
         if ranks.rank() == 0:
             self.run.update(status=status, error=error, progress=self.progress, best=self.best, **spent)
+        if status != "running":
+            self.log.trackers.end(status)
 
     # --- the clock ------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from fivefold.space import Batch
 from fivefold.system import LatentSystem, System, Update, log_mean_exp
 from fivefold.tools.mcmc import Proposal, metropolis_within_gibbs
 from fivefold.tools.particles import near
+from fivefold.tools.scaling import at_once
 
 SAMPLES = 64  # of z for each example, unless a system or the user says otherwise
 MOST_NUMBERS = 2**22  # outputs of the decoder held at once when scoring
@@ -206,7 +207,7 @@ class VariationalSystem(LatentSystem):
         The encoder runs once; the decoder on many z at once, as memory allows.
         """
         bound, samples = self.bound(x, condition), self.score_samples or SAMPLES
-        size = max(1, MOST_NUMBERS // (len(x) * self.numbers))
+        size = at_once(samples, len(x) * self.numbers, MOST_NUMBERS)
         counts = [min(size, samples - i) for i in range(0, samples, size)]
         return log_mean_exp(torch.cat([bound(k).log_weights for k in counts]))
 
