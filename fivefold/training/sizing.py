@@ -218,7 +218,13 @@ class _Search:
         """Of a step at the end of training."""
         try:
             system = self.build(scale)
-            settings = {**self.arguments["fit"], "batch_size": batch, "compile": False, "tensorboard": False}
+            settings = {
+                **self.arguments["fit"],
+                "batch_size": batch,
+                "compile": False,
+                "graphs": False,
+                "tensorboard": False,
+            }
             trainer = _Rehearsal(system, self.data, None, lambda event: None, **settings)
             system.train()
             trainer.progress = 1.0  # what grows is largest at the end
