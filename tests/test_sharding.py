@@ -31,8 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ddpm": {"channels": 8, "dropout": 0.0},
 }
 LARGER: dict[str, dict[str, Any]] = {
-    "igebm": {"width": 8, "chain_steps": 5, "chain_start": "noise"}, "ddpm": {"dropout": 0.0}, "vae": {"dropout": 0.0},
-    "gated-pixelcnn": {"dropout": 0.0}, "realnvp": {"dropout": 0.0}, "glow": {}, "ffjord": {"hidden": 16},
+    **SMALL, "realnvp": {"layers": 2, "hidden": 8, "dropout": 0.0}, "ffjord": {"hidden": 8}, "vdvae": {"width": 8},
 }  # fmt: skip
 
 

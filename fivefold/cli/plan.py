@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fivefold import catalog
 from fivefold.cli.base import app, load
 from fivefold.cli.train import Systems, TrainCommand
+from fivefold.errors import OptionError
+
+if TYPE_CHECKING:
+    from fivefold.training.forecast import Forecast, Way
 
 SPARE = 0.9  # of a device's memory: the rest is the allocator's and the libraries'
 
@@ -31,6 +35,7 @@ class PlanCommand(TrainCommand):
         from fivefold.machine import bytes_in, choose_device, memory_of
         from fivefold.training.forecast import Forecast, Way
         from fivefold.training.options import Settings, arguments
+        from fivefold.training.spread import check
         from fivefold.training.trainer import USUAL_BATCH
 
         place = choose_device(device)
@@ -38,9 +43,12 @@ class PlanCommand(TrainCommand):
         split = arguments(self.entry.load(), preset, given_options(given, self.known))
         settings = Settings(**split["fit"])
         forecast = Forecast(self.entry.load(), load(data, given), split["system"], settings, place)
-        asked = Way(
-            settings.batch_size or USUAL_BATCH, devices, settings.accumulate, settings.recompute, settings.shard
-        )
+        batch = settings.batch_size or USUAL_BATCH
+        asked = Way(batch, devices, settings.accumulate, settings.recompute, settings.shard)
+        if batch % (devices * asked.accumulate):
+            raise OptionError(f"a batch of {batch} does not divide into {devices} devices x {asked.accumulate} parts")
+        if asked.shard:
+            check(forecast.system)
         click.echo(f"{self.entry.id}: {forecast.numbers:,} parameters; {devices} x {room / 1e9:.3g} GB")
         ways = list(dict.fromkeys(forecast.ways(asked)))
         fitting = next((way for way in ways if forecast.need(way).total <= SPARE * room), None)
@@ -51,7 +59,7 @@ class PlanCommand(TrainCommand):
         click.echo(f"it fits with: {fitting}")
 
 
-def describe(forecast: Any, way: Any, room: int) -> str:
+def describe(forecast: Forecast, way: Way, room: int) -> str:
     """A line for a way: its parts in megabytes, whether they fit, how long a step takes."""
     need = forecast.need(way)
     parts = {"model": need.model, "optimiser": need.states, "copies": need.copies, "gathered": need.gathered}

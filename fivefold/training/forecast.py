@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ from fivefold.training.spread import check
 
 FEW = 4  # examples of the step that is measured, and twice as many of a second
 LARGE = 20_000_000  # parameters from which a step of the system's usual size is measured in place of its own
-PARTS = (2, 4, 8, 16, 32)  # by which batches are cut
+PARTS = (1, 2, 4, 8, 16, 32)  # by which batches are cut
 Optimizers = dict[nn.Module, torch.optim.Optimizer]
 
 
@@ -137,19 +138,15 @@ class Forecast:
         return fastest_threads(lambda: _make_step(system, optimizers, batches))[1], max(count.operations, 1)
 
     def ways(self, asked: Way) -> Iterator[Way]:
-        """As asked; then what spares memory, the cheapest first; then with smaller batches."""
-        cuts = [1, *(k for k in PARTS if asked.batch_size % (k * asked.accumulate * asked.devices) == 0)]
-        again = [False, True] if layers_of(self.system) else [False]
-        for batch in (
-            asked.batch_size,
-            *(asked.batch_size // n for n in PARTS if asked.batch_size >= n * asked.devices),
-        ):
-            for shard in [False, True] if asked.devices > 1 and self.shards else [asked.shard]:
-                for recompute in again:
-                    for k in cuts if batch == asked.batch_size else [1]:
-                        parts = asked.accumulate * k if batch == asked.batch_size else 1
-                        way = replace(asked, batch_size=batch, accumulate=parts, recompute=recompute, shard=shard)
-                        yield replace(way, recompute=recompute or asked.recompute, shard=shard or asked.shard)
+        """As asked; then what spares memory, the cheapest first; then all of that with smaller batches."""
+        again = [asked.recompute, *([True] if layers_of(self.system) else [])]
+        shard = [asked.shard, *([True] if asked.devices > 1 and self.shards else [])]
+        share = asked.batch_size // asked.devices
+        parts = [asked.accumulate * k for k in PARTS if share % (asked.accumulate * k) == 0]
+        for cut, recompute, accumulate in product(shard, again, parts):
+            yield replace(asked, accumulate=accumulate, recompute=recompute, shard=cut)
+        for batch in (asked.batch_size // k for k in PARTS[1:] if share % k == 0):
+            yield replace(asked, batch_size=batch, accumulate=1, recompute=again[-1], shard=shard[-1])
 
     @property
     def shards(self) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints of a model in shards: each process writes its own, and any number of processes reads them.
 
-By `torch.distributed.checkpoint`, in its safetensors form, since its own runs what it reads. A checkpoint is a folder
-`shards-N` of the run, complete once it has its name; N grows, and only the newest is kept.
+By `torch.distributed.checkpoint`, in its safetensors form, since its usual one runs what it reads. A checkpoint is a
+folder `shards-N` of the run, complete once it has its name; N grows, and only the newest is kept.
 
 | file          | content                                                                       |
 |---------------|-------------------------------------------------------------------------------|

@@ -165,7 +165,7 @@ def rehearse(system: System, data: Data, settings: Mapping[str, Any], spend: flo
         settings: of `fit`.
         spend: seconds with each number of threads, about.
     """
-    settings = {**settings, "compile": False, "tensorboard": False}
+    settings = {**settings, "compile": False, "graphs": False, "tensorboard": False}
     trainer = _Rehearsal(system, data, None, lambda event: None, **settings)
     system.train()
     trainer.progress = 1.0  # what grows is largest at the end

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,7 +113,7 @@ class Shards(Whole):
                 self._shard(network)
         self._shard(system)
         self.plain = self.kind.updates is System.updates  # its loss is all there is: nothing follows the `yield`
-        system.advance = MethodType(_advance, system)  # type: ignore[assignment]
+        system.advance = partial(_advance, system, self.kind.__name__)  # type: ignore[assignment]
         register_fsdp_forward_method(system, "advance")
         if self.average is not None:
             self._shard(self.average)
@@ -166,7 +166,8 @@ class Shards(Whole):
         shapes = {p.shape for p in self.system.parameters()}
         for optimizer in state["optimizers"].values():
             for moments in optimizer["state"].values():
-                moments.update({name: self._cut(value) for name, value in moments.items() if value.shape in shapes})
+                of_parameters = {n: v for n, v in moments.items() if isinstance(v, Tensor) and v.shape in shapes}
+                moments.update({name: self._cut(value) for name, value in of_parameters.items()})
         return state
 
     def empty(self, size: torch.Size) -> Tensor:
@@ -218,17 +219,17 @@ def set_by_first(system: System, batch: Batch) -> None:
                 buffer.copy_(before)
 
 
-def _advance(system: System, stream: Stream, reply: Reply) -> Update | None:
+def _advance(system: System, name: str, stream: Stream, reply: Reply) -> Update | None:
     """As `Whole.advance`, None at the end: the parameters that it reads are gathered around it."""
-    before = {name: parameter._version for name, parameter in system.named_parameters()}
+    before = {key: parameter._version for key, parameter in system.named_parameters()}
     try:
         return stream.send(reply)  # type: ignore[attr-defined]
     except StopIteration:
         return None
     finally:
-        written = [name for name, p in system.named_parameters() if p._version != before[name]]
+        written = [key for key, p in system.named_parameters() if p._version != before[key]]
         if written:
-            raise Unfit(f"{type(system).__name__} writes {', '.join(written)} itself, which shards would lose")
+            raise Unfit(f"{name} writes {', '.join(written)} itself, which shards would lose")
 
 
 def _parts(system: System) -> list[FSDPModule]:
