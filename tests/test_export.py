@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import fivefold
 from fivefold import Density, Space, System, catalog
 from fivefold.apps import export as exports
-from fivefold.apps.export import export, export_file
+from fivefold.apps.export import export_file, write
 from fivefold.apps.parts import Given, Recorded
+from fivefold.apps.tracing import LARGEST, MEMORY, trace
 from fivefold.errors import OptionError, RunError, Unfit
 from fivefold.space import Column
 from fivefold.system import seeded
@@ -24,10 +25,11 @@ TABLE = Space("table", (2,), columns=(Column("a", location=3.0, scale=1000.0), C
 FORMATS = list(exports.FORMATS)
 
 
-@pytest.fixture(autouse=True)
-def library(request):
-    if "onnx" in getattr(request.node, "callspec", request).__dict__.get("params", {}).values():
+def export(system, part, to, path):
+    if to == "onnx":
         pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    return write(trace(system, part), to, path)
 
 
 def drawn(system, n, seed):
@@ -41,12 +43,12 @@ def drawn(system, n, seed):
 def test_samples_are_those_of_the_seed_whose_noise_goes_in(to, tmp_path):
     system = build("vae", DIGITS)
     found = export(system, "sample", to, tmp_path / f"file.{to}")
-    assert found.interface["batch"] == {"least": 1, "most": exports.LARGEST}
+    assert found.interface["batch"] == {"least": 1, "most": LARGEST, "why": ""}
     assert [one["what"] for one in found.interface["inputs"]] == ["noise: standard normal", "noise: uniform on [0, 1)"]
     assert [one["shape"][0] for one in found.interface["inputs"]] == ["batch"] * 2
     for n in (1, 4, 9):
         noise, samples = drawn(system, n, seed=n)
-        assert torch.equal(found.runner(noise)[0], samples)
+        assert torch.equal(found.run(noise)[0], samples)
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -54,7 +56,7 @@ def test_densities_are_in_the_users_units(to, tmp_path):
     system = build("spline-flow", TABLE)
     found = export(system, "log_prob", to, tmp_path / f"file.{to}")
     users = np.random.default_rng(0).normal(size=(6, 2)) * [1000.0, 0.5] + [3.0, 0.0]
-    (log_prob,) = found.runner([TABLE.encode(users)])
+    (log_prob,) = found.run([TABLE.encode(users)])
     assert log_prob.dtype == torch.float32
     torch.testing.assert_close(log_prob.double(), system.log_prob(users), rtol=1e-4, atol=1e-4)
     assert found.interface["density"] == "exact"
@@ -69,7 +71,7 @@ def test_a_bound_says_so_and_takes_its_noise(tmp_path):
     x = system.sample_encoded(7, seed=1)
     with seeded(0), Recorded() as recorded:
         wanted, error = system._log_prob(x, None)
-    log_prob, standard_error = found.runner([x, *(draw.value for draw in recorded.draws)])
+    log_prob, standard_error = found.run([x, *(draw.value for draw in recorded.draws)])
     torch.testing.assert_close(log_prob, wanted)
     torch.testing.assert_close(standard_error, error)
     assert torch.equal(wanted.double(), system.score_encoded(fivefold.Batch(x)).log_prob)
@@ -83,8 +85,8 @@ def test_steps_lead_to_the_samplers_samples(tmp_path):
     times = torch.tensor(found.interface["times"])
     y, rest = noise[0] * found.interface["start"], iter(noise[1:])
     for t, s in zip(times[:-1].split(1), times[1:].split(1), strict=True):
-        y, _ = found.runner([y, t, s, next(rest)])
-    _, x = found.runner([y, times[-1:], times[-1:], torch.zeros_like(y)])
+        y, _ = found.run([y, t, s, next(rest)])
+    _, x = found.run([y, times[-1:], times[-1:], torch.zeros_like(y)])
     torch.testing.assert_close(x, samples, rtol=1e-4, atol=1e-4)
 
 
@@ -94,9 +96,9 @@ def test_conditions_go_in(tmp_path):
     found = export(system, "sample", "pt2", tmp_path / "file.pt2")
     assert found.interface["inputs"][0]["name"] == "condition"
     noise = torch.randn(2, system.latent)
-    a, b = (found.runner([torch.full((2, 1), code), noise])[0] for code in (0, 1))
+    a, b = (found.run([torch.full((2, 1), float(code)), noise])[0] for code in (0, 1))
     with system.evaluating(), Given([noise]):
-        assert torch.equal(b, system._sample(2, torch.ones(2, 1, dtype=torch.long)))
+        assert torch.equal(b, system._sample(2, torch.ones(2, 1)))
     assert not torch.equal(a, b)
 
 
@@ -113,10 +115,11 @@ def test_conditions_go_in(tmp_path):
 )
 def test_both_formats_of_the_six(name, part, to, tmp_path):
     """As they are, on digits; the export itself checks the file."""
-    found = export(catalog.build(name, DIGITS), part, to, tmp_path / f"file.{to}")
-    wanted = found.module(*found.inputs)
-    assert exports._difference(found.runner(found.inputs), wanted) <= exports.TOLERANCE
-    assert found.interface["batch"]["most"] >= exports.MEMORY
+    traced = trace(catalog.build(name, DIGITS), part)
+    assert traced.batches.most >= MEMORY
+    found = write(traced, to, tmp_path / f"file.{to}")
+    inputs, outputs = traced.case(7)
+    assert exports._difference(found.run(inputs), outputs) <= exports.TOLERANCE
 
 
 # --- noise ----------------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class Odd(System):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("sample", r"sample of Odd cannot be exported to pt2: it draws by aten.poisson"),
+        ("sample", r"sample of Odd cannot be exported: it draws by aten.poisson"),
         ("log_prob", r"log_prob of Odd cannot .* data-dependent .* at test_export.py:\d+ `if x.sum\(\) > 1e9:`"),
         ("encode", "Odd has no latent code"),
         ("step", "Odd is no diffusion"),
@@ -178,12 +181,12 @@ def test_what_stops_it_is_named(part, message, tmp_path):
 
 
 def test_a_file_that_gives_something_else_is_not_kept(run, monkeypatch, tmp_path):
-    def wrong(*arguments):
-        right = exports._to_pt2(*arguments)
+    def wrong(traced, path):
+        right = exports._to_pt2(traced, path)
         return lambda tensors: [y + 1e-3 for y in right(tensors)]
 
     monkeypatch.setitem(exports.FORMATS, "pt2", wrong)
-    with pytest.raises(RunError, match=r"the file is 1\..e-03 from the run, more than 0.0001"):
+    with pytest.raises(RunError, match=r"the file is 1\.0e-03 from the run, more than 0.0001"):
         export_file(run, "encode", "pt2", tmp_path / "file.pt2")
     assert not list(tmp_path.iterdir())
 
@@ -203,7 +206,7 @@ def test_a_file_and_what_goes_in_beside_it(run):
     said = export_file(run, "encode", "pt2")
     path, described = run.parent / "flow-encode.pt2", json.loads((run.parent / "flow-encode.json").read_text())
     assert f"wrote {path} and flow-encode.json; batch: any" in said
-    assert "in  x float32 ('batch', 2): encoded examples" in said
+    assert "in  x float32 (batch, 2): encoded examples" in said
     x = torch.randn(3, 2)
     with torch.no_grad():
         wanted = fivefold.load(run)._encode(x, None)

@@ -134,7 +134,7 @@ def _traced(part: Part, name: str, batches: Batches) -> Traced:
     sizes = SIZES if batches.free else (batches.most,)
     tried = [_try(part, n) for n in sizes]
     noise = _grouped([draws for _, draws, _ in tried], sizes)
-    module = _Exportable(part, noise)
+    module = _Exportable(part, noise, batches)
     cases = [((*inputs, *_stacked(draws, noise)), outputs) for inputs, draws, outputs in tried]
     traced = Traced(part, name, noise, batches, _program(module, cases[0][0], batches), cases)
     if batches.free:
@@ -187,9 +187,9 @@ def _stacked(draws: list[Draw], noise: list[Noise]) -> Tensors:
 class _Exportable(nn.Module):
     """A part as a function of its inputs and of noise."""
 
-    def __init__(self, part: Part, noise: list[Noise]) -> None:
+    def __init__(self, part: Part, noise: list[Noise], batches: Batches) -> None:
         super().__init__()
-        self.system, self.part, self.noise = part.system, part, noise
+        self.system, self.part, self.noise, self.batches = part.system, part, noise, batches
         self.order = sorted((place, i, j) for i, each in enumerate(noise) for j, place in enumerate(each.places))
         self.batched = [name not in part.single for name in part.inputs]
 
@@ -201,10 +201,14 @@ class _Exportable(nn.Module):
 
     def _batch(self, inputs: Tensors, noise: Tensors) -> Any:
         """The batch's size, which may be free."""
+        if not self.batches.free:
+            return self.batches.most
         sizes = [x.shape[0] for x, batched in zip(inputs, self.batched, strict=True) if batched]
         sizes += [x.shape[each.shape.index(NAME)] for x, each in zip(noise, self.noise, strict=True)
                   if NAME in each.shape]  # fmt: skip
-        return sizes[0] if sizes else self.noise[0].size[0]
+        if not sizes:
+            raise ByBatch("nothing that goes in has the batch's size")
+        return sizes[0]
 
 
 # --- tracing ----------------------------------------------------------------------------------------
