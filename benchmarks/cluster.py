@@ -46,6 +46,7 @@ NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": STORE}
 @contextlib.contextmanager
 def cluster(nodes: int) -> Iterator[tuple[Any, float]]:
     """So many local nodes, and the seconds that starting them took."""
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a machine that does other things is slow
     from ray.cluster_utils import Cluster
 
     began = time.monotonic()
