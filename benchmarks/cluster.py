@@ -130,7 +130,7 @@ def one_kill(address: str, node: Any, what: str, after: float, count: int = 20) 
         killer = threading.Thread(target=strike, args=(node, what, directory, after))
         killer.start()
         names = [f"row{i}" for i in range(count)]
-        Crew(directory, jobs_of(names, seconds=0.5), place, console, module="tests.standin").work()
+        Crew(directory, jobs_of(names, seconds=0.5, killed=True), place, console, module="tests.standin").work()
         killer.join()
         place.close()
         rows = {path.stem: json.loads(path.read_text()) for path in (directory / "rows").glob("*.json")}
