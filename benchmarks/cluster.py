@@ -46,6 +46,7 @@ NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": STORE}
 @contextlib.contextmanager
 def cluster(nodes: int) -> Iterator[tuple[Any, float]]:
     """So many local nodes, and the seconds that starting them took."""
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a machine that does other things is slow
     from ray.cluster_utils import Cluster
 
     began = time.monotonic()
@@ -129,7 +130,7 @@ def one_kill(address: str, node: Any, what: str, after: float, count: int = 20) 
         killer = threading.Thread(target=strike, args=(node, what, directory, after))
         killer.start()
         names = [f"row{i}" for i in range(count)]
-        Crew(directory, jobs_of(names, seconds=0.5), place, console, module="tests.standin").work()
+        Crew(directory, jobs_of(names, seconds=0.5, killed=True), place, console, module="tests.standin").work()
         killer.join()
         place.close()
         rows = {path.stem: json.loads(path.read_text()) for path in (directory / "rows").glob("*.json")}
