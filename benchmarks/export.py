@@ -143,8 +143,8 @@ def tables(rows: dict[str, Row]) -> str:
     lines = [
         f"\n{headline(rows)[0].upper()}{headline(rows)[1:]}, made on {machine()}.\n",
         "## Six systems as they are, on digits\n",
-        f"Milliseconds for {BATCH} examples in torch (the run itself), and the time of the file as a share of that; one "
-        "thread, time of the processor.\n",
+        f"Milliseconds of one thread for {BATCH} examples in torch (the run itself), and the time of the file as a "
+        "share of that; of the processor's time.\n",
         "| system | part | batch | from the run (ONNX) | torch | pt2 | ONNX Runtime |",
         "|---|---|---|---|---|---|---|",
     ]
