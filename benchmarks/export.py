@@ -81,15 +81,15 @@ def measure_file(traced: Traced, to: str, path: Path) -> Row:
 
 
 def side_by_side(*functions: Callable[[], Any]) -> list[float]:
-    """Median seconds of each, in turns."""
+    """Median seconds of each on one thread, in turns; of the processor, so that what else runs does not count."""
     for function in functions:
         function()
     taken: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS):
         for times, function in zip(taken, functions, strict=True):
-            started = time.perf_counter()
+            started = time.process_time()
             function()
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
     return [statistics.median(times) for times in taken]
 
 
@@ -143,7 +143,8 @@ def tables(rows: dict[str, Row]) -> str:
     lines = [
         f"\n{headline(rows)[0].upper()}{headline(rows)[1:]}, made on {machine()}.\n",
         "## Six systems as they are, on digits\n",
-        f"Milliseconds for {BATCH} examples in torch (the run itself), and the time of the file as a share of that.\n",
+        f"Milliseconds of one thread for {BATCH} examples in torch (the run itself), and the time of the file as a "
+        "share of that; of the processor's time.\n",
         "| system | part | batch | from the run (ONNX) | torch | pt2 | ONNX Runtime |",
         "|---|---|---|---|---|---|---|",
     ]
