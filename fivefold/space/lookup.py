@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +62,21 @@ def find(frame: pd.DataFrame, sources: list[str], results: list[str]) -> list[st
     """Those that hold in all rows of a frame, as `RESULT=SOURCE`; by chance hardly. Of two that tell each other the
     first is the source."""
     found: dict[str, str] = {}
+    hashable = {name: frame[name].map(lambda value: isinstance(value, Hashable)).all() for name in results}
     for source in sources:
+        if not hashable[source]:  # lists, which other words refuse
+            continue
         counts = frame[source].value_counts()
         if not 1 < len(counts) <= len(frame) / FEW:
             continue
         often = frame[source].isin(counts.index[counts >= FEW])
         for result in results:
-            if result in (source, *found) or source in found or frame[result][often].nunique() < 2:
+            if (
+                result in (source, *found)
+                or source in found
+                or not hashable[result]
+                or frame[result][often].nunique() < 2
+            ):
                 continue
             if pairs_of(frame[source], frame[result]) is not None:
                 found[result] = source
