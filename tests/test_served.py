@@ -184,13 +184,13 @@ def test_the_board_says_what_runs_where_and_is_gone_at_the_end(tmp_path, monkeyp
     monkeypatch.setattr("fivefold.comparison.board._EVERY", 0.01)
     first, second = job("a"), job("b")
     with Board(tmp_path, [first, second, job("c")], 2) as board:
-        board.begin(first, "node7")
-        board.begin(second)
-        board.tell(first, "training", 0.5)
+        board.tell(first, {"node": "node7"})
+        board.tell(second, {"node": os.uname().nodename})
+        board.tell(first, {"phase": "training", "progress": 0.5})
         found = written(tmp_path, lambda p: p.running and p.running[0].progress)
         assert [(one.label, one.where) for one in found.running] == [("a", "node7"), ("b", os.uname().nodename)]
         assert (found.total, found.finished, found.at_once, found.mean) == (3, 0, 2, 50.0)  # 30 s and 20 s to measure
-        board.end(first)
+        board.end(first["name"])
         found = written(tmp_path, lambda p: p.finished == 1)
         assert [one.label for one in found.running] == ["b"]
         assert found.mean < 5
@@ -334,15 +334,15 @@ def test_browser_rows_come_in_and_are_sorted_opened_and_saved(tmp_path, monkeypa
         jobs = [job(one["label"]) for one in ELEVEN]
         with Board(place, jobs, 1) as board:
             for position, (one, its) in enumerate(zip(ELEVEN, jobs, strict=True)):
-                board.begin(its)
+                board.tell(its, {"node": "here"})
                 run = place / "runs" / its["name"]
                 run.mkdir()
                 marks = [{"seconds": s, "validation": 9.0, "distance": [9.0 - s, 0.1], "monitor": {}} for s in (1, 2)]
                 (run / "log.jsonl").write_text("".join(json.dumps(mark) + "\n" for mark in marks))
-                board.tell(its, "training", 0.4)
+                board.tell(its, {"phase": "training", "progress": 0.4})
                 go.acquire(timeout=60)
                 finish(place, one, position)
-                board.end(its)
+                board.end(its["name"])
 
     working = threading.Thread(target=crew)
     working.start()
