@@ -214,6 +214,13 @@ def test_a_machine_with_other_versions_does_nothing(place):
     assert not rows_of(place)
 
 
+def test_a_machine_that_joins_and_does_not_see_the_folder_is_refused(place):
+    """Where all that were there at first did, nothing was packed for it."""
+    [job] = jobs_of(["a"])
+    *_, last = events_of(place, job, home(place, word="other", content=""))
+    assert last["refused"].startswith(f"does not see {place}")
+
+
 def test_versions_change_with_the_code(tmp_path, monkeypatch):
     (tmp_path / "comparison").mkdir()
     (tmp_path / "a.py").write_text("x = 1")

@@ -184,6 +184,7 @@ class Ray:
             options["label_selector"] = {_NODE: self.find(task.node)}
         elif wrong:
             options["label_selector"] = {_NODE: f"!in({','.join(sorted(wrong))})"}
+        self.arrivals.drop(task.name)  # of a driver that was killed
         files = b""
         if not self.all_see:
             self._put_common()
