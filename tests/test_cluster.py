@@ -27,7 +27,7 @@ from tests.standin import jobs_of
 from tests.toys import package, source
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 SYSTEMS = ("made", "nice", "vae", "dcgan", "ddpm", "igebm")
 HOW = {"budget": "20steps", "diagnostics": False, "batch_size": 16}
 
@@ -205,6 +205,8 @@ def test_more_than_any_machine_has_is_refused(nodes, tmp_path):
         compare(["made"], "moons", out=tmp_path / "out", cluster=nodes.address, cpus_per_job=64)
     with pytest.raises(OptionError, match="has 1 CPUs and 1 GPUs"):
         compare(["made"], "moons", out=tmp_path / "gpu", cluster=nodes.address, gpus_per_job=1)
+    assert not ray.is_initialized()
+    assert not (tmp_path / "gpu" / node.SEEN).exists()
 
 
 def test_a_tuning_makes_its_trials_at_the_same_time(nodes, tmp_path):

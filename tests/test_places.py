@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -213,6 +214,13 @@ def test_a_machine_with_other_versions_does_nothing(place):
     assert not rows_of(place)
 
 
+def test_a_machine_that_joins_and_does_not_see_the_folder_is_refused(place):
+    """Where all that were there at first did, nothing was packed for it."""
+    [job] = jobs_of(["a"])
+    *_, last = events_of(place, job, home(place, word="other", content=""))
+    assert last["refused"].startswith(f"does not see {place}")
+
+
 def test_versions_change_with_the_code(tmp_path, monkeypatch):
     (tmp_path / "comparison").mkdir()
     (tmp_path / "a.py").write_text("x = 1")
@@ -307,6 +315,19 @@ def test_an_address_of_ray_s_client_is_refused(tmp_path):
     pytest.importorskip("ray")
     with pytest.raises(RunError, match="got ray://head:10001: run it on a machine of the cluster"):
         compare(["made"], "moons", out=tmp_path / "out", cluster="ray://head:10001")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1: Connection refused; start one by"),
+        ("lab", "no Ray cluster at lab"),
+    ],
+)
+def test_where_there_is_no_cluster_a_sentence_says_how_to_start_one(tmp_path, address, words):
+    pytest.importorskip("ray")
+    with pytest.raises(RunError, match=re.escape(words)):
+        compare(["made"], "moons", out=tmp_path / "out", cluster=address)
 
 
 def test_threads_are_those_given_the_comparison_s_or_one(tmp_path):

@@ -156,7 +156,7 @@ class Crew:
         if self.place.tries > 1 and (result is None or row["status"] in FROM_OUTSIDE):
             if way not in self.ways.setdefault(name, set()):
                 self.ways[name].add(way)
-                self.avoided.setdefault(name, set()).add(ended.node)
+                self.avoided.setdefault(name, set()).update({ended.node} - {""})
                 if result is not None:
                     self._path(job).unlink(missing_ok=True)
                 self.waiting.appendleft(job)

@@ -221,6 +221,8 @@ def run(task: Task, home: Home, machine: dict[str, Any], sent: Callable[[], byte
         yield {"refused": why}
     elif home.is_seen():
         yield from _work(task, Path(home.directory), home, machine)
+    elif not home.content:
+        yield {"refused": f"does not see {home.directory}, as those did that were there first"}
     else:
         with copied(home.content, sent, files) as place:
             for event in _work(task, place, home, machine):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import signal
+import socket
 import sys
 import time
 import uuid
@@ -31,6 +33,7 @@ AHEAD = 2  # jobs for every slot that there is, so that the next is at hand when
 LOOKED = 5.0  # seconds between two looks at which machines there are
 ANSWERS = 120.0  # seconds until a machine says which it is
 _NODE = "ray.io/node-id"
+_START = "start one by ray start --head, join one by ray start --address"
 
 
 def connect(address: str) -> tuple[Any, bool]:
@@ -42,16 +45,34 @@ def connect(address: str) -> tuple[Any, bool]:
     if "://" in address:
         raise RunError(f"--cluster takes auto, HOST:PORT or slurm, got {address}: run it on a machine of the cluster")
     if ray.is_initialized():
+        there = ray.get_runtime_context().gcs_address
+        if address not in ("auto", there):
+            raise RunError(f"this process is connected to the Ray cluster at {there} already, not to {address}")
         return ray, False
+    _probe(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "" if address == "auto" else f" at {address}"
         why = str(error).strip().splitlines() or ["no reason given"]
-        raise RunError(
-            f"no Ray cluster{where}: {why[0][:200]}; start one by ray start --head, join one by ray start --address"
-        ) from error
+        raise RunError(f"no Ray cluster{where}: {why[0][:200]}; {_START}") from error
     return ray, True
+
+
+def _probe(address: str) -> None:
+    """RunError where nothing listens at an address, since Ray waits minutes for it."""
+    found = address
+    if address == "auto":
+        found = os.environ.get("RAY_ADDRESS", "")
+        with contextlib.suppress(OSError):  # else Ray says at once that it knows of none
+            found = found or Path("/tmp/ray/ray_current_cluster").read_text(encoding="utf-8").strip()
+    host, _, port = found.rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), LOOKED).close()
+    except OSError as error:
+        raise RunError(f"no Ray cluster at {found}: {error.strerror or error}; {_START}") from error
 
 
 class Ray:
@@ -80,21 +101,21 @@ class Ray:
         self.where: dict[str, str] = {}  # by job its machine's id
         self.refused: set[str] = set()  # ids
         self.looked = -LOOKED
-        for name in (
-            run.__module__,
-            pack.__module__,
-            __name__,
-        ):  # so that a machine need not have them to say that it does not
+        for name in (run.__module__, pack.__module__, __name__):  # a machine need not have them to say so
             self.ray.cloudpickle.register_pickle_by_value(sys.modules[name])
+        self.task = self.ray.remote(num_returns="streaming", max_retries=0)(_job)
+        self.box: list[Any] = []
         word = uuid.uuid4().hex
         write_text(self.directory / SEEN, word)
         self.home = Home(str(self.directory), word, python_path(), str(Path.cwd()), versions())
-        self.box: list[Any] = []
-        self.all_see = self._look_into()
-        self.task = self.ray.remote(num_returns="streaming", max_retries=0)(_job)
-        if not self.slots():
-            each = f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
-            raise OptionError(f"no machine of the cluster has {each}: give a job less (--cpus-per-job, --gpus-per-job)")
+        try:
+            self.all_see = self._look_into()
+            if not self.slots():
+                each = f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
+                raise OptionError(f"no machine of the cluster has {each} (--cpus-per-job, --gpus-per-job)")
+        except BaseException:
+            self.close()
+            raise
 
     # --- the machines -----------------------------------------------------------------------------
 
@@ -163,6 +184,7 @@ class Ray:
             options["label_selector"] = {_NODE: self.find(task.node)}
         elif wrong:
             options["label_selector"] = {_NODE: f"!in({','.join(sorted(wrong))})"}
+        self.arrivals.drop(task.name)  # of a driver that was killed
         files = b""
         if not self.all_see:
             self._put_common()

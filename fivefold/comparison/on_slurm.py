@@ -54,7 +54,7 @@ class Slurm:
         self.running: dict[str, tuple[Task, Any]] = {}  # by name; submitit's job
         self.begun: dict[tuple[str, tuple[str, ...]], list[Task]] = {}  # by where they must and must not run
         self.words: dict[str, str] = {}  # the last of each job
-        for module in (run_into.__module__, copied.__module__):  # so that a machine need not have them to say so
+        for module in (run_into.__module__, copied.__module__):  # a machine need not have them to say so
             cloudpickle.register_pickle_by_value(sys.modules[module])
         try:
             self.executor = submitit.AutoExecutor(self.folder, cluster=self.kind)

@@ -128,8 +128,9 @@ class Local:
         return found
 
     def stop(self, name: str | None = None) -> None:
-        for process in [self.running[name]] if name else list(self.running.values()):
-            process.stop()
+        for task, process in list(self.running.items()):
+            if name in (None, task):
+                process.stop()
         if name is None:
             for process in self.running.values():
                 process.end()

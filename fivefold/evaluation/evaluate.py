@@ -15,7 +15,7 @@ A row is a dictionary that JSON can hold:
 |           | `own_error`, the samples' part of the error; `note` where they cannot be had             |
 | cost      | speeds in examples a second, seconds, parameters, bytes; None where not known          |
 | threads   | by work how many were the fastest (`training`, `sampling`), and the machine's `load`;     |
-|           | in a comparison those `given` to each process, and beside them `jobs`, processes at a time |
+|           | in a comparison those `given` to each process                                            |
 | machine   | where it was measured: `fivefold.machine.describe`; in a comparison also its `node` in a    |
 |           | cluster, and how many `jobs` it does at a time                                           |
 | sizes     | what the rule of sizes chose: `fivefold.training.sizing.Sizes`                          |
