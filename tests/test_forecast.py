@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -9,7 +12,7 @@ from torch import nn
 
 import fivefold
 from fivefold import catalog
-from fivefold.cli.base import app
+from fivefold.cli.app import app
 from fivefold.errors import OptionError, Unfit
 from fivefold.machine import bytes_in
 from fivefold.training.forecast import Forecast, Need, Way
@@ -73,7 +76,7 @@ def test_what_spares_memory_does(digits):
     assert said.step(Way(64, recompute=True)).operations > 1.2 * said.step(Way(64)).operations
     cut = said.need(Way(64, devices=2, shard=True))
     assert cut.states == -(-usual.states // 2)
-    assert cut.gathered == said.parameters
+    assert cut.gathered == 2 * said.parameters
     assert cut.step < 0.6 * usual.step  # half the batch
 
 
@@ -103,16 +106,42 @@ def test_other_sizes_are_named(text):
         bytes_in(text)
 
 
-def test_the_command_says_what_fits_and_how():
-    def said(memory: str) -> str:
-        arguments = ["plan", "gated-pixelcnn", "--data", "digits", "--layers", "2", "--memory", memory]
-        result = CliRunner().invoke(app, arguments)
-        return result.output
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [
+        ("1GB", "fits; "),
+        ("1GB", "it fits with: --batch-size 64\n"),
+        ("3MB", "does not fit; "),
+        ("3MB", "it fits with: --batch-size 64 --accumulate 2\n"),
+    ],
+)
+def test_the_command_says_what_fits_and_how(command, memory, said):
+    assert said in command(f"gated-pixelcnn --channels 8 --layers 1 --memory {memory}")
 
-    assert "fits with: --batch-size 64\n" in said("1GB")
-    assert "does not fit" in said("6MB")
-    assert "fits with: --batch-size 64 --accumulate" in said("6MB")
-    assert "nothing that the plan knows makes it fit" in said("1MB")
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("vae --memory 1MB", "nothing that the plan knows makes it fit"),
+        ("vae --devices 3", "a batch of 64 does not divide into 3 devices x 1 parts"),
+        ("dcgan --devices 2 --shard", "DCGAN cannot be trained with --shard: 2 players"),
+    ],
+)
+def test_what_cannot_be_planned_says_so(command, words, said):
+    assert said in command(words)
+
+
+@pytest.fixture(scope="module")
+def command() -> Callable[[str], str]:
+    """What `plan` says, once for the same words."""
+
+    @functools.cache
+    def run(words: str) -> str:
+        name, *rest = words.split()
+        result = CliRunner().invoke(app, ["plan", name, "--data", "digits", *rest])
+        return f"{result.output}{result.exception}"
+
+    return run
 
 
 # --- layers that are computed again -------------------------------------------------------------

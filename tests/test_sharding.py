@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "gated-pixelcnn": {"channels": 8, "layers": 1, "dropout": 0.0, "accumulate": 2, "clip": 0.5},
     "glow": {"hidden": 8, "layers": 1},  # the first batch sets parameters; weights are channels last in memory
     "ddpm": {"channels": 8, "dropout": 0.0},
+    "transformer": {"width": 8, "layers": 2, "dropout": 0.0},
 }
 LARGER: dict[str, dict[str, Any]] = {
     **SMALL, "realnvp": {"layers": 2, "hidden": 8, "dropout": 0.0}, "ffjord": {"hidden": 8}, "vdvae": {"width": 8},
@@ -151,8 +152,9 @@ def test_two_processes_with_shards_equal_one(done, system):
 
 
 def test_networks_are_gathered_one_by_one_where_that_is_enough(done):
-    """Encoder, decoder and the rest of `vae`; chains hold the weights of `igebm` outside of its network."""
-    assert [torch.load(done / f"{name}-0.pt")["parts"] for name in ("vae", "igebm", "ddpm")] == [3, 1, 2]
+    """Encoder, decoder and the rest of `vae`; chains hold the weights of `igebm` outside of its network; two blocks."""
+    parts = {"vae": 3, "igebm": 1, "ddpm": 2, "transformer": 3}
+    assert {name: torch.load(done / f"{name}-0.pt")["parts"] for name in parts} == parts
 
 
 @pytest.mark.slow

@@ -56,6 +56,10 @@ class TransformerSystem(AutoregressiveSystem):
             h = block(h)
         return self.last(self.norm(h))[:, self.order.argsort()]
 
+    def shards(self) -> list[nn.Module]:
+        """Block by block."""
+        return list(self.blocks)
+
     def _given(self, condition: Tensor | None) -> Tensor:
         """What each position knows besides earlier values: where it is, and the condition; `(B or 1, D, width)`."""
         where = self.position()[None, self.order]

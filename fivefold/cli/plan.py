@@ -64,9 +64,13 @@ def describe(forecast: Forecast, way: Way, room: int) -> str:
     need = forecast.need(way)
     parts = {"model": need.model, "optimiser": need.states, "copies": need.copies, "gathered": need.gathered}
     parts |= {"gradients and activations": need.step}
-    cells = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in parts.items() if size)
+    cells = ", ".join(f"{name} {_megabytes(size)}" for name, size in parts.items() if size)
     fits = "fits" if need.total <= SPARE * room else "does not fit"
-    return f"  {way}: {need.total / 1e6:,.0f} MB a device ({cells}), {fits}; {forecast.seconds(way):.2g} s a step"
+    return f"  {way}: {_megabytes(need.total)} MB a device ({cells}), {fits}; {forecast.seconds(way):.2g} s a step"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.{0 if size >= 1e7 else 1}f}"
 
 
 class Plans(Systems):

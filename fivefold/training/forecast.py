@@ -68,7 +68,7 @@ class Need:
     model: int  # parameters and buffers
     states: int  # of optimisers
     copies: int  # the moving average, the best weights, and what a step that is not finite goes back to
-    gathered: int  # whole parameters while a step is computed from shards
+    gathered: int  # while a step is computed from shards at the most whole parameters, and what they are sent in
     step: int  # gradients and activations, at the most
 
     @property
@@ -112,7 +112,7 @@ class Forecast:
         model, states = self.buffers + -(-self.parameters // cut), -(-step.states // cut)
         average = 2 if self.settings.ema else 0
         copies = model * (3 + average) + states  # the best; and to go back all of it again
-        return Need(model, states, copies, self.parameters if way.shard else 0, step.most)
+        return Need(model, states, copies, 2 * self.parameters if way.shard else 0, step.most)
 
     def step(self, way: Way) -> Counted:
         """One step of a device."""

@@ -27,6 +27,7 @@ from fivefold.run import Run
 from fivefold.system import Batch, System, Update, seeded
 from fivefold.training import ranks, shard_files
 
+SMALLEST = 1 / 64  # of the parameters: smaller networks are gathered with what belongs to none
 Stream = Iterator[Update]
 Reply = dict[str, Tensor] | None
 State = dict[str, Any]
@@ -108,8 +109,9 @@ class Shards(Whole):
         self.mesh = device_mesh.init_device_mesh(system.device.type, (ranks.world(),))
         set_by_first(system, first)
         self.system = system
+        least = SMALLEST * _size(system)
         for network in system.shards():
-            if any(True for _ in network.parameters()):
+            if _size(network) > least:
                 self._shard(network)
         self._shard(system)
         self.plain = self.kind.updates is System.updates  # its loss is all there is: nothing follows the `yield`
@@ -230,6 +232,10 @@ def _advance(system: System, name: str, stream: Stream, reply: Reply) -> Update 
         written = [key for key, p in system.named_parameters() if p._version != before[key]]
         if written:
             raise Unfit(f"{name} writes {', '.join(written)} itself, which shards would lose")
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _parts(system: System) -> list[FSDPModule]:
