@@ -43,7 +43,8 @@ SIX = {
     "glow": ("sample", "log_prob", "encode", "decode"),
 }
 SECONDS = 600  # of one core, for a part
-BATCH, REPEATS = 64, 7  # when timed
+BATCH, REPEATS = 64, 4  # when timed
+SECONDS_TIMED = 0.1  # of one repeat, for the clock is coarse
 
 Row = dict[str, Any]
 
@@ -82,15 +83,15 @@ def measure_file(traced: Traced, to: str, path: Path) -> Row:
 
 def side_by_side(*functions: Callable[[], Any]) -> list[float]:
     """Median seconds of each on one thread, in turns; of the processor, so that what else runs does not count."""
-    for function in functions:
-        function()
     taken: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS):
         for times, function in zip(taken, functions, strict=True):
-            started = time.process_time()
-            function()
-            times.append(time.process_time() - started)
-    return [statistics.median(times) for times in taken]
+            started, calls = time.process_time(), 0
+            while (spent := time.process_time() - started) < SECONDS_TIMED or calls < 2:
+                function()
+                calls += 1
+            times.append(spent / calls)
+    return [statistics.median(times[1:]) for times in taken]  # the first is slower
 
 
 def apart(make: Callable[[], System], part: str) -> Row:

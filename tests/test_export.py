@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fivefold
 from fivefold import Density, Space, System, catalog
 from fivefold.apps import export as exports
+from fivefold.apps import lacking
 from fivefold.apps.export import export_file, write
 from fivefold.apps.parts import Given, Recorded
 from fivefold.apps.tracing import LARGEST, MEMORY, trace
@@ -144,6 +145,42 @@ def test_noise_is_recorded_as_torch_draws_it_and_given_back():
         assert torch.equal(one, two)
         assert torch.equal(one, three)
     assert recorded.draws[2].law == "integers from 2 to 8"
+
+
+# --- operations that ONNX lacks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upper", [True, False])
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("unitriangular", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 7, 32])
+def test_triangular_solutions(n, upper, left, unitriangular):
+    a = (torch.eye(n) * 2 + 0.3 * torch.randn(3, n, n)).double()
+    b = torch.randn(3, n, 4).double() if left else torch.randn(3, 4, n).double()
+    options = {"upper": upper, "left": left, "unitriangular": unitriangular}
+    wanted = torch.linalg.solve_triangular(a.triu() if upper else a.tril(), b, **options)
+    torch.testing.assert_close(lacking.linalg_solve_triangular(a, b, **options), wanted)
+
+
+def test_quantiles():
+    p = torch.cat([torch.linspace(1e-6, 1 - 1e-6, 5001), 10.0 ** -torch.linspace(1, 30, 200)]).double()
+    torch.testing.assert_close(lacking.special_ndtri(p), torch.special.ndtri(p), rtol=3e-7, atol=1e-9)
+    x = torch.cat([torch.linspace(-0.999999, 0.999999, 5001), torch.logspace(-30, -1, 100)]).double()
+    torch.testing.assert_close(lacking.erfinv(x), torch.erfinv(x), rtol=3e-7, atol=1e-30)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "size"), [(1, 1, 1, 8), (2, 1, 1, 8), (2, 0, 1, 9), (1, 2, 2, 7)]
+)
+def test_gradients_of_convolutions(stride, padding, dilation, size):
+    x, weight = torch.randn(2, 4, size, size).double(), torch.randn(6, 2, 3, 3).double()
+    step, pad, apart = [stride] * 2, [padding] * 2, [dilation] * 2
+    out = torch.ops.aten.convolution(x, weight, None, step, pad, apart, False, [0, 0], 2)
+    given = (torch.randn_like(out), x, weight, None, step, pad, apart, False, [0, 0], 2)
+    wanted, *_ = torch.ops.aten.convolution_backward(*given, [True, False, False])
+    found, *_ = lacking.convolution_backward(*given, [True, False, False])
+    torch.testing.assert_close(found, wanted)
+    assert lacking.convolution_backward(*given, [True, True, False]) is NotImplemented
 
 
 # --- what stops an export -------------------------------------------------------------------------

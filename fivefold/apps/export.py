@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import fivefold
+from fivefold.apps.lacking import LACKING
 from fivefold.apps.parts import Tensors
 from fivefold.apps.tracing import BATCH, NAME, Size, Stopped, Traced, stopping, trace
 from fivefold.errors import OptionError, RunError
@@ -128,8 +129,11 @@ def _to_onnx(traced: Traced, path: Path) -> Runner:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RunError(f"ONNX needs the library {error.name}: pip install 'fivefold[export]'") from error
+    program = traced.program
+    if LACKING.keys() & {node.target for node in program.graph.nodes}:
+        program = program.run_decompositions(LACKING)
     made = torch.onnx.export(
-        traced.program, input_names=traced.names, output_names=list(traced.part.outputs), dynamo=True, verbose=False
+        program, input_names=traced.names, output_names=list(traced.part.outputs), dynamo=True, verbose=False
     )
     assert made is not None
     made.save(str(path), external_data=False)

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fivefold
+from fivefold.apps.lacking import GRADIENTS
 from fivefold.apps.parts import Draw, Given, Part, Recorded, Tensors, part_of, symbolic_len
 from fivefold.errors import RunError
 from fivefold.system import System, seeded
@@ -230,35 +231,14 @@ def _program(module: _Exportable, inputs: Tensors, batches: Batches) -> Exported
         except RuntimeError as error:
             if BY_GRADIENT not in str(error):
                 raise
-            graph = make_fx(
-                lambda *tensors: module(*tensors),
-                {torch.ops.aten.convolution_backward.default: _gradient_of_convolution},
-                tracing_mode="symbolic",
-                _allow_non_fake_inputs=True,
-            )(*inputs)
+            follow = make_fx(module.forward, GRADIENTS, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+            graph = follow(*inputs)
             program = torch.export.export(graph, inputs, dynamic_shapes=shapes and tuple(shapes), strict=False)
     for node in program.graph.nodes:
         dropout = node.target is torch.ops.aten.dropout.default and not node.args[2]  # of a network that is not trained
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not dropout:
             raise Stopped(f"it draws by {node.target}")
     return program
-
-
-def _gradient_of_convolution(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias: Any, stride: list[int], padding: list[int], dilation: list[int],
-    transposed: bool, output_padding: list[int], groups: int, wanted: list[bool],
-) -> Any:  # fmt: skip
-    """That of the input alone, as a transposed convolution, which ONNX has."""
-    if transposed or wanted != [True, False, False]:
-        return NotImplemented
-    ends = [
-        size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
-        for size, out, k, s, p, d in zip(
-            x.shape[2:], gradient.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
-        )
-    ]
-    back = torch.ops.aten.convolution(gradient, weight, None, stride, padding, dilation, True, ends, groups)
-    return back, None, None
 
 
 # --- what stops it ----------------------------------------------------------------------------------
