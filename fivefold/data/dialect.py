@@ -216,7 +216,9 @@ def numbers_of(strings: pd.Series, dialect: Dialect) -> tuple[pd.Series, Numbers
     decimals = (digits.str.len() - point - 1).where(point >= 0, 0)
     if decimals.max() > MOST_DECIMALS or digits.str.contains("e", case=False, regex=False).any():
         return column, None
-    grouped = bool(dialect.thousands) and bool(digits.str.contains(dialect.thousands, regex=False).any())
+    grouped = bool(dialect.thousands) and bool(
+        digits.str.contains(dialect.thousands, regex=False).any() or (values.abs() < 1000).all()  # then as others are
+    )
     return column, Numbers(before, after, int(decimals.max()), int(decimals.min()), grouped)
 
 
