@@ -1,8 +1,9 @@
 """Which parts of which systems can be exported, and how fast the files are: `python -m benchmarks.export`.
 
 Every part of every system of the catalogue, small (as the contract's test makes it) and on images of 4x4, in a process
-of its own that has ten minutes of one core; then six systems as they are on digits. What is done is kept in
-`results/export.json`, so that it goes on where it stopped; the tables go into docs/export.md.
+of its own that has ten minutes of one core; before that six systems as they are on digits. What is done is kept in
+`results/export.json`, so that it goes on where it stopped; the tables go into docs/export.md once all is there.
+`python -m benchmarks.export SYSTEM ...` measures these alone, again.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,7 @@ def apart(make: Callable[[], System], part: str) -> Row:
     return json.loads(text) if text else {"why": f"it takes more than {SECONDS} s of one core"}
 
 
-def main() -> None:
+def main(again: Sequence[str]) -> None:
     torch.set_num_threads(1)
     kept = RESULTS / "export.json"
     rows: dict[str, Row] = json.loads(kept.read_text())["rows"] if kept.exists() else {}
@@ -123,11 +125,12 @@ def main() -> None:
     for name in catalog.entries():
         jobs |= {f"{name} {part}": (lambda name=name: build(name, SMALL), part) for part in PARTS}
     for job, (make, part) in jobs.items():
-        if job not in rows:
+        if job.split()[-2] in again if again else job not in rows:
             rows[job] = apart(make, part)
             write_result("export", headline(rows), {"machine": machine(), "rows": rows})
-    text = PAGE.read_text(encoding="utf-8").partition(BEGIN)[0]
-    PAGE.write_text(text + BEGIN + tables(rows), encoding="utf-8")
+    if rows.keys() >= jobs.keys():
+        text = PAGE.read_text(encoding="utf-8").partition(BEGIN)[0]
+        PAGE.write_text(text + BEGIN + tables(rows), encoding="utf-8")
 
 
 def headline(rows: dict[str, Row]) -> str:
@@ -208,4 +211,4 @@ def escaped(text: str) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    main(sys.argv[1:])
