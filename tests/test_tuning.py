@@ -204,7 +204,7 @@ def test_what_kills_the_process_twice_is_a_failed_trial(tmp_path, lacking, monke
         raise SystemExit  # as abrupt as it can be made here: nothing is told
 
     with monkeypatch.context() as patch:
-        patch.setattr("fivefold.training.tuning._attempt", killed)
+        patch.setattr("fivefold.training.tuning.attempt", killed)
         for _ in range(2):
             with pytest.raises(SystemExit):
                 tune(Lacking, MOONS, trials=3, out=tmp_path, **lacking)
@@ -216,7 +216,7 @@ def test_interrupted_says_how_far_it_came(tmp_path, lacking, monkeypatch):
     def interrupted(*args, **named):
         raise Stopped
 
-    monkeypatch.setattr("fivefold.training.tuning._attempt", interrupted)
+    monkeypatch.setattr("fivefold.training.tuning.attempt", interrupted)
     for _ in range(3):  # an interruption is nobody's fault
         with pytest.raises(Stopped, match="0 of 3 trials; the same command goes on"):
             tune(Lacking, MOONS, trials=3, out=tmp_path, **lacking)
