@@ -20,6 +20,12 @@ def jobs_of(names, **what):
     return [{"name": n, "threads": 1, "row": {**about, **row, "label": n}, "what": what} for n in names]
 
 
+def _end_with_parent() -> None:
+    """As a worker does."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 def _is_done(row: Path) -> bool:
     from fivefold.comparison.node import is_done  # takes longer than a stand-in does
 
@@ -33,6 +39,7 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     name, place, what = job["name"], Path(job["directory"]), job["what"]
     if not what.get("killed"):  # as the worker does, unless it is thought gone and is not
         threading.Thread(target=_end_with_parent, daemon=True).start()
