@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from fivefold.nets.unet import TimedMLP
 from fivefold.options import depth_option, option, width_option
 from fivefold.system import Batch, Density, LatentSystem
 from fivefold.tools.diffusion import quantile, rows, spread
+from fivefold.tools.paths import bound_costs, cheapest_path
 from fivefold.tools.scaling import centre, uncentre
 from fivefold.tools.schedule import warm_cosine
 from fivefold.tools.sde import (
@@ -28,6 +29,9 @@ from fivefold.tools.sde import (
     probability_flow,
 )
 
+BINS = 100  # of time, in which errors are remembered
+MEMORY = 0.99  # of an error, an example later
+CANDIDATES = 200  # times of which a path is made
 CORRECTIONS = 5  # when filling in: Langevin steps at each time
 
 
@@ -48,6 +52,7 @@ class DiffusionSystem(LatentSystem):
 
     limit: Tensor
     share: Tensor
+    errors: Tensor
 
     prediction: str = option(
         "velocity", "of the noise in an example: by what the network's output gives it", choices=tuple(PREDICTIONS)
@@ -57,6 +62,10 @@ class DiffusionSystem(LatentSystem):
     )  # fmt: skip
     sampler: str = option("predictor-corrector", "how noise is turned into samples", choices=tuple(SAMPLERS))
     sampling_steps: int = option(40, "of all samplers but probability-flow, whose steps adapt", least=1)
+    spacing: Literal["even", "dp-timesteps"] = option(
+        "even", "of the steps: even in time, or at the times that make the bound of so many steps best, by dynamic "
+        "programming over the errors met in training",
+    )  # fmt: skip
     eta: float = option(
         -1.0,
         "noise of ddim: 0 is deterministic, 1 ancestral; below 0 the usual one: 1 of tables, whose rare categories few "
@@ -64,8 +73,11 @@ class DiffusionSystem(LatentSystem):
         least=-1,
         most=1,
     )
-    corrections: int = option(1, "Langevin steps after each of predictor-corrector's", least=0)
-    signal_to_noise: float = option(0.16, "of those: their size", least=0)
+    corrections: int = option(
+        1, "Langevin steps after each of predictor-corrector's, or at each noise of annealed-langevin", least=0
+    )
+    signal_to_noise: float = option(0.16, "of predictor-corrector's Langevin steps: their size", least=0)
+    stride: float = option(1.0, "of annealed-langevin's steps, in units of the noise's variance", above=0, below=4)
     tolerance: float = option(
         1e-2, "of the probability flow's solver, absolute and relative, for samples and codes", above=0
     )
@@ -88,6 +100,7 @@ class DiffusionSystem(LatentSystem):
         self.register_buffer("limit", limit.view(self.space.shape), persistent=False)
         self.register_buffer("trained", self.set_up(), persistent=False)
         self.register_buffer("share", self.weights().cumsum(0), persistent=False)
+        self.register_buffer("errors", torch.ones(BINS))  # squared, of the unit noise, by time
         image = self.space.kind == "image"
         self.net: nn.Module = self.image_net() if image else TimedMLP(self.space, self.hidden, self.layers)
         self.evaluations = 1
@@ -138,7 +151,26 @@ class DiffusionSystem(LatentSystem):
         """Denoising score matching as the squared error of the unit noise (Ho et al. Eq. 14; Song et al. Eq. 7)."""
         x = self.start(batch.x)
         at, noise = self.equation.at(self.times(len(x))), torch.randn_like(x)
-        return (noise - self.noise(at.diffuse(x, noise), at, batch.condition)).square().mean()
+        errors = (noise - self.noise(at.diffuse(x, noise), at, batch.condition)).square().flatten(1).mean(1)
+        self.remember(at.t, errors.detach())
+        return errors.mean()
+
+    def remember(self, t: Tensor, errors: Tensor) -> None:
+        """Follow the errors `(B,)` met at times `(B,)`, by bins of time."""
+        place = (t * BINS).long().clamp(max=BINS - 1)
+        count = torch.zeros_like(self.errors).index_add_(0, place, torch.ones_like(errors))
+        total = torch.zeros_like(self.errors).index_add_(0, place, errors.to(self.errors))
+        self.errors.lerp_(torch.where(count > 0, total / count.clamp(min=1), self.errors), 1 - MEMORY**count)
+
+    def path(self) -> tuple[float, ...]:
+        """Times from 1 to `first`, one for each step, whose bound is best; none for even steps."""
+        if self.spacing == "even" or self.sampling_steps < 2:
+            return ()
+        times = torch.linspace(self.first, 1, max(CANDIDATES, self.sampling_steps), dtype=torch.float64)
+        at = self.equation.at(times)
+        errors = self.errors.double().cpu()[(times * BINS).long().clamp(max=BINS - 1)]
+        steps = cheapest_path(bound_costs((at.signal / at.noise) ** 2, errors), self.sampling_steps - 1)
+        return tuple(times[steps].tolist())
 
     def noise(self, x: Tensor, at: Moment, condition: Tensor | None) -> Tensor:
         """The predicted unit noise in `x` at a moment."""
@@ -155,13 +187,16 @@ class DiffusionSystem(LatentSystem):
 
     @property
     def plan(self) -> Plan:
-        steps, corrections = self.sampling_steps, self.corrections
-        return Plan(self.first, steps, self.eta, corrections, self.signal_to_noise, self.tolerance)
+        steps, corrections, tolerance = self.sampling_steps, self.corrections, self.tolerance
+        return Plan(self.first, steps, self.eta, corrections, self.signal_to_noise, tolerance, self.path(), self.stride)
 
     @property
     def sample_evaluations(self) -> int:
         """Of the network, for one sample: those of the last draw, or of its plan before there was one."""
-        each = {"predictor-corrector": 1 + self.corrections, "probability-flow": 0}.get(self.sampler, 1)
+        each = {
+            "predictor-corrector": 1 + self.corrections, "annealed-langevin": self.corrections,
+            "probability-flow": 0,
+        }.get(self.sampler, 1)  # fmt: skip
         return (self.sampling_steps - 1) * each + 1 if each else self.evaluations
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
@@ -188,7 +223,7 @@ class DiffusionSystem(LatentSystem):
         )
 
     def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
-        plan = self.plan._replace(steps=self.fill_steps)
+        plan = self.plan._replace(steps=self.fill_steps, path=())
         return self.leave(filled_in(self.denoiser(condition), self.start(x), known, plan, CORRECTIONS))
 
     def _encode(self, x: Tensor, condition: Tensor | None) -> Tensor:

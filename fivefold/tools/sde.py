@@ -196,6 +196,8 @@ class Plan(NamedTuple):
         corrections: Langevin steps after each of `predictor-corrector`'s.
         signal_to_noise: of those: their size.
         tolerance: of `probability-flow`'s solver, absolute and relative.
+        path: times from 1 to `first` in place of even steps; none for those.
+        stride: of `annealed-langevin`'s steps, in units of the noise's variance.
     """
 
     first: float
@@ -204,6 +206,8 @@ class Plan(NamedTuple):
     corrections: int = 1
     signal_to_noise: float = 0.16
     tolerance: float = 1e-2
+    path: tuple[float, ...] = ()
+    stride: float = 1.0
 
     def moments(self, sde: SDE, x: Tensor) -> list[Moment]:
         """`steps` moments, each one for all rows of x, from time 1 down to `first`."""
@@ -211,6 +215,8 @@ class Plan(NamedTuple):
 
     def times(self, x: Tensor) -> Tensor:
         """`(steps,)`, as precise as x."""
+        if self.path:
+            return torch.tensor(self.path, dtype=x.dtype, device=x.device)
         return torch.linspace(1, self.first, self.steps, dtype=x.dtype, device=x.device)
 
 
@@ -235,11 +241,20 @@ def euler_maruyama(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: 
     return x + drift + variance.sqrt() * torch.randn_like(x)
 
 
+def annealed(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: Plan) -> Tensor:
+    """Langevin steps at the next noise, of a size that falls with its variance (Song and Ermon 2019, Algorithm 1)."""
+    for _ in range(plan.corrections):
+        x = x + plan.stride / 2 * rows(to.noise**2, x) * denoiser.score(x, to)
+        x = x + math.sqrt(plan.stride) * rows(to.noise, x) * torch.randn_like(x)
+    return x
+
+
 STEPS: dict[str, Step] = {
     "predictor-corrector": corrected,
     "ancestral": lambda denoiser, x, at, to, plan: step(x, denoiser.clean(x, at), at, to, 1.0),
     "ddim": lambda denoiser, x, at, to, plan: step(x, denoiser.clean(x, at), at, to, plan.eta),
     "euler-maruyama": euler_maruyama,
+    "annealed-langevin": annealed,
 }
 
 
@@ -255,6 +270,7 @@ def stepwise(advance: Step, denoiser: Denoiser, x: Tensor, plan: Plan, each: int
 SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Solution[Tensor]]] = {
     **{name: partial(stepwise, advance) for name, advance in STEPS.items()},
     "predictor-corrector": lambda denoiser, x, plan: stepwise(corrected, denoiser, x, plan, 1 + plan.corrections),
+    "annealed-langevin": lambda denoiser, x, plan: stepwise(annealed, denoiser, x, plan, plan.corrections),
     "probability-flow": lambda denoiser, x, plan: probability_flow(
         denoiser.sde, denoiser.score, x, 1.0, plan.first, plan.tolerance
     ),
