@@ -2,7 +2,7 @@
 
 Every part of every system of the catalogue, small (as the contract's test makes it) and on images of 4x4, in a process
 of its own that has ten minutes of one core; before that six systems as they are on digits. What is done is kept in
-`results/export.json`, so that it goes on where it stopped; the tables go into docs/export.md once all is there.
+`results/export.json`, so that it goes on where it stopped; the tables of what is there go into docs/export.md.
 `python -m benchmarks.export SYSTEM ...` measures these alone, again.
 """
 
@@ -128,9 +128,8 @@ def main(again: Sequence[str]) -> None:
         if job.split()[-2] in again if again else job not in rows:
             rows[job] = apart(make, part)
             write_result("export", headline(rows), {"machine": machine(), "rows": rows})
-    if rows.keys() >= jobs.keys():
-        text = PAGE.read_text(encoding="utf-8").partition(BEGIN)[0]
-        PAGE.write_text(text + BEGIN + tables(rows), encoding="utf-8")
+            text = PAGE.read_text(encoding="utf-8").partition(BEGIN)[0]
+            PAGE.write_text(text + BEGIN + tables(rows), encoding="utf-8")
 
 
 def headline(rows: dict[str, Row]) -> str:
@@ -144,8 +143,11 @@ def headline(rows: dict[str, Row]) -> str:
 
 def tables(rows: dict[str, Row]) -> str:
     names = list(catalog.entries())
+    small = {(name, part): rows.get(f"{name} {part}") for name in names for part in PARTS}
+    left = len({name for (name, _), row in small.items() if row is None})
     lines = [
-        f"\n{headline(rows)[0].upper()}{headline(rows)[1:]}, made on {machine()}.\n",
+        f"\n{headline(rows)[0].upper()}{headline(rows)[1:]}, made on {machine()}."
+        + (f" Not measured yet: {left} systems.\n" if left else "\n"),
         "## Six systems as they are, on digits\n",
         f"Milliseconds of one thread for {BATCH} examples in torch (the run itself), and the time of the file as a "
         "share of that; of the processor's time.\n",
@@ -154,11 +156,9 @@ def tables(rows: dict[str, Row]) -> str:
     ]
     for name, parts in SIX.items():
         for part in parts:
-            row = rows[f"digits {name} {part}"]
-            lines.append(
-                f"| `{name}` | {part} | {sizes(row)} | {row.get('onnx', {}).get('error', '–')} | {taken(row)} | "
-                f"{ratio(row, 'pt2')} | {ratio(row, 'onnx')} |"
-            )
+            if (row := rows.get(f"digits {name} {part}")) is not None:
+                cells = [f"`{name}`", part, sizes(row), row.get("onnx", {}).get("error", "–"), taken(row)]
+                lines.append("| " + " | ".join([*cells, ratio(row, "pt2"), ratio(row, "onnx")]) + " |")
     lines += [
         "\n## All systems, small, on images of 4x4\n",
         "Both: both formats work, and how long ONNX Runtime takes as a share of the run itself in torch (of networks "
@@ -166,18 +166,23 @@ def tables(rows: dict[str, Row]) -> str:
         "| system | " + " | ".join(PARTS) + " |",
         "|---" * (len(PARTS) + 1) + "|",
     ]
-    lines += [f"| `{name}` | " + " | ".join(cell(rows[f"{name} {part}"]) for part in PARTS) + " |" for name in names]
+    lines += [f"| `{name}` | " + " | ".join(cell(small[name, part]) for part in PARTS) + " |" for name in names]
+    found = {place: row for place, row in small.items() if row is not None}
     lines += ["\n## What stops the others\n", "| system | part | format | what stops it |", "|---|---|---|---|"]
-    for name in names:
-        for part in PARTS:
-            lines += [f"| `{name}` | {part} | {to} | {escaped(why)} |" for to, why in stops(rows[f"{name} {part}"])]
-    fixed = [(n, p) for n in names for p in PARTS if not rows[f"{n} {p}"].get("free", True)]
+    for (name, part), row in found.items():
+        lines += [f"| `{name}` | {part} | {to} | {escaped(why)} |" for to, why in stops(row)]
     lines += ["\n## What fixes or limits the batch\n", "| system | part | batch |", "|---|---|---|"]
-    lines += [f"| `{name}` | {part} | {escaped(rows[f'{name} {part}']['batch'])} |" for name, part in fixed]
+    lines += [
+        f"| `{name}` | {part} | {escaped(row['batch'])} |"
+        for (name, part), row in found.items()
+        if not row.get("free", True)
+    ]
     return "\n".join(lines) + "\n"
 
 
-def cell(row: Row) -> str:
+def cell(row: Row | None) -> str:
+    if row is None:
+        return "?"
     if "absent" in row:
         return "–"
     if "why" in row:

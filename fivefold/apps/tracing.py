@@ -273,7 +273,8 @@ def _reason(error: BaseException, own: str) -> Stopped:
     if guards := re.findall(r"satisfy the generated guard (.*?)\.?$", text, re.MULTILINE):
         size = re.sub(r"L\['\w+'\]\[\d+\]\.size\(\)\[\d+\]", NAME, guards[0])
         return ByBatch(f"what is computed depends on the batch's size: {size}")
-    if "Constraints violated" in text or "Expected op to be" in text or "specialized" in text:
+    by_value = "data-dependent" in text
+    if not by_value and any(word in text for word in ("Constraints violated", "Expected op to be", "specialized")):
         return ByBatch(f"what is computed depends on the batch's size: {text.splitlines()[0]}")
     if missing := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", "".join(map(str, causes))):
         return Stopped(f"ONNX has no {missing[1]}")
@@ -282,4 +283,5 @@ def _reason(error: BaseException, own: str) -> Stopped:
     frames = [frame for one in causes for frame in traceback.extract_tb(one.__traceback__)]
     ours = [f for f in frames if f.filename == own or (f.filename.startswith(root) and "/apps/" not in f.filename)]
     where = f", at {Path(ours[-1].filename).name}:{ours[-1].lineno} `{ours[-1].line}`" if ours else ""
-    return Stopped(f"{lines[0].partition(' (unhinted')[0]}{where}")
+    first = re.split(r" \(unhinted|\. ", lines[0])[0].rstrip(".")
+    return Stopped(f"{first}{where}")
