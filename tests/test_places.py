@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -168,6 +169,7 @@ def test_a_killed_process_is_one_row_here_and_tried_again_there(place, somewhere
 
 
 def test_interrupted_leaves_nothing_running(place, somewhere):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell put behind, and all it starts
     found, _ = crew(place, jobs_of(["a", "b"], seconds=60), somewhere)
     usual, until = somewhere.wait, time.monotonic() + 60
 
