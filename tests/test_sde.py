@@ -93,7 +93,7 @@ PLANS = {
     "ddim": equations.Plan(1e-3, 400),
     "euler-maruyama": equations.Plan(1e-3, 1000),
     "probability-flow": equations.Plan(1e-3, 1, tolerance=1e-5),
-    "annealed-langevin": equations.Plan(1e-3, 200, corrections=4),
+    "annealed-langevin": equations.Plan(1e-3, 200, corrections=8),
 }
 
 

@@ -242,7 +242,12 @@ def euler_maruyama(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: 
 
 
 def annealed(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: Plan) -> Tensor:
-    """Langevin steps at the next noise, of a size that falls with its variance (Song and Ermon 2019, Algorithm 1)."""
+    """Langevin steps at the next noise, of a size that falls with its variance (Song and Ermon 2019, Algorithm 1).
+
+    The paper's data keep their scale while noise falls; where the equation's do not, x goes along with them, for steps
+    as small as the last ones would not take it there.
+    """
+    x = rows(to.signal / at.signal, x) * x
     for _ in range(plan.corrections):
         x = x + plan.stride / 2 * rows(to.noise**2, x) * denoiser.score(x, to)
         x = x + math.sqrt(plan.stride) * rows(to.noise, x) * torch.randn_like(x)
