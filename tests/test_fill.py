@@ -19,7 +19,7 @@ from fivefold.cli.app import app, main
 from fivefold.data.partial import fields, read_partial
 from fivefold.errors import DataError, OptionError, Unfit
 from fivefold.space import Batch, Column, Space, label_space
-from fivefold.tools.mcmc import gibbs_sweeps, hamiltonian, random_walk
+from fivefold.tools.mcmc import FIRST, Move, gibbs_sweeps, hamiltonian, random_walk
 from fivefold.tools.particles import systematic
 from fivefold.tools.sde import RANGES, SDES, Denoiser, Plan, filled_in
 from fivefold.vae._codes import CodeSystem
@@ -144,7 +144,7 @@ class _Linear(torch.nn.Module):
 def test_hamiltonian_dynamics_sample_a_law_of_two_modes():
     """Within one mode each; how many are in which is what the start says, and that none is lost is checked."""
     mixture = lambda x: -torch.logaddexp(-8 * (x[:, 0] - 1) ** 2, -8 * (x[:, 0] + 1) ** 2)  # noqa: E731
-    ends = hamiltonian(mixture, torch.randn(4000, 1).sign(), 40, 40)
+    ends = hamiltonian(mixture, torch.randn(4000, 1).sign(), 40, Move(FIRST, warm_up=40)).state
     assert ends.abs().mean().item() == pytest.approx(1, abs=0.02)
     assert ends.abs().std().item() == pytest.approx(0.25, abs=0.02)
 

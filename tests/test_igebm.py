@@ -11,7 +11,7 @@ from fivefold.energy.igebm import IGEBM
 from fivefold.nets.norm import frozen, spectral_norm
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density
-from fivefold.tools.mcmc import KERNELS, Move, energy_gradient, sgld
+from fivefold.tools.mcmc import KERNELS, Move, energy_gradient, langevin
 
 DIGITS = Space("image", (1, 8, 8), 17)
 PLANE = Space("table", (2,), columns=(Column("x"), Column("y")))
@@ -38,7 +38,7 @@ def test_langevin_has_the_stationary_law_of_a_gaussian(scale, step_size):
     """x <- (1 - a / 2s^2) x + e is an AR(1) process: its variance is s^2 / (1 - a / 4s^2), near s^2 for small a."""
     torch.manual_seed(0)
     start = torch.full((20_000, 1), 3.0)
-    x = sgld(energy_gradient(lambda y: (y**2).sum(1) / (2 * scale**2)), start, 150, step_size)
+    x = langevin(lambda y: (y**2).sum(1) / (2 * scale**2), start, 150, Move(step_size)).state
     variance = scale**2 / (1 - step_size / (4 * scale**2))
     assert abs(x.mean().item()) < 4 * math.sqrt(variance / len(x))
     assert x.var().item() == pytest.approx(variance, abs=4 * variance * math.sqrt(2 / len(x)))
@@ -47,12 +47,15 @@ def test_langevin_has_the_stationary_law_of_a_gaussian(scale, step_size):
 
 def test_langevin_at_a_temperature_clamped_and_bounded():
     torch.manual_seed(0)
-    gradient = energy_gradient(lambda y: (y**2).sum(1) / 2)
-    warm = sgld(gradient, torch.randn(20_000, 1), 150, 0.1, noise=math.sqrt(0.1 * 0.25))
+
+    def moved(x, steps, *move, **others):
+        return langevin(lambda y: (y**2).sum(1) / 2, x, steps, Move(*move, **others)).state
+
+    warm = moved(torch.randn(20_000, 1), 150, 0.1, noise=math.sqrt(0.1 * 0.25))
     assert warm.var().item() == pytest.approx(0.25 / (1 - 0.1 / 4), rel=0.05)
     start = torch.full((4, 1), 5.0)
-    torch.testing.assert_close(sgld(gradient, start, 1, 2.0, noise=0.0, clamp=0.5), start - 0.5)
-    torch.testing.assert_close(sgld(gradient, start, 1, 0.1, noise=0.0, bounds=(-1.0, 1.0)), torch.ones(4, 1))
+    torch.testing.assert_close(moved(start, 1, 2.0, noise=0.0, clamp=0.5), start - 0.5)
+    torch.testing.assert_close(moved(start, 1, 0.1, noise=0.0, bounds=(-1.0, 1.0)), torch.ones(4, 1))
 
 
 @pytest.mark.parametrize("step_size", [0.5, 2.0])
@@ -60,7 +63,7 @@ def test_accepted_langevin_steps_have_the_law_of_the_energy_whatever_their_size(
     """Within bounds, at a temperature, with a clamped drift: the variance is that of exp(-E / T) between the bounds."""
     torch.manual_seed(0)
     move = Move(step_size, math.sqrt(0.5 * step_size), clamp=1.0, bounds=(-1.0, 2.0))
-    x = KERNELS["metropolis-langevin"](lambda y: (y**2).sum(1) / 2, torch.zeros(20_000, 1), 150, move).squeeze(1)
+    x = KERNELS["metropolis-langevin"](lambda y: (y**2).sum(1) / 2, torch.zeros(20_000, 1), 150, move).state.squeeze(1)
     grid = torch.linspace(-1, 2, 10_001).double()
     weight = (-(grid**2) / 2 / 0.5).softmax(0)
     mean = (weight * grid).sum()
@@ -97,7 +100,7 @@ def test_differences_of_log_prob_are_those_of_the_energy_its_chains_follow():
     f = system.f(x).double().detach()
     torch.testing.assert_close(log_prob[:1] - log_prob, (f - f[:1]) / system.temperature, atol=1e-3, rtol=1e-4)
     score = -energy_gradient(lambda y: -system._log_prob(y, None))(x)
-    moved = sgld(energy_gradient(system.f), x, 1, system.move().step_size, noise=0.0)
+    moved = langevin(system.f, x, 1, Move(system.move().step_size, noise=0.0)).state
     torch.testing.assert_close(moved - x, 0.5 * system.move().noise ** 2 * score, atol=1e-5, rtol=1e-3)
 
 

@@ -135,7 +135,7 @@ class ChainSystem(EnergySystem):
     def run(self, state: Tensor, condition: Tensor | None, steps: int) -> Tensor:
         """`steps` of the chains from `state`, the weights held fixed."""
         with frozen(self):
-            return KERNELS[self.kernel](lambda y: self.potential(y, condition), state, steps, self.move())
+            return KERNELS[self.kernel](lambda y: self.potential(y, condition), state, steps, self.move()).state
 
     def shards(self) -> list[nn.Module]:
         """None: chains hold the network's normalised weights fixed, outside of its `forward`."""

@@ -124,7 +124,7 @@ class IGEBM(ChainSystem):
             return self.potential(torch.where(known, y, state), condition)
 
         with frozen(self):
-            return uncentre(KERNELS[self.kernel](potential, y, self.fill_steps, move), self.space)
+            return uncentre(KERNELS[self.kernel](potential, y, self.fill_steps, move).state, self.space)
 
     def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
         """Chains of the buffer (of equal condition where there is one), or noise."""

@@ -19,7 +19,7 @@ from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem, log_mean_exp
 from fivefold.tools.boxes import Box
 from fivefold.tools.distributions import standard_normal_log_prob
-from fivefold.tools.mcmc import corner_jump, hamiltonian, logistic_jump, random_walk
+from fivefold.tools.mcmc import FIRST, Move, corner_jump, hamiltonian, logistic_jump, random_walk
 from fivefold.tools.particles import near
 from fivefold.tools.scaling import cell, dequantise, dequantise_log_det, importance_log_prob, midpoint, quantise
 from fivefold.tools.schedule import warm_cosine
@@ -189,7 +189,8 @@ class FlowSystem(LatentSystem):
                         return u
                     return logistic_jump(lambda v: energy(v.view_as(u)), u.flatten(1), jumps).view_as(u)
 
-                u = hamiltonian(energy, u, self.fill_steps, self.fill_steps, free=free, between=between)
+                move = Move(FIRST, warm_up=self.fill_steps)
+                u = hamiltonian(energy, u, self.fill_steps, move, free=free, between=between).state
         return quantise(box.inside(u), self.space)
 
     def _cells_of(self, x: Tensor) -> Tensor:

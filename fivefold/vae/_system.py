@@ -17,7 +17,7 @@ from fivefold.nets.norm import frozen
 from fivefold.options import Need, class_in, depth_option, dropout_option, option, slot, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, System
-from fivefold.tools.mcmc import hamiltonian
+from fivefold.tools.mcmc import FIRST, Move, hamiltonian
 from fivefold.tools.schedule import warm_cosine
 from fivefold.vae._bound import Terms, VariationalSystem, kl_to_standard_normal, repeat, repeat_condition
 from fivefold.vae._parts import AutoregressivePrior, NetworkDecoder, StandardNormal, SystemDecoder, nats, vectors
@@ -218,8 +218,9 @@ class VAESystem(VariationalSystem):
         def energy(z: Tensor) -> Tensor:
             return -self.log_prior(z, condition) - decoder.log_known(x, known, z, condition)
 
+        steps = max(1, self.fill_steps // 10)
         with frozen(self):
-            return hamiltonian(energy, z, max(1, self.fill_steps // 10), max(1, self.fill_steps // 10))
+            return hamiltonian(energy, z, steps, Move(FIRST, warm_up=steps)).state
 
     @property
     def filling(self) -> str:
