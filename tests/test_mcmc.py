@@ -128,7 +128,7 @@ def test_what_samplers_give(name):
         return gaussian(x)
 
     start = torch.randn(5, 2)
-    ends = KERNELS[name](energy, start, 8, Move(0.1, warm_up=4, keep=True))
+    ends = KERNELS[name](energy, start, 8, Move(0.1, warm_up=4, keep=5))
     assert ends.state.shape == (5, 2)
     assert ends.accepted.shape == (5,)
     assert ((ends.accepted > 0) & (ends.accepted <= 1)).all()

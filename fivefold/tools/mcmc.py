@@ -31,14 +31,14 @@ class Move(NamedTuple):
     """How chains move; each sampler reads what it knows.
 
     Args:
-        step_size: alpha of Eq. 4; where sizes adapt, the first one squared.
+        step_size: alpha of Eq. 4.
         noise: standard deviation of the noise, of all chains or each `(B,)`, where it is tweaked independently; None:
             sqrt(step_size). The chains then follow exp(-E / T) at the temperature T = noise^2 / step_size.
         clamp: largest magnitude of a component of the gradient that moves a chain.
         bounds: of a state, numbers or tensors.
         leapfrog: the most leapfrog steps of a proposal of Hamiltonian dynamics.
         warm_up: steps before those that are asked for, in which sizes adapt; their states are thrown away.
-        keep: whether all states are kept, as `Chains.trace`.
+        keep: of how many chains, the first ones, all states are kept, as `Chains.trace`.
     """
 
     step_size: float
@@ -47,7 +47,7 @@ class Move(NamedTuple):
     bounds: tuple[Any, Any] = (-math.inf, math.inf)
     leapfrog: int = 10
     warm_up: int = 0
-    keep: bool = False
+    keep: int = 0
 
     @property
     def temperature(self) -> Any:
@@ -66,7 +66,7 @@ class Chains(NamedTuple):
         state: where the chains ended, `(B, ...)`, without graph.
         accepted: of each chain the mean chance of acceptance after the warm-up, `(B,)`; 1 where nothing is refused.
         evaluations: of the energy's gradient (or of the energy where no gradient is taken), of each chain, in all.
-        trace: the states after each step, `(steps, B, ...)`; None unless they are kept.
+        trace: the states after each step, `(steps, keep, ...)`; None unless they are kept.
     """
 
     state: Tensor
@@ -91,7 +91,7 @@ def iterate(
         x, chance = advance(x)
         if step >= move.warm_up:
             accepted = accepted + chance / steps
-            trace += [x] if move.keep else []
+            trace += [x[: move.keep]] if move.keep else []
     return Chains(x, accepted, (move.warm_up + steps) * each, torch.stack(trace) if trace else None)
 
 
@@ -178,15 +178,14 @@ class StepSizes:
     Kept after it is the geometric mean of its second half: adapting without end would change the stationary law.
 
     Args:
-        chains: how many.
-        start: the first size.
+        start: the first size of each chain, `(B,)`.
         warm_up: steps in which it adapts.
         target: share of proposals that shall be accepted.
     """
 
-    def __init__(self, chains: Tensor, start: float, warm_up: int, target: float) -> None:
-        self.log = torch.full_like(chains, math.log(start))
-        self.sum, self.count = torch.zeros_like(chains), 0
+    def __init__(self, start: Tensor, warm_up: int, target: float) -> None:
+        self.log = start.log()
+        self.sum, self.count = torch.zeros_like(start), 0
         self.warm_up, self.target, self.step = warm_up, target, 0
 
     @property
@@ -224,12 +223,12 @@ def hamiltonian(
         energy: E in nats `(B,)` of states `(B, ...)`, differentiable.
         x: where the chains start, `(B, ...)`; E must be finite there.
         steps: after the warm-up.
-        move: the first step size squared, the most leapfrog steps, the warm-up, bounds.
+        move: its noise's deviation is the first step size; the most leapfrog steps, the warm-up, bounds.
         free: which numbers move, of x's shape; all unless given.
         between: another move that keeps the law, made after each step.
     """
     moves = torch.ones_like(x) if free is None else free.to(x)
-    sizes = StepSizes(x.new_zeros(len(x)), math.sqrt(move.step_size), move.warm_up, ACCEPTED)
+    sizes = StepSizes(move.deviation(x), move.warm_up, ACCEPTED)
     evaluations = 0
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +297,7 @@ def tempered(energy: Energy, x: Tensor, steps: int, move: Move) -> Chains:
     chains, temperatures = len(x), torch.logspace(0, math.log10(HOTTEST), REPLICAS).to(x)
     inverse = 1 / (temperatures * move.temperature)
     noise = (temperatures.sqrt()[:, None] * move.deviation(x)).flatten()
-    hot, turn = move._replace(noise=noise, warm_up=0, keep=False), 0
+    hot, turn = move._replace(noise=noise, warm_up=0, keep=0), 0
     all_states = x.repeat(REPLICAS, *[1] * (x.dim() - 1))
 
     def advance(_: Tensor) -> tuple[Tensor, Tensor]:
@@ -342,7 +341,7 @@ def random_walk(
         free: which numbers move, of x's shape.
         start: the first size.
     """
-    sizes = StepSizes(x.new_zeros(len(x)), start, warm_up, WALKED)
+    sizes = StepSizes(x.new_full((len(x),), start), warm_up, WALKED)
     value = log_estimate(x)
     for _ in range(warm_up + steps):
         y = x + rows(sizes.size, x) * torch.randn_like(x) * free.to(x)
