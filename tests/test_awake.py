@@ -386,7 +386,11 @@ CODES = {"nats of z": (monitored("kl"), 1.0), "units in use": (monitored("active
 DECODED = {"decoded from the code": (decoded, 0.3)}
 BOOK = DECODED | {"priors know the codes": (prior_gain, 1.0)}
 NOISE = {"time": (by_time, 0.1), "noise is told": (lambda t: 1 - monitored("error_half_way")(t), 0.5)}
-CHAINS = {"chains move": (gone, 0.05), "and down": (lower, 0.5), "and go on": (lambda t: t.system.buffer.ages.max(), 1)}
+CHAINS = {
+    "chains move": (gone, 0.05),
+    "and down": (lower, 0.5),
+    "and go on": (lambda t: t.system.learner.buffer.ages.max(), 1),
+}
 PLAYERS = {"samples vary": (varied, 0.3), "generator": (moved("generator"), 1e-3), "critic": (moved("critic"), 0.01)}
 
 # fmt: off

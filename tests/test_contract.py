@@ -17,10 +17,10 @@ import pytest
 import torch
 
 import fivefold
-from fivefold import Density, Space, System, catalog
+from fivefold import Density, Space, catalog
 from fivefold.errors import Stopped, Unfit, Untrusted
 from fivefold.evaluation.features import fit_features
-from fivefold.options import class_in, options_of, presets_of
+from fivefold.options import Configured, class_in, options_of, presets_of
 from fivefold.space import Batch, Column, label_space
 from fivefold.tools.baselines import IndependentDims
 from fivefold.tools.metrics import frechet_distance
@@ -50,7 +50,7 @@ def _small(cls: type) -> dict:
     for key, option in options_of(cls).items():
         if key in SMALL:
             chosen[key] = SMALL[key] if option.default is None else type(option.default)(SMALL[key])
-        elif option.needs is not None and issubclass(class_in(option.default, option.needs), System):
+        elif option.needs is not None and issubclass(class_in(option.default, option.needs), Configured):
             inner = _small(class_in(option.default, option.needs))
             chosen[key] = replace(option.default, options={**option.default.options, **inner})
     return chosen

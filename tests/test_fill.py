@@ -313,7 +313,7 @@ def test_a_trained_system_by_quadrature_of_its_own_density(name):
     """One number missing: draws against the law that the system's own density gives on a grid."""
     system = fivefold.fit(name, gaussian_data(), budget="300steps", evaluations=2)
     if name == "igebm":  # its chains tend to the energy's law, slowly
-        system.kernel, system.fill_steps = "metropolis-langevin", 1500
+        system.sampler, system.fill_steps = "metropolis-langevin", 1500
     known, n = torch.tensor([1, 1, 0, 1, 1]).bool(), 1000
     grid = torch.linspace(-5, 5, 400)
     points = GIVEN.repeat(len(grid), 1)

@@ -9,13 +9,19 @@ from torch.nn.utils import parametrize
 
 from fivefold.energy.igebm import IGEBM
 from fivefold.nets.norm import frozen, spectral_norm
+from fivefold.options import slot
 from fivefold.space import Batch, Column, Space, label_space
 from fivefold.system import Density
 from fivefold.tools.mcmc import KERNELS, Move, energy_gradient, langevin
 
 DIGITS = Space("image", (1, 8, 8), 17)
 PLANE = Space("table", (2,), columns=(Column("x"), Column("y")))
-SMALL = {"width": 4, "chain_steps": 2, "sample_steps": 3, "buffer_size": 32}
+CD = {"chain_steps": 2, "buffer_size": 32}
+SMALL = {"width": 4, "sample_steps": 3, "objective": slot("contrastive-divergence", **CD)}
+
+
+def small(**objective):
+    return SMALL | {"objective": slot("contrastive-divergence", **CD | objective)}
 
 
 def train(system, data, steps, batch_size=8):
@@ -78,9 +84,9 @@ def test_accepted_langevin_steps_have_the_law_of_the_energy_whatever_their_size(
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_chains_start_where_they_are_told_and_move_as_they_are_told(kernel, chain_start):
     torch.manual_seed(0)
-    system, starts = IGEBM(DIGITS, **SMALL, chain_start=chain_start, kernel=kernel), []
+    system, starts = IGEBM(DIGITS, **small(chain_start=chain_start, kernel=kernel)), []
     run = system.run
-    system.run = lambda x, *rest: starts.append(x) or run(x, *rest)
+    system.run = lambda x, *rest, **more: starts.append(x) or run(x, *rest, **more)
     train(system, Batch(torch.full((8, 1, 8, 8), 8)), 2)
     near = [(start.abs() <= 1 / 16 + 0.01).all().item() for start in starts]  # level 8 of 17 is at 0
     assert near == [chain_start == "data"] * 2
@@ -97,10 +103,10 @@ def test_differences_of_log_prob_are_those_of_the_energy_its_chains_follow():
     assert not system.density.comparable
     x = torch.randn(6, 2)
     log_prob = system.score_encoded(Batch(x)).log_prob
-    f = system.f(x).double().detach()
+    f = system.energy(x).double().detach()
     torch.testing.assert_close(log_prob[:1] - log_prob, (f - f[:1]) / system.temperature, atol=1e-3, rtol=1e-4)
     score = -energy_gradient(lambda y: -system._log_prob(y, None))(x)
-    moved = langevin(system.f, x, 1, Move(system.move().step_size, noise=0.0)).state
+    moved = langevin(system.energy, x, 1, Move(system.move().step_size, noise=0.0)).state
     torch.testing.assert_close(moved - x, 0.5 * system.move().noise ** 2 * score, atol=1e-5, rtol=1e-3)
 
 
@@ -109,9 +115,9 @@ def test_differences_of_log_prob_are_those_of_the_energy_its_chains_follow():
 )
 def test_sides_are_halved_after_the_first_block_of_each_width(depth, sides, widths):
     system, seen = IGEBM(DIGITS, **SMALL | {"width": 2, "depth": depth}), []
-    for block in system.f.blocks:
+    for block in system.energy.blocks:
         block.register_forward_hook(lambda _, given, made: seen.append((given[0].shape[-1], made.shape[1])))
-    system.f(torch.randn(1, 1, 8, 8))
+    system.energy(torch.randn(1, 1, 8, 8))
     assert seen == list(zip(sides, widths, strict=True))
 
 
@@ -140,14 +146,14 @@ def test_the_loss_is_the_contrast_and_holds_both_values_near_zero(space):
     system, parts = IGEBM(space, **SMALL | {"regularisation": 0.3}).eval(), []
     run = system.run
     system.run = lambda *given: parts.append(run(*given)) or parts[-1]
-    system.f.register_forward_pre_hook(lambda module, inputs: parts.append(inputs[0]))
+    system.energy.register_forward_pre_hook(lambda module, inputs: parts.append(inputs[0]))
     update = next(system.updates(Batch(torch.full((16, 1, 8, 8), 8)), 0.0))
     chains, both = [part for part in parts if len(part) == 16][-1], parts[-1]
     assert torch.equal(both[16:], chains)
     data = both[:16]
     assert data.unique().numel() > 500 if space.levels else data.unique().numel() == 1
     assert (data - data.mean()).abs().max() <= 1 / 16 + 0.01
-    d, c = system.f(data), system.f(chains)
+    d, c = system.energy(data), system.energy(chains)
     expected = d.mean() - c.mean() + 0.3 * (d.square().mean() + c.square().mean())
     torch.testing.assert_close(update.loss, expected)
 
@@ -166,30 +172,32 @@ def test_data_lie_below_chains_after_training():
 
 def test_chains_go_on_from_the_buffer_and_are_written_back_once_a_step():
     torch.manual_seed(0)
-    system = IGEBM(DIGITS, **SMALL | {"reset_rate": 0.0})
+    system = IGEBM(DIGITS, **small(reset_rate=0.0))
     starts = []
     run = system.run
     system.run = lambda x, *rest: starts.append((x.clone(), end := run(x, *rest))) or end
     data = Batch(torch.randint(17, (32, 1, 8, 8)))
     train(system, data, 1, batch_size=32)
-    assert (system.buffer.ages == 1).all()
+    assert (system.learner.buffer.ages == 1).all()
     train(system, data, 1, batch_size=32)
-    assert (system.buffer.ages == 2).all()
+    assert (system.learner.buffer.ages == 2).all()
     (_, ends), (again, _) = starts  # the second step starts where the first ended, in another order
     assert torch.equal(again.sum((1, 2, 3)).sort().values, ends.sum((1, 2, 3)).sort().values)
     stream = system.updates(data, 0.0)
-    before = system.buffer.chains.clone()
+    before = system.learner.buffer.chains.clone()
     next(stream)
-    assert torch.equal(system.buffer.chains, before)  # until the step is taken
+    assert torch.equal(system.learner.buffer.chains, before)  # until the step is taken
     assert next(stream, None) is None
-    assert not torch.equal(system.buffer.chains, before)
+    assert not torch.equal(system.learner.buffer.chains, before)
 
 
 def test_chains_are_reset_at_the_stated_rate():
     torch.manual_seed(0)
-    system = IGEBM(DIGITS, width=4, buffer_size=4000, reset_rate=0.05)
-    system.buffer.ages.fill_(7)
-    _, _, ages = system.buffer.draw(torch.arange(4000), torch.zeros(4000, 1, 8, 8), None, system.reset_rate)
+    system = IGEBM(DIGITS, **small(buffer_size=4000, reset_rate=0.05))
+    system.learner.buffer.ages.fill_(7)
+    _, _, ages = system.learner.buffer.draw(
+        torch.arange(4000), torch.zeros(4000, 1, 8, 8), None, system.learner.reset_rate
+    )
     assert (ages == 0).sum().item() == pytest.approx(200, abs=4 * math.sqrt(190))
     assert set(ages.tolist()) == {0, 7}
 
@@ -197,22 +205,22 @@ def test_chains_are_reset_at_the_stated_rate():
 def test_a_chain_keeps_its_condition_and_samples_continue_chains_of_theirs():
     space = DIGITS.conditioned_on(label_space(tuple(range(10))))
     torch.manual_seed(0)
-    system = IGEBM(space, **SMALL | {"reset_rate": 0.0})
+    system = IGEBM(space, **small(reset_rate=0.0))
     data = Batch(torch.randint(17, (32, 1, 8, 8)), torch.arange(32).remainder(3).view(-1, 1).float())
     train(system, data, 1, batch_size=32)
-    kept = system.buffer.conditions.clone()
+    kept = system.learner.buffer.conditions.clone()
     train(system, data, 2, batch_size=32)
-    assert torch.equal(system.buffer.conditions, kept)
+    assert torch.equal(system.learner.buffer.conditions, kept)
     wanted = torch.tensor([[0.0], [1.0], [2.0], [9.0]]).repeat(5, 1)
     noise = torch.full((20, 1, 8, 8), 5.0)
-    start = system.buffer.like(noise, wanted)
+    start = system.learner.buffer.like(noise, wanted)
     for x, label in zip(start, wanted, strict=True):
-        same = (system.buffer.chains == x).flatten(1).all(1)
+        same = (system.learner.buffer.chains == x).flatten(1).all(1)
         if label == 9:  # the buffer has none
             assert (x == 5).all()
         else:
             assert same.any()
-            assert (system.buffer.conditions[same] == label).all()
+            assert (system.learner.buffer.conditions[same] == label).all()
 
 
 def test_the_number_of_steps_is_a_dial_and_none_gives_the_buffers_chains():
@@ -222,7 +230,7 @@ def test_the_number_of_steps_is_a_dial_and_none_gives_the_buffers_chains():
     with system.turned(sample_steps=0):
         start = system.sample_encoded(6, seed=0)
         assert system.sample_evaluations == 0
-    assert all((system.buffer.chains == x).flatten(1).all(1).any() for x in start)
+    assert all((system.learner.buffer.chains == x).flatten(1).all(1).any() for x in start)
     assert (system.sample_encoded(6, seed=0) != start).any()
 
 
@@ -234,7 +242,7 @@ def test_every_layer_has_spectral_norm_1_after_training_by_svd():
     system = IGEBM(DIGITS, **SMALL)
     train(system, Batch(torch.randint(17, (64, 1, 8, 8))), 60)
     system.eval()
-    layers = [m for m in system.f.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in system.energy.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(layers) == 10  # first, three blocks with two skips, last
     for layer in layers:
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.01)

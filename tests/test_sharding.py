@@ -16,6 +16,7 @@ import torch
 import fivefold
 from fivefold import catalog
 from fivefold.errors import OptionError, RunError, Stopped, Unfit
+from fivefold.options import slot
 from fivefold.run import Run
 from fivefold.training.fit import fit, resume
 from fivefold.training.options import arguments
@@ -25,7 +26,8 @@ from tests.test_train import TABLE, SlicedNoise
 
 SMALL: dict[str, dict[str, Any]] = {
     "vae": {"ema": 0.9, "width": 8, "depth": 1, "dropout": 0.0},  # writes `updates`; an average beside it
-    "igebm": {"width": 4, "chain_steps": 2, "chain_start": "noise"},  # weights are read outside of `forward`: one group
+    # weights are read outside of `forward`: one group
+    "igebm": {"width": 4, "objective": slot("contrastive-divergence", chain_steps=2, chain_start="noise")},
     "gated-pixelcnn": {"channels": 8, "layers": 1, "dropout": 0.0, "accumulate": 2, "clip": 0.5},
     "glow": {"hidden": 8, "layers": 1},  # the first batch sets parameters; weights are channels last in memory
     "ddpm": {"channels": 8, "dropout": 0.0},

@@ -1,4 +1,4 @@
-"""The base of energies: the network, where its chains start, how they move, and what it learns from their ends."""
+"""The bases of energies: the network, how their chains move, and what they learn by."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fivefold.energy._objectives import OBJECTIVES, Objective
 from fivefold.nets.norm import frozen
 from fivefold.nets.residual import ConvEnergy, MLPEnergy
-from fivefold.options import depth_option, option, width_option
+from fivefold.options import Need, depth_option, option, slot, width_option
+from fivefold.space import Space
 from fivefold.system import Batch, Density, System, Update
-from fivefold.tools.games import duplicate_rate
-from fivefold.tools.mcmc import KERNELS, Move
+from fivefold.tools.matching import score_matching, score_of
+from fivefold.tools.mcmc import ADAPTIVE, KERNELS, Move
+from fivefold.tools.particles import near
 from fivefold.tools.scaling import centre, uncentre
+from fivefold.tools.traces import effective_sample_size, r_hat
 
 NETS: dict[str, Callable[..., nn.Module]] = {"image": ConvEnergy, "table": MLPEnergy}
+REACH = 10.0  # standard deviations: real dimensions are confined to a box, or exp(-E) might have no integral
+FOLLOWED, SHORT = 32, 8  # chains whose mixing is measured, and steps that are too few to
 
 
 class EnergySystem(System):
@@ -31,52 +37,63 @@ class EnergySystem(System):
     densities: ClassVar[dict[str, Density]] = {"image": Density.UNNORMALISED, "table": Density.UNNORMALISED}
     least_batch: ClassVar[int] = 32  # a contrast of means of fewer is noisy
 
-    width: int = width_option(16, "channels at full resolution (units of a layer on tables)", tune=(8, 256))
+    width: int = width_option(16, "channels at full resolution (tables: a quarter of a layer's units)", tune=(8, 256))
     blocks: int = option(3, "widths on images, each twice the one before at half the sides", least=1, tune=(1, 4))
     depth: int = depth_option(
         1, "residual blocks of each width (on tables: of one width, `blocks` times as many)", tune=(1, 8)
     )
 
-    def energy_net(self, wrap: Callable[[nn.Module], nn.Module] = lambda layer: layer) -> nn.Module:
-        """A network of examples `(B, *shape)` and a condition to one number each, `(B,)`."""
-        return NETS[self.space.kind](self.space, self.width, wrap, self.blocks, self.depth)
+    def energy_net(
+        self, wrap: Callable[[nn.Module], nn.Module] = lambda layer: layer, outputs: int = 1, space: Space | None = None
+    ) -> nn.Module:
+        """A network of examples `(B, *shape)` and a condition to one number each, `(B,)`, or several.
+
+        Args:
+            wrap: around every layer with weights.
+            outputs: how many numbers.
+            space: with another condition than the user's, where it has one.
+        """
+        return NETS[self.space.kind](space or self.space, self.width, wrap, self.blocks, self.depth, outputs)
 
 
 class ChainSystem(EnergySystem):
-    """Base of energies that learn from where Markov chains end (survey 2.2).
+    """Base of energies whose samples are the ends of Markov chains (survey 2.2).
 
-    By contrastive divergence the energy falls on data and rises on the chains' ends. Chains move in a space of states
-    (examples themselves unless a leaf says otherwise) and persist in a buffer from one step to the next, with their
-    conditions.
+    Chains move in a space of states. What the energy learns by is a part, `objective`, any on any energy; how samples
+    are drawn is a choice by name from a table, `KERNELS`. A leaf makes `energy`, the player.
     """
 
     sampling: ClassVar[str] = "mcmc"
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sample_steps": (0, 20, 60, 120)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99}}
-    far: ClassVar[float] = math.inf  # a chain with a number beyond it starts afresh
+    far: ClassVar[float] = math.inf  # a chain of the buffer with a number beyond it starts afresh
     temperature: float = 1.0  # the network's value in nats is it over this
 
-    chain_start: Literal["buffer", "noise", "data"] = option(
-        "buffer", "where chains start in training: where earlier ones ended, from noise, or from the data"
+    energy: nn.Module
+    learner: Objective
+    objective: Any = option(
+        slot("contrastive-divergence"),
+        "what the energy learns by",
+        needs=Need("what an energy learns by", parts=OBJECTIVES, systems=False),
     )
-    reset_rate: float = option(
-        0.05, "share of chains that start from noise again when they are drawn from the buffer", least=0, most=1
-    )
-    buffer_size: int = option(1024, "chains in the buffer", least=1)
-    kernel: str = option(
-        "langevin", "how chains move: Langevin steps, or those that Metropolis accepts", choices=tuple(KERNELS)
-    )
-    chain_steps: int = option(20, "steps of the chains for one training step", least=1)
+    sampler: str = option("langevin", "how the chains of samples move", choices=tuple(KERNELS))
     sample_steps: int = option(60, "steps for a sample; 0 gives where it starts", least=0)
     beta1: float = option(0.0, "decay of the energy's mean of gradients", least=0, below=1, section="optimizers")
 
-    def set_up_chains(self, shape: tuple[int, ...]) -> None:
-        """Make the buffer of states `(*shape,)`."""
-        self.buffer = ReplayBuffer(
-            self.buffer_size, shape, self.space.condition.shape if self.space.condition else (0,)
-        )
+    def learn_by_objective(self) -> None:
+        """Build the objective, once there is an energy; one that does nothing where a leaf has fixed it to None."""
+        self.mixing: dict[str, float] = {}
+        if self.objective is None:
+            self.learner = Objective(self)
+        else:
+            self.learner = self.fill("objective", self.space, make=lambda cls, **chosen: cls(self, **chosen))
 
     # --- what a leaf writes -----------------------------------------------------------------------
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Of one state; that of an example unless a leaf says otherwise."""
+        return self.space.shape
 
     @abstractmethod
     def fresh(self, n: int) -> Tensor:
@@ -86,9 +103,9 @@ class ChainSystem(EnergySystem):
     def move(self) -> Move:
         """Of the chains: a step's size, and its bounds."""
 
-    @abstractmethod
     def energies(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """The network's values `(B,)` of centred examples."""
+        """The network's values `(B,)` of centred examples: E times the temperature."""
+        return self.energy(x, condition)
 
     def examples(self, state: Tensor, condition: Tensor | None) -> Tensor:
         """The centred examples of states."""
@@ -98,9 +115,21 @@ class ChainSystem(EnergySystem):
         """What chains go down, `(B,)`: at the temperature of `move` minus the logarithm of their law."""
         return self.energies(self.examples(state, condition), condition)
 
-    def data(self, x: Tensor) -> Tensor:
-        """Encoded examples as the energy is trained on them: centred."""
+    def enter(self, x: Tensor) -> Tensor:
+        """Encoded examples as the energy takes them: centred."""
         return centre(x, self.space)
+
+    def leave(self, y: Tensor) -> Tensor:
+        """The encoded examples nearest to what the energy takes."""
+        return uncentre(y, self.space)
+
+    def data(self, x: Tensor) -> Tensor:
+        """Encoded examples as the energy is trained on them; noise may be drawn."""
+        return self.enter(x)
+
+    def score_matching(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """See `matching.score_matching`, of centred examples; a leaf may know the trace in closed form."""
+        return score_matching(score_of(lambda y: self.energies(y, condition) / self.temperature), x)
 
     def held(self, on_data: Tensor, on_chains: Tensor) -> Tensor:
         """What is added to the contrast of both values, so that they stay where they are of use."""
@@ -108,44 +137,49 @@ class ChainSystem(EnergySystem):
 
     # --- training ---------------------------------------------------------------------------------
 
-    def contrast(self, player: nn.Module, batch: Batch) -> Iterator[Update]:
-        """One step of contrastive divergence: down on data, up on where short chains end (survey Eq. 2)."""
-        data, n = self.data(batch.x), len(batch.x)
-        slots = torch.randperm(len(self.buffer), device=data.device)[:n]
-        start, condition, ages = self._starts(slots, data, batch.condition)
-        state = self.run(start, condition, self.chain_steps)
-        chains = self.examples(state, condition).detach()
-        both = None if batch.condition is None or condition is None else torch.cat([batch.condition, condition])
-        on_data, on_chains = self.energies(torch.cat([data, chains]), both).split([n, n])  # one pass
-        gap = on_data.mean() - on_chains.mean()
-        stats = {"gap": gap.detach(), "chains": on_chains.mean().detach()}
-        yield Update(player, gap + self.held(on_data, on_chains), stats)
-        self.buffer.put(slots, state, condition, ages + 1)
+    def contrast(self, data: Tensor, ends: Tensor, condition: Tensor | None) -> Update:
+        """A step down on data and up on where chains ended, `(B, ...)` (survey Eq. 2), the conditions of both given."""
+        values = self.energies(torch.cat([data, ends]), condition)  # one pass
+        on_data, on_ends = values.split([len(data), len(ends)])
+        gap = on_data.mean() - on_ends.mean()
+        stats = {"gap": gap.detach(), "chains": on_ends.mean().detach()}
+        return Update(self.energy, gap + self.held(on_data, on_ends), stats)
 
-    def _starts(self, slots: Tensor, data: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """States, conditions and ages of as many chains as there are data."""
-        ages = torch.zeros(len(slots), dtype=torch.long, device=data.device)
-        if self.chain_start == "data":
-            return data, condition, ages
-        fresh = self.fresh(len(data))
-        if self.chain_start == "noise":
-            return fresh, condition, ages
-        return self.buffer.draw(slots, fresh, condition, self.reset_rate, self.far)
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        yield from self.learner.updates(self, batch, progress)
 
-    def run(self, state: Tensor, condition: Tensor | None, steps: int) -> Tensor:
-        """`steps` of the chains from `state`, the weights held fixed."""
-        with frozen(self):
-            return KERNELS[self.kernel](lambda y: self.potential(y, condition), state, steps, self.move()).state
+    def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
+        """Adam for the energy, and the objective's own for other players."""
+        energy = torch.optim.Adam(self.energy.parameters(), self.lr, (self.beta1, 0.999), fused=True)
+        return {self.energy: energy, **self.learner.optimizers(self)}
 
     def shards(self) -> list[nn.Module]:
         """None: chains hold the network's normalised weights fixed, outside of its `forward`."""
         return []
 
-    # --- samples ------------------------------------------------------------------------------------
+    # --- chains -----------------------------------------------------------------------------------
+
+    def run(self, state: Tensor, condition: Tensor | None, steps: int, kernel: str = "", keep: int = 0) -> Tensor:
+        """`steps` of the chains from `state`, the weights held fixed; `sampler` says how unless a kernel is named.
+
+        Of `keep` chains it is measured how well they mix, see `monitor`.
+        """
+        kernel = kernel or self.sampler
+        move = self.move()._replace(keep=keep, warm_up=steps if kernel in ADAPTIVE else 0)
+        with frozen(self):
+            ends = KERNELS[kernel](lambda y: self.potential(y, condition), state, steps, move)
+        if ends.trace is not None and len(ends.trace) >= SHORT:
+            trace = ends.trace.flatten(2)
+            worth = effective_sample_size(trace).mean() / (trace.shape[1] * ends.evaluations)
+            self.mixing = {
+                "acceptance": ends.accepted.mean().item(), "effective_per_evaluation": worth.item(),
+                "r_hat": r_hat(trace).max().item(),
+            }  # fmt: skip
+        return ends.state
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
-        state = self.run(self.sample_start(n, condition), condition, self.sample_steps)
-        return uncentre(self.examples(state, condition), self.space)
+        state = self.run(self.sample_start(n, condition), condition, self.sample_steps, keep=FOLLOWED)
+        return self.leave(self.examples(state, condition))
 
     def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
         """States at which sampling starts."""
@@ -153,88 +187,115 @@ class ChainSystem(EnergySystem):
 
     @property
     def sample_evaluations(self) -> int:
-        """Steps of one sample; the buffer's chains have many more behind them."""
+        """Steps of one sample; a buffer's chains have many more behind them."""
         return self.sample_steps
 
     def monitor(self, batch: Batch) -> dict[str, float]:
-        """Statistics of the buffer's chains: energies in nats of data and chains, age and duplicates."""
-        used = self.buffer.ages > 0
-        if not used.any():
-            return {}
-        state, data = self.buffer.chains[used][:512], centre(batch.x, self.space)
-        condition = self.buffer.conditions[used][:512].to(batch.condition) if batch.condition is not None else None
-        chains = self.examples(state, condition)
-        on_data = self.energies(data, batch.condition).mean().item() / self.temperature
-        on_chains = self.energies(chains, condition).mean().item() / self.temperature
-        return {
-            "energy_data": on_data,
-            "energy_chains": on_chains,
-            "energy_gap": on_data - on_chains,
-            "chain_age": self.buffer.ages[used].float().mean().item(),
-            "duplicates": duplicate_rate(chains, data).item(),
-        }
+        """What the objective says, and of the last samples' chains: the share accepted, effective samples for one
+        evaluation of the energy, and R-hat (of the worst number)."""
+        return {**self.learner.monitor(self, batch), **self.mixing}
 
 
-class ReplayBuffer(nn.Module):
-    """Where chains ended, with their conditions and ages in training steps (-1: none yet).
+class PointSystem(ChainSystem):
+    """Base of energies whose states are centred examples: discrete dimensions in [-1, 1], reals as they are.
 
-    Args:
-        size: how many.
-        shape: of a state.
-        condition: shape of a condition; (0,) for none.
+    With noise of up to half a level on the data; categories are taken in their order. E(x) is the network's value over
+    the temperature, and |x|^2 / (2 reference^2) where there is a reference law (Xie et al., 2016).
     """
 
-    chains: Tensor
-    conditions: Tensor
-    ages: Tensor
+    # the usual step size and noise (0: its root) of Langevin steps, and clamp
+    moves: ClassVar[dict[str, tuple[float, float, float]]] = {
+        "image": (0.003, 0.0, math.inf),
+        "table": (0.1, 0.0, math.inf),
+    }
 
-    def __init__(self, size: int, shape: tuple[int, ...], condition: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("chains", torch.zeros(size, *shape))
-        self.register_buffer("conditions", torch.zeros(size, *condition))
-        self.register_buffer("ages", torch.full((size,), -1))
+    reach: Tensor
 
-    def __len__(self) -> int:
-        return len(self.ages)
+    fill_steps = 60
+    step_size: float = option(
+        0.0, "of the drift, in units of the network's value; 0 for the usual one on this kind of data", least=0
+    )
+    noise: float = option(0.0, "standard deviation of the noise; 0 for the usual one on this kind of data", least=0)
+    clamp: float = option(
+        0.0, "largest component of the gradient that moves a chain; 0 for the usual one on this kind of data", least=0
+    )
+    start: Literal["buffer", "noise"] = option(
+        "buffer", "where sampling starts: at the chains of training, where there are any, or at noise"
+    )
+    reference: float = option(0.0, "deviation of a Gaussian that the energy tilts; 0 for none", least=0)
+    lr = 1e-3
 
-    def draw(
-        self, slots: Tensor, fresh: Tensor, condition: Tensor | None, reset_rate: float, reach: float = math.inf
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """States `(n, ...)`, conditions and ages `(slots,)`: of the slots, and `fresh` ones for the rest and the reset.
+    def build(self) -> None:
+        super().build()
+        self.energy = self.make_energy()
+        reach = torch.tensor([REACH if levels is None else 1.0 for levels in self.space.dim_levels])
+        self.register_buffer("reach", reach.view(self.space.shape), persistent=False)
+        step_size, noise, clamp = self.moves[self.space.kind]
+        self.step_size, self.clamp = self.step_size or step_size, self.clamp or clamp
+        self.noise = self.noise or noise or math.sqrt(self.step_size)
+        self.temperature = self.noise**2 / self.step_size
+        self.learn_by_objective()
 
-        Args:
-            slots: whose chains go on; not more than `fresh`.
-            fresh: states `(n, ...)`.
-            condition: of the fresh ones, `(n, ...)`.
-            reset_rate: share of the slots that start afresh.
-            reach: a chain with a number beyond it starts afresh.
-        """
-        count = len(slots)
-        gone = self.chains[slots].flatten(1).abs().amax(1) > reach
-        reset = (torch.rand(count, device=slots.device) < reset_rate) | (self.ages[slots] < 0) | gone
-        chains = torch.cat([rows_where(reset, fresh[:count], self.chains[slots]), fresh[count:]])
-        if condition is not None:
-            kept = rows_where(reset, condition[:count].to(self.conditions), self.conditions[slots]).to(condition)
-            condition = torch.cat([kept, condition[count:]])
-        return chains, condition, self.ages[slots].masked_fill(reset, 0)
+    def make_energy(self) -> nn.Module:
+        """The network, of centred examples and a condition to `(B,)`."""
+        return self.energy_net()
 
-    def put(self, slots: Tensor, chains: Tensor, condition: Tensor | None, ages: Tensor) -> None:
-        """Write back what the slots' chains, the first of all, have become."""
-        self.chains[slots], self.ages[slots] = chains[: len(slots)], ages
-        if condition is not None:
-            self.conditions[slots] = condition[: len(slots)].to(self.conditions)
+    def move(self) -> Move:
+        """Drift step_size / 2 times the gradient in centred space, each component clamped, and noise."""
+        return Move(self.step_size, self.noise, self.clamp, (-self.reach, self.reach))
 
-    def like(self, fresh: Tensor, condition: Tensor | None) -> Tensor:
-        """Random chains `(n, ...)`, each of the wanted condition; the `fresh` one where there is none."""
-        fits = (self.ages > 0).expand(len(fresh), -1)
-        if condition is not None:
-            wanted = condition.to(self.conditions).flatten(1)
-            fits = fits & (wanted[:, None] == self.conditions.flatten(1)).all(2)
-        found = fits.any(1)
-        slots = torch.multinomial(torch.where(found[:, None], fits, True).float(), 1).squeeze(1)
-        return rows_where(found, self.chains[slots], fresh)
+    def energies(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        value = self.energy(x, condition)
+        if not self.reference:
+            return value
+        return value + self.temperature / (2 * self.reference**2) * x.square().flatten(1).sum(1)
+
+    def nats(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """E `(B,)` of centred examples."""
+        return self.energies(x, condition) / self.temperature
+
+    def fresh(self, n: int) -> Tensor:
+        """Uniform in discrete dimensions, standard normal in real ones."""
+        uniform = 2 * torch.rand(n, *self.space.shape, device=self.device) - 1
+        return torch.where(self.reach > 1, torch.randn_like(uniform), uniform)
+
+    def data(self, x: Tensor) -> Tensor:
+        """Centred examples with uniform noise of up to half a level on discrete dimensions."""
+        levels = torch.tensor([n or 0 for n in self.space.dim_levels], device=x.device).view(self.space.shape)
+        half = torch.where(levels > 1, 1 / (levels - 1), 0.0)
+        y = self.enter(x)
+        return (y + half * (2 * torch.rand_like(y) - 1)).clamp(-self.reach, self.reach)
+
+    def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
+        fresh = self.fresh(n)
+        return fresh if self.start == "noise" else self.learner.starts(fresh, condition)
+
+    def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        """-E, up to the unknown -ln Z, in nats `(B,)`."""
+        return -self.nats(centre(x, self.space), condition)
+
+    @property
+    def filling(self) -> str:
+        limit = "nearly exact" if self.sampler in ("langevin", "annealed") else "exact"
+        return (
+            "the chains that samples come from, started at samples near what is known and that held: approximate as "
+            f"samples are; in the limit of many steps {limit} for the energy, which samples do not wait for"
+        )
+
+    def _fill(self, x: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """What is known enters the energy as it is; its own numbers in the state go where they like."""
+        start = near(lambda n, c: uncentre(self.sample_start(n, c), self.space), self.space, x, known, condition)
+        y, wide = centre(torch.where(known, x, start), self.space), torch.where(known, math.inf, self.reach)
+        warm_up = self.fill_steps if self.sampler in ADAPTIVE else 0
+        move = self.move()._replace(bounds=(-wide, wide), warm_up=warm_up)
+
+        def potential(state: Tensor) -> Tensor:
+            return self.potential(torch.where(known, y, state), condition)
+
+        with frozen(self):
+            return uncentre(KERNELS[self.sampler](potential, y, self.fill_steps, move).state, self.space)
 
 
-def rows_where(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Rows of x where `mask` `(B,)`, of y elsewhere."""
-    return torch.where(mask.view(-1, *[1] * (x.dim() - 1)), x, y)
+def twice(condition: Tensor | None) -> Tensor | None:
+    """Of two batches with the same conditions, one after the other."""
+    return None if condition is None else torch.cat([condition, condition])

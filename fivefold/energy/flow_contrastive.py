@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fivefold.energy._system import EnergySystem
+from fivefold.energy._tilted import by_condition
 from fivefold.options import Need, option, slot
 from fivefold.system import Batch, Density, LatentSystem, Update, log_mean_exp, temperature_of
 from fivefold.tools.games import logistic_discriminator
@@ -146,11 +147,7 @@ class FlowContrastive(EnergySystem, LatentSystem):
 
         By importance sampling with the flow: the mean of p / q over its samples.
         """
-        if condition is None:
-            return self._log_mean_ratio(None)
-        each, which = condition.unique(dim=0, return_inverse=True)
-        value, error = (torch.cat(parts) for parts in zip(*map(self._log_mean_ratio, each.split(1)), strict=True))
-        return value[which], error[which]
+        return by_condition(self._log_mean_ratio, condition)
 
     def _log_mean_ratio(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         given = None if condition is None else condition.expand(DRAWS, *condition.shape[1:])

@@ -142,6 +142,10 @@ class FlowSystem(LatentSystem):
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         return self._decode(self.temperature * self.noise(n), condition)
 
+    def push(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Real-valued examples of noise, differentiably."""
+        return self.flow.inverse(noise, self.embedding(condition))[0].view(-1, *self.space.shape)
+
     def draw(self, n: int, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Real-valued examples `(n, *shape)` by reparameterisation and their log-densities, nats `(n,)`."""
         z = self.noise(n)

@@ -1,4 +1,4 @@
-"""Residual networks without normalisation layers: `(B, *shape)` to one number each, for energies."""
+"""Residual networks without normalisation layers: `(B, *shape)` to one number each or several, for energies."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def leaky(x: Tensor) -> Tensor:
     then little more than a quadratic form.
     """
     return F.leaky_relu(x, 0.2)
+
+
+def _one(found: Tensor) -> Tensor:
+    """`(B,)` of one number each, `(B, outputs)` of several."""
+    return found.squeeze(1) if found.shape[1] == 1 else found
 
 
 class ResidualBlock(nn.Module):
@@ -51,11 +56,19 @@ class ConvEnergy(nn.Module):
         wrap: around every layer with weights, such as `spectral_norm`.
         blocks: how many widths.
         depth: blocks of each width.
+        outputs: how many numbers.
         condition_width: channels that a condition adds.
     """
 
     def __init__(
-        self, space: Space, width: int, wrap: Wrap, blocks: int = 3, depth: int = 1, condition_width: int = 16
+        self,
+        space: Space,
+        width: int,
+        wrap: Wrap,
+        blocks: int = 3,
+        depth: int = 1,
+        outputs: int = 1,
+        condition_width: int = 16,
     ) -> None:
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, condition_width)
@@ -67,7 +80,7 @@ class ConvEnergy(nn.Module):
         widths = [width * 2 ** (i // depth) for i in range(blocks * depth)]
         self.first = layer(space.shape[0] + self.embed.width, width)
         self.blocks = nn.ModuleList(ResidualBlock(layer, i, o) for i, o in zip([width, *widths], widths, strict=False))
-        self.last = wrap(nn.Linear(widths[-1], 1))
+        self.last = wrap(nn.Linear(widths[-1], outputs))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.first(with_maps(x, self.embed(condition)))
@@ -75,7 +88,7 @@ class ConvEnergy(nn.Module):
             h = block(h)
             if (i - 1) % self.depth == 0 and i < len(self.blocks):
                 h = F.avg_pool2d(h, 2, ceil_mode=True)
-        return self.last(leaky(h).sum((2, 3))).squeeze(1)
+        return _one(self.last(leaky(h).sum((2, 3))))
 
 
 class MLPEnergy(nn.Module):
@@ -83,26 +96,65 @@ class MLPEnergy(nn.Module):
 
     Args:
         space: of the examples.
-        width: of the layers.
+        width: a quarter of the layers' units.
         wrap: around every layer with weights, such as `spectral_norm`.
         blocks: how many, `depth` times.
         depth: see `blocks`.
+        outputs: how many numbers.
         condition_width: columns that a condition adds.
     """
 
     def __init__(
-        self, space: Space, width: int, wrap: Wrap, blocks: int = 3, depth: int = 1, condition_width: int = 16
+        self,
+        space: Space,
+        width: int,
+        wrap: Wrap,
+        blocks: int = 3,
+        depth: int = 1,
+        outputs: int = 1,
+        condition_width: int = 16,
     ) -> None:
         super().__init__()
-        self.embed = ConditionEmbedding(space.condition, condition_width)
+        self.embed, width = ConditionEmbedding(space.condition, condition_width), 4 * width
 
         def layer(inputs: int, outputs: int) -> nn.Module:
             return wrap(nn.Linear(inputs, outputs))
 
         self.first = layer(space.dims + self.embed.width, width)
         self.blocks = nn.Sequential(*[ResidualBlock(layer, width, width) for _ in range(blocks * depth)])
-        self.last = layer(width, 1)
+        self.last = layer(width, outputs)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.blocks(self.first(with_maps(x.flatten(1), self.embed(condition))))
-        return self.last(leaky(h)).squeeze(1)
+        return _one(self.last(leaky(h)))
+
+
+class Field(nn.Module):
+    """A vector field of examples, `(B, *shape)` to the same shape: smooth layers of one width, residual in between.
+
+    Args:
+        space: of images (3x3 convolutions, dilated by turns) or tables.
+        width: of the layers.
+        layers: hidden ones.
+        condition_width: channels (columns) that a condition adds.
+    """
+
+    def __init__(self, space: Space, width: int, layers: int = 3, condition_width: int = 16) -> None:
+        super().__init__()
+        self.embed = ConditionEmbedding(space.condition, condition_width)
+        inputs = space.shape[0] + self.embed.width
+
+        def layer(inputs: int, outputs: int, reach: int) -> nn.Module:
+            if space.kind == "image":
+                return nn.Conv2d(inputs, outputs, 3, padding=reach, dilation=reach)
+            return nn.Linear(inputs, outputs)
+
+        self.first = layer(inputs, width, 1)
+        self.hidden = nn.ModuleList(layer(width, width, 2 - i % 2) for i in range(layers))
+        self.last = layer(width, space.shape[0], 1)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = self.first(with_maps(x, self.embed(condition)))
+        for hidden in self.hidden:
+            h = h + hidden(F.silu(h))
+        return self.last(F.silu(h))

@@ -322,6 +322,7 @@ KERNELS: dict[str, Sampler] = {
     "annealed": annealed,
     "tempered": tempered,
 }
+ADAPTIVE = ("hamiltonian",)  # those that need a warm-up
 
 
 @torch.no_grad()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
+from torch import Tensor
 
 from fivefold.tools.resampling import Estimate
 
@@ -30,3 +32,17 @@ def roc_area(low: ArrayLike, high: ArrayLike) -> Estimate:
     won_from_low = 1 - (ranks[:n] - rankdata(low)) / m  # of each low, the share of the high above it
     error = math.sqrt(won_by_high.var(ddof=1) / m + won_from_low.var(ddof=1) / n)
     return Estimate(float(won_by_high.mean()), error)
+
+
+def calibration_error(chance: Tensor, label: Tensor, bins: int = 10) -> Tensor:
+    """How far a classifier's confidence is from its accuracy, by bins of confidence (Naeini et al., 2015).
+
+    Args:
+        chance: of every class, `(B, classes)`.
+        label: the right one, `(B,)`.
+        bins: of equal width.
+    """
+    confidence, guess = chance.max(1)
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    gap = (guess == label).to(confidence) - confidence
+    return torch.zeros(bins, device=chance.device).index_add_(0, place, gap.float()).abs().sum() / len(label)

@@ -16,6 +16,7 @@ from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.options import depth_option, option, width_option
 from fivefold.space import Space
 from fivefold.system import Density
+from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.scaling import centre
 from fivefold.tools.schedule import warm_cosine
 from fivefold.vae._ladder import Gaussian, LadderSystem, grids_of
@@ -127,6 +128,14 @@ class VDVAE(LadderSystem):
     def noise_dims(self) -> int:
         """Of what `push` takes: the codes' numbers and the pixels'."""
         return sum(math.prod(shape) for shape in self.code_shapes) + self.space.dims
+
+    def noise(self, n: int) -> Tensor:
+        """Draws of what `push` takes."""
+        return torch.randn(n, self.noise_dims, device=self.device)
+
+    def noise_log_prob(self, noise: Tensor) -> Tensor:
+        """Nats `(B,)` of those."""
+        return standard_normal_log_prob(noise)
 
     def push(self, noise: Tensor, condition: Tensor | None) -> Tensor:
         """Centred images of noise `(B, noise_dims)`, differentiably: of standard normal noise, draws from the model.

@@ -1,0 +1,48 @@
+"""Deep energy estimator networks: an energy whose gradient removes noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fivefold.energy._system import FOLLOWED, PointSystem
+from fivefold.options import fixed, option
+from fivefold.system import Batch, Update
+from fivefold.tools.matching import denoising_score_matching, score_of
+from fivefold.tools.mcmc import energy_gradient
+from fivefold.tools.scaling import uncentre
+
+
+class DEEN(PointSystem):
+    """Deep energy estimator network (survey 2.3; Saremi et al., 2018; sampled as by Saremi and Hyvärinen, 2019).
+
+    Denoising score matching (survey Eq. 7) with noise of one strength, where the score is the gradient of an energy
+    and so has no curl. The energy is that of the *noisy* law. Samples walk there by Langevin dynamics, which noise
+    makes smooth, and then jump: x - deviation^2 dE/dx is the mean of the clean examples at a noisy point (Miyasawa,
+    1961).
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"clip": 10.0}}
+
+    objective: Any = fixed(None)
+    deviation: float = option(0.3, "of the noise", above=0, tune=(0.05, 1.0))
+    sampler = "hamiltonian"
+    sample_steps = 50
+    beta1 = 0.9
+
+    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
+        score, x = score_of(lambda y: self.nats(y, batch.condition)), self.data(batch.x)
+        losses = denoising_score_matching(score, x, torch.randn_like(x), self.deviation)
+        yield Update(self.energy, losses.mean() / self.space.dims)
+
+    def jump(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """E of the clean examples at noisy points, centred."""
+        slope = energy_gradient(lambda y: self.nats(y, condition))(x)
+        return torch.clamp(x - self.deviation**2 * slope, -self.reach, self.reach)
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        walked = self.run(self.sample_start(n, condition), condition, self.sample_steps, keep=FOLLOWED)
+        return uncentre(self.jump(walked, condition), self.space)
