@@ -165,9 +165,10 @@ def test_layers_computed_again_train_as_kept_ones(digits, name):
         assert torch.allclose(value.double(), trained[1][key].double(), rtol=0, atol=1e-5, equal_nan=True), key
 
 
+CHAINS = slot("contrastive-divergence", chain_steps=2)
 SMALL: dict[str, dict[str, object]] = {
     "gated-pixelcnn": {"channels": 8, "layers": 2}, "ddpm": {"channels": 8},
-    "igebm": {"width": 4, "objective": slot("contrastive-divergence", chain_steps=2)}, "glow": {"layers": 1, "hidden": 8}, "biggan": {"width": 8},
+    "igebm": {"width": 4, "objective": CHAINS}, "glow": {"layers": 1, "hidden": 8}, "biggan": {"width": 8},
 }  # fmt: skip
 
 
