@@ -15,6 +15,10 @@ from fivefold.options import fixed, option, width_option
 from fivefold.system import Batch, Update
 from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.games import duplicate_rate, r1_penalty
+from fivefold.tools.schedule import late_fall
+
+
+USUAL = {"image": (32, 0.1), "table": (4, 0.2)}  # width of codes, deviation of the noise
 
 
 class EntropyEBM(PointSystem):
@@ -33,17 +37,21 @@ class EntropyEBM(PointSystem):
     least_batch: ClassVar[int] = 64
 
     objective: Any = fixed(None)
-    latent: int = option(32, "width of codes", least=1, tune=(2, 128), log=True)
+    latent: int = option(0, "width of codes; 0 for the usual one, 32 of images and 4 of tables", least=0)
     generator_width: int = width_option(32, "of the generator's largest features", tune=(8, 256))
-    deviation: float = option(0.1, "of the noise on the generator's examples", above=0)
-    codes: int = option(8, "codes that could have made an example, for the score of the generator's law", least=1)
+    deviation: float = option(
+        0.0, "of the noise on the generator's examples; 0 for the usual one, 0.1 of images and 0.2 of tables", least=0
+    )
+    codes: int = option(16, "codes that could have made an example, for the score of the generator's law", least=1)
     entropy: float = option(1.0, "weight of the entropy; 1 is the energy's own law", least=0)
-    penalty: float = option(0.1, "weight of the energy's squared slope on data", least=0)
+    penalty: float = option(0.03, "weight of the energy's squared slope on data", least=0)
     sample_steps = 0
     beta1 = 0.5
 
     def build(self) -> None:
         super().build()
+        latent, deviation = USUAL[self.space.kind]
+        self.latent, self.deviation = self.latent or latent, self.deviation or deviation
         self.generator = Generator(
             generator_net(self.space, self.latent, self.generator_width, False), self.latent, self.deviation, self.codes
         )
@@ -74,6 +82,10 @@ class EntropyEBM(PointSystem):
         """Adam for both players."""
         generator = torch.optim.Adam(self.generator.parameters(), self.lr, (self.beta1, 0.999), fused=True)
         return {**super().optimizers(), self.generator: generator}
+
+    def learning_rate(self, progress: float) -> float:
+        """Constant, with a fall over the last half: then the players follow each other more closely."""
+        return late_fall(progress)
 
     # --- samples ----------------------------------------------------------------------------------
 
