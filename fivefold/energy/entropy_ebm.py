@@ -17,7 +17,6 @@ from fivefold.tools.distributions import standard_normal_log_prob
 from fivefold.tools.games import duplicate_rate, r1_penalty
 from fivefold.tools.schedule import late_fall
 
-
 USUAL = {"image": (32, 0.1), "table": (4, 0.2)}  # width of codes, deviation of the noise
 
 
