@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Objective(Configured, nn.Module):
     Args:
         system: whose energy exists already.
     """
+
+    smooth: ClassVar[bool] = False  # whether it takes second derivatives of the energy
 
     def __init__(self, system: ChainSystem, **options: Any) -> None:
         super().__init__()
@@ -139,12 +141,16 @@ def nats(system: ChainSystem, condition: Tensor | None) -> matching.Energy:
 class ScoreMatching(Objective):
     """The score of the data, by its exact trace: one backward pass a dimension (survey Eq. 6; Hyvärinen, 2005)."""
 
+    smooth: ClassVar[bool] = True
+
     def losses(self, system: ChainSystem, x: Tensor, condition: Tensor | None) -> Tensor:
         return system.score_matching(x, condition)
 
 
 class SlicedScoreMatching(Objective):
     """The score of the data along random directions (Song et al., 2019)."""
+
+    smooth: ClassVar[bool] = True
 
     reduced: bool = option(True, "the form of less variance")
 
@@ -156,6 +162,8 @@ class SlicedScoreMatching(Objective):
 class FiniteDifferenceScoreMatching(Objective):
     """The score of the data along random directions, by differences of the energy (Pang et al., 2020)."""
 
+    smooth: ClassVar[bool] = True
+
     difference: float = option(0.05, "the step, of each number", above=0)
 
     def losses(self, system: ChainSystem, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -165,6 +173,8 @@ class FiniteDifferenceScoreMatching(Objective):
 
 class DenoisingScoreMatching(Objective):
     """The score of the data with noise of one strength, by removing it (survey Eq. 7; Vincent, 2011)."""
+
+    smooth: ClassVar[bool] = True
 
     deviation: float = option(0.2, "of the noise", above=0, tune=(0.05, 1.0))
 
@@ -292,6 +302,8 @@ class Stein(Objective):
 
     No draws of the model are needed, in training at all.
     """
+
+    smooth: ClassVar[bool] = True
 
     critic_steps: int = option(3, "steps of the critic for one of the energy", least=1)
     bound: float = option(0.5, "weight of the critic's squared length, which holds it", above=0)

@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fivefold.energy._objectives import OBJECTIVES, Objective
 from fivefold.nets.norm import frozen
-from fivefold.nets.residual import ConvEnergy, MLPEnergy
+from fivefold.nets.residual import ConvEnergy, MLPEnergy, leaky
 from fivefold.options import Need, depth_option, option, slot, width_option
 from fivefold.space import Space
 from fivefold.system import Batch, Density, System, Update
@@ -53,7 +54,13 @@ class EnergySystem(System):
             outputs: how many numbers.
             space: with another condition than the user's, where it has one.
         """
-        return NETS[self.space.kind](space or self.space, self.width, wrap, self.blocks, self.depth, outputs)
+        bend = F.silu if self.smooth else leaky
+        return NETS[self.space.kind](space or self.space, self.width, wrap, self.blocks, self.depth, outputs, bend)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the network has second derivatives, which some objectives need."""
+        return False
 
 
 class ChainSystem(EnergySystem):
@@ -87,6 +94,10 @@ class ChainSystem(EnergySystem):
             self.learner = Objective(self)
         else:
             self.learner = self.fill("objective", self.space, make=lambda cls, **chosen: cls(self, **chosen))
+
+    @property
+    def smooth(self) -> bool:
+        return self.objective is not None and OBJECTIVES[self.objective.name].smooth
 
     # --- what a leaf writes -----------------------------------------------------------------------
 

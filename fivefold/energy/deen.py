@@ -33,6 +33,10 @@ class DEEN(PointSystem):
     sample_steps = 50
     beta1 = 0.9
 
+    @property
+    def smooth(self) -> bool:
+        return True
+
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
         score, x = score_of(lambda y: self.nats(y, batch.condition)), self.data(batch.x)
         losses = denoising_score_matching(score, x, torch.randn_like(x), self.deviation)

@@ -11,6 +11,7 @@ from fivefold.nets.condition import ConditionEmbedding, with_maps
 from fivefold.space import Space
 
 Wrap = Callable[[nn.Module], nn.Module]
+Bend = Callable[[Tensor], Tensor]
 
 
 def leaky(x: Tensor) -> Tensor:
@@ -28,21 +29,23 @@ def _one(found: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), f two layers of the same kind behind `leaky`; a third layer widens x where the widths differ.
+    """x + f(x), f two layers of the same kind, each behind a bend; a third layer widens x where the widths differ.
 
     Args:
         layer: makes one layer from its input and output widths.
         inputs: width of x.
         outputs: width of the result.
+        bend: the activation.
     """
 
-    def __init__(self, layer: Callable[[int, int], nn.Module], inputs: int, outputs: int) -> None:
+    def __init__(self, layer: Callable[[int, int], nn.Module], inputs: int, outputs: int, bend: Bend = leaky) -> None:
         super().__init__()
+        self.bend = bend
         self.first, self.second = layer(inputs, outputs), layer(outputs, outputs)
         self.skip = nn.Identity() if inputs == outputs else layer(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.second(leaky(self.first(leaky(x))))
+        return self.skip(x) + self.second(self.bend(self.first(self.bend(x))))
 
 
 class ConvEnergy(nn.Module):
@@ -57,6 +60,7 @@ class ConvEnergy(nn.Module):
         blocks: how many widths.
         depth: blocks of each width.
         outputs: how many numbers.
+        bend: the activation; a smooth one where second derivatives are asked for, which `leaky` has none of.
         condition_width: channels that a condition adds.
     """
 
@@ -68,18 +72,21 @@ class ConvEnergy(nn.Module):
         blocks: int = 3,
         depth: int = 1,
         outputs: int = 1,
+        bend: Bend = leaky,
         condition_width: int = 16,
     ) -> None:
         super().__init__()
         self.embed = ConditionEmbedding(space.condition, condition_width)
-        self.depth = depth
+        self.depth, self.bend = depth, bend
 
         def layer(inputs: int, outputs: int) -> nn.Module:
             return wrap(nn.Conv2d(inputs, outputs, 3, padding=1))
 
         widths = [width * 2 ** (i // depth) for i in range(blocks * depth)]
         self.first = layer(space.shape[0] + self.embed.width, width)
-        self.blocks = nn.ModuleList(ResidualBlock(layer, i, o) for i, o in zip([width, *widths], widths, strict=False))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(layer, i, o, bend) for i, o in zip([width, *widths], widths, strict=False)
+        )
         self.last = wrap(nn.Linear(widths[-1], outputs))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -88,7 +95,7 @@ class ConvEnergy(nn.Module):
             h = block(h)
             if (i - 1) % self.depth == 0 and i < len(self.blocks):
                 h = F.avg_pool2d(h, 2, ceil_mode=True)
-        return _one(self.last(leaky(h).sum((2, 3))))
+        return _one(self.last(self.bend(h).sum((2, 3))))
 
 
 class MLPEnergy(nn.Module):
@@ -101,6 +108,7 @@ class MLPEnergy(nn.Module):
         blocks: how many, `depth` times.
         depth: see `blocks`.
         outputs: how many numbers.
+        bend: the activation; a smooth one where second derivatives are asked for, which `leaky` has none of.
         condition_width: columns that a condition adds.
     """
 
@@ -112,21 +120,23 @@ class MLPEnergy(nn.Module):
         blocks: int = 3,
         depth: int = 1,
         outputs: int = 1,
+        bend: Bend = leaky,
         condition_width: int = 16,
     ) -> None:
         super().__init__()
         self.embed, width = ConditionEmbedding(space.condition, condition_width), 4 * width
+        self.bend = bend
 
         def layer(inputs: int, outputs: int) -> nn.Module:
             return wrap(nn.Linear(inputs, outputs))
 
         self.first = layer(space.dims + self.embed.width, width)
-        self.blocks = nn.Sequential(*[ResidualBlock(layer, width, width) for _ in range(blocks * depth)])
+        self.blocks = nn.Sequential(*[ResidualBlock(layer, width, width, bend) for _ in range(blocks * depth)])
         self.last = layer(width, outputs)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.blocks(self.first(with_maps(x.flatten(1), self.embed(condition))))
-        return _one(self.last(leaky(h)))
+        return _one(self.last(self.bend(h)))
 
 
 class Field(nn.Module):
