@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pytest
@@ -39,6 +40,7 @@ from fivefold.nets.stylegan import StyledLayer
 from fivefold.space import Batch
 from fivefold.system import seeded
 from fivefold.tools.baselines import IndependentDims
+from fivefold.tools.roc import roc_area
 
 
 class Trained:
@@ -239,7 +241,7 @@ def moved(player: str) -> Figure:
 
     def distance(t: Trained) -> float:
         before, after = (
-            torch.cat([p.detach().flatten() for p in getattr(s, player).parameters()]) for s in (t.start, t.system)
+            torch.cat([p.detach().flatten() for p in attrgetter(player)(s).parameters()]) for s in (t.start, t.system)
         )
         return ((after - before).norm() / before.norm()).item()
 
@@ -294,6 +296,54 @@ def lower(t: Trained) -> float:
     with torch.no_grad():
         energies = [t.system.energies(t.system.examples(y, None), None).mean().item() for y in (start, end)]
     return (energies[0] - energies[1]) / t.system.temperature
+
+
+def told_apart(t: Trained) -> float:
+    """The area under the curve of the energy, of uniform noise against data; 1/2 is a guess."""
+    with torch.no_grad(), seeded(0):
+        noise = torch.randint(17, t.x.shape)
+        found = [t.system.score_encoded(Batch(x), seed=0).log_prob.numpy() for x in (noise, t.x)]
+    return roc_area(*found).value
+
+
+def revised(t: Trained) -> float:
+    """How far chains go from what the generator proposes."""
+    with seeded(0):
+        start = t.system.propose(50, None).detach()
+        return differ(start, t.system.run(start, None, t.system.chain_steps))
+
+
+def varied_proposals(t: Trained) -> float:
+    """As `varied`, of a generator beside an energy."""
+    with torch.no_grad(), seeded(0):
+        return (t.system.sample_start(100, None).std(0).mean() / t.system.enter(t.x).std(0).mean()).item()
+
+
+def denoised(t: Trained) -> float:
+    """The share of the noise that a jump takes away."""
+    with seeded(0):
+        y = t.system.enter(t.x)
+        noisy = y + t.system.deviation * torch.randn_like(y)
+    return 1 - ((t.system.jump(noisy, None) - y).square().mean() / (noisy - y).square().mean()).item()
+
+
+def reconstructed(t: Trained) -> float:
+    """The share of the examples' variance that reconstruction, x and the variance times the score, explains."""
+    x = t.system.enter(t.x).flatten(1)
+    score, _ = t.system.energy.score(x, None)
+    return unexplained_by(x, x + t.system.energy.log_variance.exp() * score)
+
+
+def unexplained_by(x: Tensor, y: Tensor) -> float:
+    return 1 - ((x - y).square().mean() / (x - x.mean(0)).square().mean()).item()
+
+
+def by_step(t: Trained) -> float:
+    """How differently the energies of the first and the last step rank the same examples."""
+    y = t.system.enter(t.x)
+    with torch.no_grad():
+        first, last = (t.system.energy_at(y, torch.full((len(y),), step), None) for step in (0, t.system.steps - 1))
+    return differ(first - first.mean(), last - last.mean())
 
 
 @torch.no_grad()
@@ -386,11 +436,9 @@ CODES = {"nats of z": (monitored("kl"), 1.0), "units in use": (monitored("active
 DECODED = {"decoded from the code": (decoded, 0.3)}
 BOOK = DECODED | {"priors know the codes": (prior_gain, 1.0)}
 NOISE = {"time": (by_time, 0.1), "noise is told": (lambda t: 1 - monitored("error_half_way")(t), 0.5)}
-CHAINS = {
-    "chains move": (gone, 0.05),
-    "and down": (lower, 0.5),
-    "and go on": (lambda t: t.system.learner.buffer.ages.max(), 1),
-}
+DOWN = {"chains move": (gone, 0.05), "and down": (lower, 0.5)}
+AGES = {"chains go on": (lambda t: t.system.learner.buffer.ages.max(), 1)}
+CHAINS = DOWN | AGES
 PLAYERS = {"samples vary": (varied, 0.3), "generator": (moved("generator"), 1e-3), "critic": (moved("critic"), 0.01)}
 
 # fmt: off
@@ -472,6 +520,29 @@ SLOW: dict[str, Case] = {
     "score-sde": Case(150, NOISE | {"corrector": (corrected, 0.01)}, learns=False),
     "igebm": Case(60, CHAINS),
     "vaebm": Case(100, CHAINS),
+    "short-run-ebm": Case(60, DOWN),
+    "generative-convnet": Case(60, DOWN),
+    "coopnets": Case(150, {
+        "generator": (moved("generator"), 0.01), "proposals vary": (varied_proposals, 0.3), "revised": (revised, 0.02),
+    }),
+    "entropy-ebm": Case(300, {
+        "generator": (moved("generator"), 0.01), "samples vary": (varied_proposals, 0.3),
+        "entropy": (lambda t: monitored("entropy")(t) + 64 * 0.9, 0.0),  # the noise alone has -0.88 nats a pixel
+        "data below noise": (told_apart, 0.9),
+    }),
+    "gebm": Case(200, {
+        "chains move": (gone, 0.05), "generator": (moved("generator"), 0.01), "divergence": (monitored("kale"), 0.02),
+    }),
+    "nt-ebm": Case(150, COUPLINGS | AGES | {"energy": (moved("energy"), 0.01)}),
+    "nce": Case(200, DOWN | {
+        "normaliser": (lambda t: monitored("log_z")(t) ** 2, 0.01), "data below noise": (told_apart, 0.9),
+    }),
+    "f-ebm": Case(60, CHAINS | {"critic": (moved("learner.critic"), 0.01)}),
+    "stein-ebm": Case(200, DOWN | {"critic": (moved("learner.critic"), 0.01), "data below noise": (told_apart, 0.9)}),
+    "diffusion-recovery": Case(100, {"every step its own": (by_step, 0.1), "data below noise": (told_apart, 0.9)}),
+    "deen": Case(200, {"noise taken away": (denoised, 0.2), "data below noise": (told_apart, 0.9)}),
+    "autoencoder-energy": Case(300, {"reconstructed": (reconstructed, 0.3), "data below noise": (told_apart, 0.9)}),
+    "jem": Case(300, DOWN | AGES | {"accuracy": (monitored("accuracy"), 0.7)}, condition="label"),
     "flow-contrastive": Case(150, COUPLINGS | {
         "energy": (moved("energy"), 0.01), "its normaliser": (lambda t: float(t.system.started), 0.0),
     }),

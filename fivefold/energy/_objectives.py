@@ -216,9 +216,12 @@ class NoiseContrast(Objective):
     def updates(self, system: ChainSystem, batch: Batch, progress: float) -> Iterator[Update]:
         x, given, count = system.data(batch.x), batch.condition, len(batch.x)
         flat = x.flatten(1).double()
-        if progress < self.settled or not self.seen:
+        first = not self.seen
+        if progress < self.settled or first:
             self.follow(flat)
         law = self.law()
+        if first:
+            self.balance(system, law, x, batch.condition)
         both = torch.cat([flat, law.sample((self.times * count,))])
         if given is not None:
             given = given.repeat(1 + self.times, *[1] * (given.dim() - 1))
@@ -237,6 +240,14 @@ class NoiseContrast(Objective):
         weight = len(x) / self.seen
         self.mean.lerp_(x.mean(0), weight)
         self.square.lerp_(x.T @ x / len(x), weight)
+
+    @torch.no_grad()
+    def balance(
+        self, system: ChainSystem, law: torch.distributions.Distribution, x: Tensor, condition: Tensor | None
+    ) -> None:
+        """ln Z so that the first examples are told neither way, or it would first have to find tens of nats."""
+        ratio = -nats(system, condition)(x) - law.log_prob(x.flatten(1).double()).to(x)
+        system.energy.get_parameter("log_z").add_(ratio.mean())
 
     def starts(self, fresh: Tensor, condition: Tensor | None) -> Tensor:
         """Draws of the noise."""

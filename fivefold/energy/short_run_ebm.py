@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -33,6 +34,11 @@ class ShortRunEBM(PointSystem, LatentSystem):
 
     objective: Any = fixed(None)
     sample_steps = 30
+    # on images mostly drift: as many steps of the usual noise would not leave where they start
+    moves: ClassVar[dict[str, tuple[float, float, float]]] = {
+        "image": (0.1, 0.01, math.inf), "table": (0.1, 0.0, math.inf),
+    }  # fmt: skip
+
     inference_steps: int = option(30, "steps of the search for an example's code", least=1)
 
     def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
