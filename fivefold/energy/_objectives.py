@@ -297,11 +297,9 @@ class FDivergence(ContrastiveDivergence):
         on_data, on_chains = self.log_ratio(x, energies.detach(), both).split([n, n])
         value = rules.on_data(on_data).mean() - rules.on_model(on_chains).mean()
         yield Update(self.critic, -value, {"divergence": value.detach()})
-        # At its best the ratio has no slope in the divergence: what the energy changes through it is nothing, and is
-        # left out, for with a critic that is behind it is what would be followed. What is left goes through the draws.
         with torch.no_grad():
-            _, on_chains = self.log_ratio(x, energies, both).split([n, n])
-        loss = -matching.model_term(rules.on_model(on_chains), energies[n:])
+            on_data, on_chains = self.log_ratio(x, energies, both).split([n, n])
+        loss = matching.f_divergence(rules, on_data, on_chains, energies[:n], energies[n:])
         yield Update(system.energy, loss + system.held(values[:n], values[n:]))
 
     def optimizers(self, system: ChainSystem) -> dict[nn.Module, torch.optim.Optimizer]:

@@ -20,3 +20,4 @@ class FEBM(PointSystem):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"clip": 10.0}}
 
     objective: Any = slot("f-divergence")
+    reference = 1.0

@@ -102,12 +102,34 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
-def model_term(value: Tensor, energies: Tensor) -> Tensor:
-    """A scalar whose gradient is that of E_q[value], q = exp(-E) / Z: through `value` and through q.
+def f_divergence(
+    rules: Divergence, ratio_data: Tensor, ratio_model: Tensor, on_data: Tensor, on_model: Tensor
+) -> Tensor:
+    """A scalar whose gradient by the energy is that of the divergence, where u is at its best (Yu et al., 2020).
 
-    The second is -Cov(value, dE), with energies and values `(B,)` of draws from q without a path to them.
+    With u = H + E the energy changes it through u, at data and at draws, and through the law of the draws, by
+    -Cov(on_model(u), dE). While H is behind, the two parts through u need not hold each other, and an energy that rose
+    everywhere would seem to gain; the model's are scaled so that it does not. For `kl` the gradient then is that of
+    maximum likelihood, whatever H is.
+
+    Args:
+        rules: which divergence.
+        ratio_data: u of data, `(B,)`.
+        ratio_model: u of draws of the energy's law.
+        on_data: E of those data, with its graph.
+        on_model: E of those draws.
     """
-    return value.mean() - ((value - value.mean()).detach() * energies).mean()
+    weight_data, weight_model = slope(rules.on_data, ratio_data), slope(rules.on_model, ratio_model)
+    value = rules.on_model(ratio_model).detach()
+    through = ((weight_model - value + value.mean()) * on_model).mean()
+    return (weight_data * on_data).mean() - weight_data.mean() / weight_model.mean() * through
+
+
+def slope(f: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    """f'(u), elementwise, without graph."""
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        return torch.autograd.grad(f(u).sum(), u)[0]
 
 
 # --- Stein's discrepancy --------------------------------------------------------------------------------
