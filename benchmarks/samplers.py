@@ -4,7 +4,7 @@
 
 On laws whose moments are known, each sampler runs equally many chains, and the worst number (or its square, see
 `laws.Law.watched`) says how many independent draws its states are worth, for each evaluation of the energy or its
-gradient. Plain samplers have the best of several lengths of trajectories or sizes of steps, chosen on chains of their
+gradient. What is left to choose, lengths of trajectories or sizes of steps, is the best of several on chains of its
 own. What learning took is stated apart. Writes `results/samplers.json`, `.md` and `.png`.
 """
 
@@ -48,11 +48,9 @@ class Efficiency(NamedTuple):
     r_hat: float
 
 
-def efficiency(
-    law: Law, sampler: Sampler, move: Move | None = None, chains: int = CHAINS, steps: int = STEPS
-) -> Efficiency:
+def efficiency(law: Law, sampler: Sampler, move: Move, chains: int = CHAINS, steps: int = STEPS) -> Efficiency:
     """Of a sampler's chains on a law."""
-    move = (move or Move(0.04, warm_up=WARM_UP))._replace(keep=chains)
+    move = move._replace(keep=chains)
     start = time.perf_counter()
     found = sampler(law.energy, law.start(chains), steps, move)
     share = steps / (steps + move.warm_up)
@@ -64,20 +62,18 @@ def efficiency(
     return Efficiency(each, effective / seconds, found.accepted.mean().item(), r_hat(watched).max().item())
 
 
-def best_hamiltonian(law: Law, chains: int = CHAINS, steps: int = STEPS) -> Efficiency:
-    """Of the length of trajectories that is best on chains of half the length."""
-    return _best(law, "hamiltonian", [Move(0.04, warm_up=WARM_UP, leapfrog=n) for n in LEAPFROGS], chains, steps)
+def best_of(law: Law, sampler: Sampler, moves: list[Move], chains: int = CHAINS, steps: int = STEPS) -> Efficiency:
+    """Of the move that is best on chains of half the length."""
+    tried = [efficiency(law, sampler, move, chains, steps // 2).each for move in moves]
+    return efficiency(law, sampler, moves[int(np.argmax(tried))], chains, steps)
 
 
-def best_langevin(law: Law, chains: int = CHAINS, steps: int = STEPS) -> Efficiency:
-    """Of the best size of Metropolis-adjusted Langevin steps, likewise."""
-    moves = [Move(size, warm_up=WARM_UP) for size in LANGEVIN]
-    return _best(law, "metropolis-langevin", moves, chains, 5 * steps)  # as one evaluation each
-
-
-def _best(law: Law, kernel: str, moves: list[Move], chains: int, steps: int) -> Efficiency:
-    tried = [efficiency(law, KERNELS[kernel], move, chains, steps // 2).each for move in moves]
-    return efficiency(law, KERNELS[kernel], moves[int(np.argmax(tried))], chains, steps)
+TRAJECTORIES = [Move(0.04, warm_up=WARM_UP, leapfrog=n) for n in LEAPFROGS]
+MOVES = {  # of samplers that read more than the warm-up, those to choose from
+    "hamiltonian": TRAJECTORIES,
+    "neutra": TRAJECTORIES[:4],
+    "metropolis-langevin": [Move(size, warm_up=WARM_UP) for size in LANGEVIN],
+}
 
 
 # --- the table --------------------------------------------------------------------------------------
@@ -87,17 +83,15 @@ def measure(law: Law, chains: int, steps: int, seed: int) -> dict[str, dict[str,
     """By sampler its figures, and of a learned one what learning took."""
     with seeded(seed):
         rows: dict[str, dict[str, Any]] = {
-            "hamiltonian": best_hamiltonian(law, chains, steps)._asdict(),
-            "metropolis-langevin": best_langevin(law, chains, steps)._asdict(),
+            name: best_of(law, KERNELS[name], MOVES[name], chains, steps)._asdict()
+            for name in ("hamiltonian", "metropolis-langevin")
         }
         for name, learn in LEARNERS.items():
             start = time.perf_counter()
             learned = learn(law.energy, law.start(LEARN_FROM))
             seconds = time.perf_counter() - start
-            rows[name] = efficiency(law, learned.sample, None, chains, steps)._asdict() | {
-                "learning_evaluations": learned.evaluations,
-                "learning_seconds": seconds,
-            }
+            found = best_of(law, learned.sample, MOVES.get(name, [Move(1.0, warm_up=WARM_UP)]), chains, steps)
+            rows[name] = found._asdict() | {"learning_evaluations": learned.evaluations, "learning_seconds": seconds}
     return rows
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks.laws import HARD, LAWS, drawn_funnel, gaussian
-from benchmarks.samplers import best_hamiltonian, efficiency
+from benchmarks.samplers import MOVES as CHOICES
+from benchmarks.samplers import best_of
 from fivefold.bijections.base import Chain
 from fivefold.bijections.linear import LULinear
 from fivefold.energy._samplers import LEARNERS
@@ -19,7 +20,7 @@ from fivefold.errors import Unfit
 from fivefold.options import slot
 from fivefold.system import seeded
 from fivefold.tools.adaptive import _log_ratio, _offset
-from fivefold.tools.mcmc import Move
+from fivefold.tools.mcmc import KERNELS, Move
 from tests.moments import check_moments
 
 CHAINS = 2000
@@ -232,13 +233,14 @@ def test_what_is_no_bijection_does_not_warp(flow, said):
         fit_neutra(gaussian, torch.randn(8, 2), flow, steps=1)
 
 
-CLAIMS = [
-    ("neutra", "banana", 2.0),
-    ("neutra", "deep funnel", 2.0),
+CLAIMS = [  # beside Hamiltonian Monte Carlo, measured: 100, 100 and 10; 4 and 80; 90; 2
+    ("neutra", "banana", 5.0),
+    ("neutra", "deep funnel", 5.0),
+    ("neutra", "funnel", 2.0),
     ("a-nice-mc", "ring", 2.0),
-    ("a-nice-mc", "mixture", 2.0),
-    ("adaptive-mcmc", "ill-conditioned", 2.0),
-    ("entropy-mcmc", "banana", 1.0),
+    ("a-nice-mc", "mixture", 5.0),
+    ("adaptive-mcmc", "ill-conditioned", 5.0),
+    ("entropy-mcmc", "funnel", 1.3),
 ]
 
 
@@ -248,6 +250,8 @@ def test_effective_samples_for_each_evaluation_beside_hamiltonian(name, law, fac
     """The worst number's, or its square's, against the best length of trajectory; learning left out."""
     target = (LAWS | HARD)[law]
     with seeded(0):
-        plain = best_hamiltonian(target)
+        plain = best_of(target, KERNELS["hamiltonian"], CHOICES["hamiltonian"])
         learned = LEARNERS[name](target.energy, target.start(200))
-        assert efficiency(target, learned.sample).each > factor * plain.each
+        found = best_of(target, learned.sample, CHOICES.get(name, [Move(1.0)]))
+    assert found.r_hat < 1.05
+    assert found.each > factor * plain.each

@@ -76,7 +76,7 @@ def nice_metropolis(energy: Energy, x: Tensor, steps: int, move: Move, *, layer:
 
 
 def fit_a_nice_mc(
-    energy: Energy, start: Tensor, steps: int = 1000, batch: int = 64, hidden: int = 128, lr: float = 5e-4
+    energy: Energy, start: Tensor, steps: int = 600, batch: int = 64, hidden: int = 64, lr: float = 5e-4
 ) -> Learned:
     """A-NICE-MC (survey 2.2, [201]; Song, Zhao and Ermon, 2017): a proposal that an adversary teaches where the law is.
 
