@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.energy._normaliser import Normaliser, by_condition, cell_log_mass
 from fivefold.energy._objectives import OBJECTIVES, Objective
 from fivefold.nets.norm import frozen
 from fivefold.nets.residual import ConvEnergy, MLPEnergy, leaky
 from fivefold.options import Need, depth_option, option, slot, width_option
 from fivefold.space import Space
 from fivefold.system import Batch, Density, System, Update
+from fivefold.tools.annealing import Bracket
 from fivefold.tools.matching import score_matching, score_of
 from fivefold.tools.mcmc import ADAPTIVE, KERNELS, Move
 from fivefold.tools.particles import near
@@ -221,6 +223,7 @@ class PointSystem(ChainSystem):
     }
 
     reach: Tensor
+    normaliser: Normaliser | None = None
 
     fill_steps = 60
     step_size: float = option(
@@ -282,8 +285,35 @@ class PointSystem(ChainSystem):
         return fresh if self.start == "noise" else self.learner.starts(fresh, condition)
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        """-E, up to the unknown -ln Z, in nats `(B,)`."""
-        return -self.nats(centre(x, self.space), condition)
+        """-E, up to the unknown -ln Z, in nats `(B,)`; once normalised, ln of the mass of cells less ln Z."""
+        if self.normaliser is None:
+            return -self.nats(centre(x, self.space), condition)
+        value, error = cell_log_mass(self.nats, x, condition, self.space)
+        with frozen(self):
+            log_z, log_z_error = by_condition(self.normaliser.log_z, condition)
+        return value - log_z, torch.hypot(error, log_z_error)
+
+    def log_partition(
+        self, condition: Tensor | None = None, temperatures: int = 1000, chains: int = 100, seed: int = 0
+    ) -> Bracket:
+        """Estimates of ln Z of centred points, nats, one low and one high; of one encoded condition `(1, ...)`."""
+        with frozen(self):
+            return Normaliser(self.nats, self.reach, temperatures, chains, seed).bracket(condition)
+
+    def normalise(self, temperatures: int = 1000, chains: int = 100, seed: int = 0) -> str:
+        if self.density is not Density.UNNORMALISED:
+            return super().normalise(temperatures, chains, seed)
+        self.normaliser = Normaliser(self.nats, self.reach, temperatures, chains, seed)
+        self.density = Density.ESTIMATE
+        if self.space.condition is not None:
+            return "ln Z is estimated for every condition that is scored"
+        with frozen(self):
+            self.normaliser.bracket(None)
+        return self.normaliser.words
+
+    @property
+    def density_note(self) -> str:
+        return self.normaliser.words if self.normaliser else ""
 
     @property
     def filling(self) -> str:

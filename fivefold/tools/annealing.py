@@ -20,12 +20,13 @@ from torch import Tensor
 from fivefold.system import log_mean_exp
 from fivefold.tools.ais import LogPartition
 from fivefold.tools.boxes import Box
-from fivefold.tools.mcmc import ACCEPTED, Energy, Move, hamiltonian
+from fivefold.tools.mcmc import ACCEPTED, FIRST, Energy, Move, hamiltonian
 
 PILOTS = 64  # chains that find the path ...
 SPREAD = 0.5  # ... and the deviation of their weights from one law of it to the next
 LEAST = 0.02  # of beta, that it grows by whatever they say
 LEAPFROG = 5  # the most leapfrog steps of a move
+MOVED = 50  # moves after which chains that were drawn by their weights have gone apart
 NEAR = 1e-6  # to an end of an interval, relative to its width, no state comes
 GAIN = 0.5  # of the size of a move, by which share of the pilots it moved
 
@@ -153,22 +154,30 @@ def backwards(energy: Energy, base: Base, path: Path, x: Tensor) -> tuple[Tensor
     return base.box.inside(u), weight
 
 
-def bracket(energy: Energy, base: Base, draws: Tensor, temperatures: int, chains: int = 100) -> Bracket:
-    """Bounds of ln of the integral of exp(-E) over the base's bounds.
-
-    The upper one holds as far as `draws` follow exp(-E) / Z.
+def bracket(energy: Energy, base: Base, draws: Tensor | None, temperatures: int, chains: int = 100) -> Bracket:
+    """Bounds of ln of the integral of exp(-E) over the base's box.
 
     Args:
         energy: E in nats `(B,)` of states `(B, ...)`.
         base: where the path starts.
-        draws: of exp(-E) / Z, as many as chains shall go backwards.
+        draws: of exp(-E) / Z, as many as chains shall go backwards. None takes the ends of chains that went forwards,
+            drawn by their weights and moved on: what these have not found the upper bound does not know of.
         temperatures: laws on the path; the gap closes as they become more.
         chains: that go forwards.
     """
     path = find_path(energy, base, temperatures)
-    low, low_error = log_mean_exp(forwards(energy, base, path, chains)[1])
+    ends, weight = forwards(energy, base, path, chains)
+    low, low_error = log_mean_exp(weight)
+    if draws is None:
+        draws = moved_on(energy, base, ends[torch.multinomial((weight - weight.max()).exp(), chains, True)])
     high, high_error = log_mean_exp(backwards(energy, base, path, draws)[1])
     return Bracket(LogPartition(low, low_error), LogPartition(-high, high_error))
+
+
+def moved_on(energy: Energy, base: Base, x: Tensor, steps: int = MOVED) -> Tensor:
+    """States after Hamiltonian moves that keep the law of exp(-E) / Z; as many moves to adapt sizes go before."""
+    u = base.box.line(x, NEAR)
+    return base.box.inside(hamiltonian(base.box.energy(energy), u, steps, Move(FIRST, warm_up=steps)).state)
 
 
 @torch.no_grad()
