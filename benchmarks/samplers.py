@@ -5,7 +5,7 @@
 On laws whose moments are known, each sampler runs equally many chains, and the worst number (or its square, see
 `laws.Law.watched`) says how many independent draws its states are worth, for each evaluation of the energy or its
 gradient. What is left to choose, lengths of trajectories or sizes of steps, is the best of several on chains of its
-own. What learning took is stated apart. Writes `results/samplers.json`, `.md` and `.png`.
+own. What learning took is stated apart, seconds are of the processor. Writes `results/samplers.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Efficiency(NamedTuple):
 
     Args:
         each: effective samples for each evaluation of the energy or its gradient, after the warm-up.
-        second: effective samples a second.
+        second: effective samples a second of the processor.
         accepted: mean chance of acceptance.
         r_hat: the worst number's.
     """
@@ -51,10 +51,10 @@ class Efficiency(NamedTuple):
 def efficiency(law: Law, sampler: Sampler, move: Move, chains: int = CHAINS, steps: int = STEPS) -> Efficiency:
     """Of a sampler's chains on a law."""
     move = move._replace(keep=chains)
-    start = time.perf_counter()
+    start = time.process_time()
     found = sampler(law.energy, law.start(chains), steps, move)
     share = steps / (steps + move.warm_up)
-    seconds = (time.perf_counter() - start) * share
+    seconds = (time.process_time() - start) * share
     assert found.trace is not None
     watched = law.watched(found.trace)
     effective = effective_sample_size(watched).min().item()
@@ -79,20 +79,22 @@ MOVES = {  # of samplers that read more than the warm-up, those to choose from
 # --- the table --------------------------------------------------------------------------------------
 
 
-def measure(law: Law, chains: int, steps: int, seed: int) -> dict[str, dict[str, Any]]:
-    """By sampler its figures, and of a learned one what learning took."""
+def measure(law: Law, chains: int, steps: int, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, Sampler]]:
+    """By sampler its figures, and of a learned one what learning took; and the learned ones."""
+    made: dict[str, Sampler] = {}
     with seeded(seed):
         rows: dict[str, dict[str, Any]] = {
             name: best_of(law, KERNELS[name], MOVES[name], chains, steps)._asdict()
             for name in ("hamiltonian", "metropolis-langevin")
         }
         for name, learn in LEARNERS.items():
-            start = time.perf_counter()
+            start = time.process_time()
             learned = learn(law.energy, law.start(LEARN_FROM))
-            seconds = time.perf_counter() - start
+            seconds = time.process_time() - start
+            made[name] = learned.sample
             found = best_of(law, learned.sample, MOVES.get(name, [Move(1.0, warm_up=WARM_UP)]), chains, steps)
             rows[name] = found._asdict() | {"learning_evaluations": learned.evaluations, "learning_seconds": seconds}
-    return rows
+    return rows, made
 
 
 def together(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -117,8 +119,8 @@ def table(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
         repaid = None if cost is None else f"{cost / gain:,.0f}" if gain > 0 else "never"
         lines.append([
             f"`{name}`",
-            f"{1000 * row['each']:.3g} ({1000 * row['least']:.3g} to {1000 * row['most']:.3g})",
-            f"{row['each'] / plain:.2g}",
+            f"{1000 * row['each']:.2f} ({1000 * row['least']:.2f} to {1000 * row['most']:.2f})",
+            f"{row['each'] / plain:,.1f}",
             f"{row['accepted']:.2f}",
             f"{row['r_hat']:.3f}",
             f"{row['second']:,.0f}",
@@ -135,8 +137,13 @@ PICTURED = ("mixture", "ring", "banana", "funnel")
 EVALUATIONS = 1500  # that one chain may take
 
 
-def picture(path: Path, seed: int = 0) -> None:
-    """A row for each law in the plane: one chain of every sampler for equally many evaluations."""
+def picture(path: Path, learned: dict[str, dict[str, Sampler]]) -> None:
+    """A row for each law in the plane: one chain of every sampler for equally many evaluations.
+
+    Args:
+        path: of the file.
+        learned: by law and name, the samplers that learned on it.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -145,9 +152,8 @@ def picture(path: Path, seed: int = 0) -> None:
     for row, what in zip(axes, PICTURED, strict=True):
         law = (LAWS | HARD)[what]
         for axis, name in zip(row, names, strict=True):
-            with seeded(seed):
-                learned = LEARNERS[name](law.energy, law.start(LEARN_FROM)).sample if name in LEARNERS else None
-                sampler = learned or KERNELS[name]
+            sampler = learned[what].get(name) or KERNELS[name]
+            with seeded(0):
                 warm = sampler(law.energy, law.start(1), 10, Move(0.04, warm_up=WARM_UP))
                 each = warm.evaluations / (10 + WARM_UP)
                 move = Move(0.04, warm_up=WARM_UP, keep=1)
@@ -189,8 +195,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
+    learned: dict[str, dict[str, Sampler]] = {}
     for what, law in (LAWS | HARD).items():
-        results[what] = together([measure(law, given.chains, given.steps, seed) for seed in range(given.seeds)])
+        runs = [measure(law, given.chains, given.steps, seed) for seed in range(given.seeds)]
+        results[what], learned[what] = together([rows for rows, _ in runs]), runs[0][1]
         print(what, *map(" | ".join, table(results[what])), sep="\n", flush=True)
     ratios = {
         name: [rows[name]["each"] / rows["hamiltonian"]["each"] for rows in results.values()] for name in LEARNERS
@@ -203,7 +211,7 @@ def main() -> None:
     )
     write_result("samplers", line, {"laws": results}, given.out)
     write_markdown("samplers", line, {what.capitalize(): table(rows) for what, rows in results.items()}, given.out)
-    picture(given.out / "samplers.png")
+    picture(given.out / "samplers.png", learned)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from fivefold.energy._samplers import LEARNERS
 from fivefold.energy._samplers.a_nice_mc import volume_preserving
 from fivefold.energy._samplers.entropy_mcmc import GradientProposal, log_ratio, slope_of
 from fivefold.energy._samplers.neutra import fit_neutra, pulled_back
+from fivefold.energy.igebm import IGEBM
 from fivefold.errors import Unfit
 from fivefold.options import slot
+from fivefold.space import Column, Space, label_space
 from fivefold.system import seeded
 from fivefold.tools.adaptive import _log_ratio, _offset
 from fivefold.tools.mcmc import KERNELS, Move
@@ -231,6 +234,48 @@ def test_any_flow_of_the_catalogue_warps(flow):
 def test_what_is_no_bijection_does_not_warp(flow, said):
     with pytest.raises(Unfit, match=said):
         fit_neutra(gaussian, torch.randn(8, 2), flow, steps=1)
+
+
+# --- in a system -----------------------------------------------------------------------------------------
+
+
+def plane(**options):
+    space = Space("table", (2,), columns=(Column("x"), Column("y")))
+    return IGEBM(space, width=4, reference=0.8, sample_steps=40, start="noise", **options)
+
+
+class Level(torch.nn.Module):
+    """The same everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, condition):
+        return self.value + 0 * x.sum(1)
+
+
+def test_a_system_draws_by_a_sampler_that_learned_on_its_energy(monkeypatch):
+    """Of a level energy the reference law is left, N(0, 0.8^2). It learns once for the weights that it has."""
+    system, taught = plane(learned="adaptive-mcmc"), []
+    learn = LEARNERS["adaptive-mcmc"]
+    monkeypatch.setitem(LEARNERS, "adaptive-mcmc", lambda *given: taught.append(1) or learn(*given, steps=200))
+    system.energy = Level()
+    x = system.sample_encoded(1000, seed=0).double()
+    assert x.mean().item() == pytest.approx(0, abs=3 * 0.8 / math.sqrt(2000))
+    assert x.var().item() == pytest.approx(0.64, abs=3 * 0.64 * math.sqrt(2 / 2000))
+    assert torch.equal(system.sample_encoded(1000, seed=0).double(), x)
+    assert len(taught) == 1
+    with torch.no_grad():
+        next(system.energy.parameters()).add_(0.1)
+    system.sample_encoded(10, seed=0)
+    assert len(taught) == 2
+
+
+def test_conditions_are_not_learned_on():
+    space = replace(plane().space, condition=label_space(("a", "b")))
+    with pytest.raises(Unfit, match="learned=none"):
+        IGEBM(space, width=4, learned="neutra").sample(2, condition="a")
 
 
 CLAIMS = [  # beside Hamiltonian Monte Carlo, measured: 100, 100 and 10; 4 and 80; 90; 2

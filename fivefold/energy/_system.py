@@ -13,12 +13,16 @@ from torch.nn import functional as F
 
 from fivefold.energy._normaliser import Normaliser, by_condition, cell_log_mass
 from fivefold.energy._objectives import OBJECTIVES, Objective
+from fivefold.energy._samplers import LEARNERS
+from fivefold.energy._taught import TAUGHT, teach
+from fivefold.errors import Unfit
 from fivefold.nets.norm import frozen
 from fivefold.nets.residual import ConvEnergy, MLPEnergy, leaky
 from fivefold.options import Need, depth_option, option, slot, width_option
 from fivefold.space import Space
-from fivefold.system import Batch, Density, System, Update
+from fivefold.system import Batch, Density, System, Update, seeded
 from fivefold.tools.annealing import Bracket
+from fivefold.tools.boxes import Box
 from fivefold.tools.matching import score_matching, score_of
 from fivefold.tools.mcmc import ADAPTIVE, KERNELS, Move
 from fivefold.tools.particles import near
@@ -224,6 +228,7 @@ class PointSystem(ChainSystem):
 
     reach: Tensor
     normaliser: Normaliser | None = None
+    taught: tuple[Any, Callable[[Tensor, int], Tensor]] | None = None  # by which weights, and what draws
 
     fill_steps = 60
     step_size: float = option(
@@ -236,6 +241,10 @@ class PointSystem(ChainSystem):
     start: Literal["buffer", "noise"] = option(
         "buffer", "where sampling starts: at the chains of training, where there are any, or at noise"
     )
+    learned: str = option(
+        "none", "a sampler that first learns on the energy and then draws in place of `sampler`",
+        choices=("none", *LEARNERS),
+    )  # fmt: skip
     reference: float = option(0.0, "deviation of a Gaussian that the energy tilts; 0 for none", least=0)
     lr = 1e-3
 
@@ -283,6 +292,20 @@ class PointSystem(ChainSystem):
     def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
         fresh = self.fresh(n)
         return fresh if self.start == "noise" else self.learner.starts(fresh, condition)
+
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        if self.learned == "none" or not self.sample_steps:
+            return super()._sample(n, condition)
+        if condition is not None:
+            raise Unfit(f"{self.learned} learns on one energy, not on one for every condition: learned=none samples")
+        weights = tuple((p.data_ptr(), p._version) for p in self.energy.parameters())
+        start, box = self.sample_start(n, None), Box(-self.reach, self.reach)
+        with frozen(self):
+            if self.taught is None or self.taught[0] != weights:
+                with seeded(0, self.device):
+                    draw = teach(self.learned, lambda y: self.nats(y, None), box, self.sample_start(TAUGHT, None))
+                self.taught = weights, draw
+            return self.leave(self.taught[1](start, self.sample_steps))
 
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         """-E, up to the unknown -ln Z, in nats `(B,)`; once normalised, ln of the mass of cells less ln Z."""
