@@ -164,7 +164,7 @@ def picture(path: Path, learned: dict[str, dict[str, Sampler]]) -> None:
             _contours(axis, law)
             if axis is row[0]:
                 axis.set_ylabel(what)
-            if row is axes[0]:
+            if what == PICTURED[0]:
                 axis.set_title(name, fontsize=9)
             axis.set_xticks([])
             axis.set_yticks([])
