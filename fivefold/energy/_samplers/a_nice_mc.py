@@ -96,7 +96,7 @@ def fit_a_nice_mc(
         hidden: units of a layer.
         lr: of Adam.
     """
-    dims = start[0].numel()
+    x, dims = start.flatten(1), start[0].numel()
     extra = max(dims, 2)
     layer = volume_preserving(dims, extra, hidden).to(start)
     critic = MLP(2 * dims, 1, 2 * hidden, 2, nn.LeakyReLU).to(start)
@@ -105,53 +105,61 @@ def fit_a_nice_mc(
     def sample(energy: Energy, x: Tensor, steps: int, move: Move) -> Chains:
         return nice_metropolis(energy, x, steps, move, layer=layer, extra=extra)
 
-    def apply(x: Tensor, times: int) -> tuple[Tensor, Tensor]:
-        """T^times x, and the last velocity."""
-        v = x
-        for _ in range(times):
-            both = torch.cat([x, torch.randn(len(x), extra, dtype=x.dtype, device=x.device)], 1)
-            x, v = layer(both)[0].split([dims, extra], 1)
-        return x, v
-
-    def pairs(pool: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs of the law's states, pairs that f made, and velocities."""
-        far, near = int(torch.randint(1, FROM_NOISE + 1, ())), int(torch.randint(1, FROM_DATA + 1, ()))
-        x, (z, v) = _some(pool, batch), apply(_some(start.flatten(1), batch), far)
-        after, w = apply(torch.cat([x, z.detach()]), near)
-        made = torch.cat([torch.cat([x, after[:batch]], 1), torch.cat([z, after[batch:]], 1)])
-        return _some(pool, 4 * batch).view(2 * batch, -1), made, torch.cat([v, w])
-
-    first = hamiltonian(energy, start, CHAIN, Move(FIRST, warm_up=CHAIN, keep=len(start)))
-    state, evaluations, losses = first.state, first.evaluations * len(start), []
-    pool = _thinned(first, len(start)).flatten(1)
+    chains = hamiltonian(energy, start, CHAIN, Move(FIRST, warm_up=CHAIN, keep=len(x)))
+    evaluations, pool, losses = chains.evaluations, _thinned(chains), []
     for step in range(steps):
         if step and step % ROUND == 0:
-            found = sample(energy, state, CHAIN, Move(1.0, keep=len(start)))
-            state, evaluations = found.state, evaluations + found.evaluations * len(start)
-            new = _thinned(found, len(start)).flatten(1)
-            pool = torch.cat([_some(pool, len(pool) // 2), _some(new, (len(pool) + 1) // 2)])
+            chains = sample(energy, chains.state, CHAIN, Move(1.0, keep=len(x)))
+            evaluations += chains.evaluations
+            pool = torch.cat([_some(pool, len(pool) // 2), _some(_thinned(chains), (len(pool) + 1) // 2)])
         for _ in range(CRITIC_STEPS):
             with torch.no_grad():
-                real, made, _ = pairs(pool)
+                made, _ = made_pairs(layer, extra, _some(x, batch), _some(pool, batch))
+            real = _some(pool, 4 * batch).view(2 * batch, -1)
             loss = GAME.discriminator(critic(real), critic(made)) + PENALTY * gradient_penalty(critic, real, made)
             judge.zero_grad()
             loss.backward()
             judge.step()
-        real, made, velocity = pairs(pool)
-        loss = GAME.generator(critic(made), critic(made)) + 0.5 * velocity.square().mean()
+        made, velocity = made_pairs(layer, extra, _some(x, batch), _some(pool, batch))
+        score = critic(made)
+        loss = GAME.generator(score, score) + 0.5 * velocity.square().mean()
         teach.zero_grad()
         loss.backward(inputs=list(layer.parameters()))
         teach.step()
         losses.append(loss.detach())
-    return Learned(sample, evaluations, torch.stack(losses))
+    return Learned(sample, evaluations * len(x), torch.stack(losses))
+
+
+def made_pairs(layer: Layer, extra: int, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs (x, T^m x) and (T^b z, T^(b+m) z), `(2 B, 2 D)`, and the last velocities.
+
+    Args:
+        layer: f.
+        extra: length of a velocity.
+        z: states of the start, `(B, D)`.
+        x: states of the law, `(B, D)`.
+    """
+    far, near = int(torch.randint(1, FROM_NOISE + 1, ())), int(torch.randint(1, FROM_DATA + 1, ()))
+    y, v = applied(layer, extra, z, far)
+    after, w = applied(layer, extra, torch.cat([x, y.detach()]), near)
+    return torch.cat([torch.cat([x, y]), after], 1), torch.cat([v, w])
+
+
+def applied(layer: Layer, extra: int, x: Tensor, times: int) -> tuple[Tensor, Tensor]:
+    """T^times x, and the last velocity."""
+    v = x
+    for _ in range(times):
+        both = torch.cat([x, torch.randn(len(x), extra, dtype=x.dtype, device=x.device)], 1)
+        x, v = layer(both)[0].split([x.shape[1], extra], 1)
+    return x, v
 
 
 def _some(x: Tensor, n: int) -> Tensor:
     return x[torch.randint(len(x), (n,), device=x.device)]
 
 
-def _thinned(found: Chains, chains: int) -> Tensor:
-    """At most `POOL` of the states of all chains."""
+def _thinned(found: Chains) -> Tensor:
+    """At most `POOL` of the states of all chains, as vectors."""
     assert found.trace is not None
-    states = found.trace.flatten(0, 1)
+    states = found.trace.flatten(0, 1).flatten(1)
     return states[torch.randperm(len(states), device=states.device)[:POOL]]
