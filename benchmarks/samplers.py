@@ -4,7 +4,8 @@
 
 On laws whose moments are known, each sampler runs equally many chains, and the worst number (or its square, see
 `laws.Law.watched`) says how many independent draws its states are worth, for each evaluation of the energy or its
-gradient. What is left to choose, lengths of trajectories or sizes of steps, is the best of several. What learning took is stated apart, seconds are of the processor. Writes `results/samplers.json`, `.md` and `.png`.
+gradient. What is left to choose, lengths of trajectories or sizes of steps, is the best of several. What learning took
+is stated apart; seconds are of the processor. Writes `results/samplers.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
