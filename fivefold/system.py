@@ -196,6 +196,10 @@ class System(Configured, nn.Module, ABC):
         """How missing numbers are drawn and whether exactly so, in words; "" where they cannot be."""
         return ""
 
+    def normalise(self, temperatures: int = 1000, chains: int = 100, seed: int = 0) -> str:
+        """Make an estimate of an unnormalised density, by ln Z between so many `temperatures`; says what was found."""
+        raise Unfit(f"{type(self).__name__} has no constant to estimate: its density is {self.density.value}")
+
     def monitor(self, batch: Batch) -> dict[str, float]:
         """Signs of collapse, measured on a validation batch now and then (in eval mode, no grad)."""
         return {}

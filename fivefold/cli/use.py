@@ -69,14 +69,14 @@ def _dial(text: str) -> tuple[str, float]:
     show_default=True,
     help="Of a table: so many of the most unusual rows have the columns named that make them so.",
 )
+@click.option("--log-z", is_flag=True, help="Estimate the constant of an unnormalised density, by annealing.")
+@click.option("--temperatures", type=click.IntRange(1), default=1000, show_default=True, help="Of --log-z.")
 @trust
-def score(
-    directory: str, data: str | None, out: str, by: str, against: str | None, explain: int, trust: str | None
-) -> None:
+def score(directory: str, out: str, log_z: bool, temperatures: int, **options: Any) -> None:
     """Log-probability of each example (nats, bits, kind, standard error) and how unusual it is (rank, columns)."""
     from fivefold.evaluation.score import score_file
 
-    click.echo(score_file(directory, out, data=data, by=by, against=against, explain=explain, trust=trust))
+    click.echo(score_file(directory, out, log_z=temperatures if log_z else None, **options))
 
 
 @app.command()

@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fivefold.energy._normaliser import Normaliser, by_condition, cell_log_mass
 from fivefold.energy._objectives import OBJECTIVES, Objective
+from fivefold.energy._samplers import LEARNERS
+from fivefold.energy._taught import TAUGHT, teach
+from fivefold.errors import Unfit
 from fivefold.nets.norm import frozen
 from fivefold.nets.residual import ConvEnergy, MLPEnergy, leaky
 from fivefold.options import Need, depth_option, option, slot, width_option
 from fivefold.space import Space
-from fivefold.system import Batch, Density, System, Update
+from fivefold.system import Batch, Density, System, Update, seeded
+from fivefold.tools.annealing import Bracket
+from fivefold.tools.boxes import Box
 from fivefold.tools.matching import score_matching, score_of
 from fivefold.tools.mcmc import ADAPTIVE, KERNELS, Move
 from fivefold.tools.particles import near
@@ -221,6 +227,8 @@ class PointSystem(ChainSystem):
     }
 
     reach: Tensor
+    normaliser: Normaliser | None = None
+    taught: tuple[Any, Callable[[Tensor, int], Tensor]] | None = None  # by which weights, and what draws
 
     fill_steps = 60
     step_size: float = option(
@@ -233,6 +241,10 @@ class PointSystem(ChainSystem):
     start: Literal["buffer", "noise"] = option(
         "buffer", "where sampling starts: at the chains of training, where there are any, or at noise"
     )
+    learned: str = option(
+        "none", "a sampler that first learns on the energy and then draws in place of `sampler`",
+        choices=("none", *LEARNERS),
+    )  # fmt: skip
     reference: float = option(0.0, "deviation of a Gaussian that the energy tilts; 0 for none", least=0)
     lr = 1e-3
 
@@ -281,9 +293,50 @@ class PointSystem(ChainSystem):
         fresh = self.fresh(n)
         return fresh if self.start == "noise" else self.learner.starts(fresh, condition)
 
+    def _sample(self, n: int, condition: Tensor | None) -> Tensor:
+        if self.learned == "none" or not self.sample_steps:
+            return super()._sample(n, condition)
+        if condition is not None:
+            raise Unfit(f"{self.learned} learns on one energy, not on one for every condition: learned=none samples")
+        weights = tuple((p.data_ptr(), p._version) for p in self.energy.parameters())
+        start, box = self.sample_start(n, None), Box(-self.reach, self.reach)
+        with frozen(self):
+            if self.taught is None or self.taught[0] != weights:
+                with seeded(0, self.device):
+                    draw = teach(self.learned, lambda y: self.nats(y, None), box, self.sample_start(TAUGHT, None))
+                self.taught = weights, draw
+            return self.leave(self.taught[1](start, self.sample_steps))
+
     def _log_prob(self, x: Tensor, condition: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        """-E, up to the unknown -ln Z, in nats `(B,)`."""
-        return -self.nats(centre(x, self.space), condition)
+        """-E, up to the unknown -ln Z, in nats `(B,)`; once normalised, ln of the mass of cells less ln Z."""
+        if self.normaliser is None:
+            return -self.nats(centre(x, self.space), condition)
+        value, error = cell_log_mass(self.nats, x, condition, self.space)
+        with frozen(self):
+            log_z, log_z_error = by_condition(self.normaliser.log_z, condition)
+        return value - log_z, torch.hypot(error, log_z_error)
+
+    def log_partition(
+        self, condition: Tensor | None = None, temperatures: int = 1000, chains: int = 100, seed: int = 0
+    ) -> Bracket:
+        """Estimates of ln Z of centred points, nats, one low and one high; of one encoded condition `(1, ...)`."""
+        with frozen(self):
+            return Normaliser(self.nats, self.reach, temperatures, chains, seed).bracket(condition)
+
+    def normalise(self, temperatures: int = 1000, chains: int = 100, seed: int = 0) -> str:
+        if self.density is not Density.UNNORMALISED:
+            return super().normalise(temperatures, chains, seed)
+        self.normaliser = Normaliser(self.nats, self.reach, temperatures, chains, seed)
+        self.density = Density.ESTIMATE
+        if self.space.condition is not None:
+            return "ln Z is estimated for every condition that is scored"
+        with frozen(self):
+            self.normaliser.bracket(None)
+        return self.normaliser.words
+
+    @property
+    def density_note(self) -> str:
+        return self.normaliser.words if self.normaliser else ""
 
     @property
     def filling(self) -> str:

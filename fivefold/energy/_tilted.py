@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fivefold.energy._normaliser import by_condition
 from fivefold.energy._system import ChainSystem
 from fivefold.nets.norm import frozen
 from fivefold.options import option, slot
@@ -135,14 +136,3 @@ class TiltedSystem(ChainSystem):
             "energy_data": self.energies(self.data(batch.x), batch.condition).mean().item(),
             "energy_base": self.energies(made, batch.condition).mean().item(),
         }
-
-
-def by_condition(
-    normaliser: Callable[[Tensor | None], tuple[Tensor, Tensor]], condition: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """ln Z and its standard error: `(1,)`, or of the condition of every example, each estimated once."""
-    if condition is None:
-        return normaliser(None)
-    each, which = condition.unique(dim=0, return_inverse=True)
-    value, error = (torch.cat(parts) for parts in zip(*map(normaliser, each.split(1)), strict=True))
-    return value[which], error[which]

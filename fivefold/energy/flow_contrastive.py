@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, distributed, nn
 
+from fivefold.energy._normaliser import by_condition
 from fivefold.energy._system import EnergySystem
-from fivefold.energy._tilted import by_condition
 from fivefold.options import Need, option, slot
 from fivefold.system import Batch, Density, LatentSystem, Update, log_mean_exp, temperature_of
 from fivefold.tools.games import logistic_discriminator

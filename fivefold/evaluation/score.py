@@ -38,6 +38,7 @@ def score_file(
     by: str = "density",
     against: str | None = None,
     explain: int = EXPLAINED,
+    log_z: int | None = None,
     trust: str | None = None,
 ) -> str:
     """Score examples by a run into a CSV or Parquet file; says in a few lines what was scored and how.
@@ -54,6 +55,7 @@ def score_file(
         by: "density" (the least probable first) or "typicality" (that whose -log p is furthest from the usual first).
         against: a second source; how well the score tells it apart from the first is said.
         explain: of a table, so many of the most unusual rows have their columns named.
+        log_z: temperatures by which the constant of an unnormalised density is estimated; None leaves it unknown.
         trust: module of a system outside the package that may be imported.
 
     Raises:
@@ -70,6 +72,8 @@ def score_file(
     system = run.load_system()
     if system.density is Density.NONE:
         raise Unfit(f"{type(system).__name__} has no density: it can only sample, so it cannot rank examples")
+    if log_z is not None:
+        system.normalise(log_z)
     load = cache(run.load_data)  # only where it is needed, and once
     split, what = (load().test, "its test split") if data is None else _other(run, data, system.data_space)
     splits = [split] if against is None else [split, _examples(run, against, system.data_space)]

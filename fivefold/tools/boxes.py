@@ -27,9 +27,9 @@ class Box(NamedTuple):
         """y `(B, ...)`."""
         return torch.where(self.bounded, self._start + self._width * torch.sigmoid(u), u)
 
-    def line(self, y: Tensor) -> Tensor:
-        """u; y at an end is taken for a point near it."""
-        return torch.where(self.bounded, torch.logit((y - self._start) / self._width, eps=1e-3), y)
+    def line(self, y: Tensor, eps: float = 1e-3) -> Tensor:
+        """u; y at an end, or nearer to it than the width times eps, is taken for that point near it."""
+        return torch.where(self.bounded, torch.logit((y - self._start) / self._width, eps=eps), y)
 
     def energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Of an energy of y that of u: less ln |dy/du|, so that u has the law that makes y's exp(-E)."""
