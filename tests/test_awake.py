@@ -494,10 +494,10 @@ SLOW: dict[str, Case] = {
     "ddpm": Case(300, NOISE),
     "improved-ddpm": Case(300, NOISE | {"learned variances": (variance_gain, 0.5), "times": (chosen_times, 1.5)}),
     "multinomial-diffusion": Case(300, {
-        "noise is told": (lambda t: 1 - monitored("guess_half_way")(t), 0.2), "time": (guess_by_time, 0.1),
+        "noise is told": (lambda t: 1 - monitored("guess_half_way")(t), 0.2), "time": (guess_by_time, 0.02),
         "times": (chosen_times, 1.5),
     }),
-    "argmax-flow": Case(300, COUPLINGS | {"law of the reals": (without("code"), 0.5)}),
+    "argmax-flow": Case(400, COUPLINGS | {"law of the reals": (without("code"), 0.5)}),
     "score-sde": Case(150, NOISE | {"corrector": (corrected, 0.01)}, learns=False),
     "igebm": Case(60, CHAINS),
     "vaebm": Case(100, CHAINS),

@@ -37,7 +37,7 @@ class ArgmaxFlow(System):
     free_form: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.99, "clip": 5.0}}
 
-    lr = 2e-3
+    lr = 5e-3
     flow: Any = option(slot("spline-flow"), "over the reals", needs=FLOW)
     encoding: Literal["auto", "argmax", "binary"] = option(
         "auto", "of values: argmax, one real for each; binary, one for each digit; auto takes the argmax where an "
