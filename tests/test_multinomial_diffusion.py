@@ -164,9 +164,9 @@ def test_samples_follow_the_chains_law(kind, steps):
             with torch.no_grad():
                 each = system.diffusion.posterior(every, system.guess(every, now, None), now, then).double().exp()
             law = law @ torch.stack([each[:, d, every[:, d]] for d in range(every.shape[1])]).prod(0)
-    x = system.sample_encoded(20_000, seed=0).flatten(1).long()
+    x = system.sample_encoded(8000, seed=0).flatten(1).long()
     place = (x[:, None] == every).all(2).long().argmax(1)
-    assert follow(np.bincount(place.numpy(), minlength=len(every)), law.numpy() * 20_000)
+    assert follow(np.bincount(place.numpy(), minlength=len(every)), law.numpy() * 8000)
 
 
 @pytest.mark.parametrize("score_steps", [4, 8])

@@ -62,7 +62,7 @@ class CategoricalDiffusion(nn.Module):
     def posterior(self, x_t: Tensor, log_p: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """q(x_s | x_t) where x_0 has the law `log_p`, of each dimension apart: the product of what x_t tells and x_0.
 
-        Exactly so for a known x_0; for a predicted one it is the paper's parametrisation of the step back (Eq. 17).
+        Exactly so for a known x_0; for a predicted one it is the step back (section 4).
 
         Args:
             x_t: values `(B, D)`.
