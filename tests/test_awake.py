@@ -492,7 +492,7 @@ SLOW: dict[str, Case] = {
         "augmented": (lambda t: t.system.probability, 0.0),
     }),
     "ddpm": Case(300, NOISE),
-    "improved-ddpm": Case(300, NOISE | {"learned variances": (variance_gain, 0.5), "times": (chosen_times, 1.5)}),
+    "improved-ddpm": Case(300, NOISE | {"learned variances": (variance_gain, 0.05), "times": (chosen_times, 1.5)}),
     "multinomial-diffusion": Case(300, {
         "noise is told": (lambda t: 1 - monitored("guess_half_way")(t), 0.2), "time": (guess_by_time, 0.02),
         "times": (chosen_times, 1.5),
