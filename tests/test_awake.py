@@ -354,6 +354,29 @@ def by_time(t: Trained) -> float:
     return differ(early, late)
 
 
+@torch.no_grad()
+def variance_gain(t: Trained) -> float:
+    """What an example costs more, in nats, where all variances are half-way between their limits."""
+    half = copy.deepcopy(t.system)
+    for parameter in half.net.last[-1].parameters():
+        parameter[len(parameter) // 2 :].zero_()
+    return t.nats(half) - t.own
+
+
+def chosen_times(t: Trained) -> float:
+    """How much more often the time of the largest losses is trained than that of the least."""
+    chances = t.system.aware.chances()
+    return (chances.max() / chances.min()).item()
+
+
+@torch.no_grad()
+def guess_by_time(t: Trained) -> float:
+    """How much the guess of the same noisy values changes between an early and a late time."""
+    x = t.x.flatten(1)
+    early, late = (t.system.guess(x, torch.full((len(x),), time), None).exp() for time in (100, 900))
+    return differ(early, late)
+
+
 def corrected(t: Trained) -> float:
     """How much samples change without the corrector."""
     samples = []
@@ -517,6 +540,12 @@ SLOW: dict[str, Case] = {
         "augmented": (lambda t: t.system.probability, 0.0),
     }),
     "ddpm": Case(300, NOISE),
+    "improved-ddpm": Case(300, NOISE | {"learned variances": (variance_gain, 0.05), "times": (chosen_times, 1.5)}),
+    "multinomial-diffusion": Case(300, {
+        "noise is told": (lambda t: 1 - monitored("guess_half_way")(t), 0.2), "time": (guess_by_time, 0.02),
+        "times": (chosen_times, 1.5),
+    }),
+    "argmax-flow": Case(400, COUPLINGS | {"law of the reals": (without("code"), 0.5)}),
     "score-sde": Case(150, NOISE | {"corrector": (corrected, 0.01)}, learns=False),
     "igebm": Case(60, CHAINS),
     "vaebm": Case(100, CHAINS),

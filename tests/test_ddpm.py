@@ -151,7 +151,7 @@ def test_sampled_terms_estimate_the_full_sum(space):
     [
         {"sampler": "ancestral", "sampling_steps": 1000}, {"sampler": "ddim"}, {"eta": 1.0},
         {"sampler": "euler-maruyama"}, {"sampler": "predictor-corrector", "sampling_steps": 100},
-        {"sampler": "probability-flow"},
+        {"sampler": "probability-flow"}, {"sampler": "adaptive-sde", "tolerance": 0.05},
     ],
 )  # fmt: skip
 def test_samples_of_the_optimal_denoiser_follow_the_data(options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -94,6 +95,7 @@ PLANS = {
     "euler-maruyama": equations.Plan(1e-3, 1000),
     "probability-flow": equations.Plan(1e-3, 1, tolerance=1e-5),
     "annealed-langevin": equations.Plan(1e-3, 200, corrections=8),
+    "adaptive-sde": equations.Plan(1e-3, 1, tolerance=0.03),
 }
 
 
@@ -123,11 +125,15 @@ def test_samplers_end_in_the_mean_of_the_data_given_where_they_stop(name):
 
 @pytest.mark.parametrize("name", equations.SAMPLERS)
 def test_samplers_count_their_evaluations(name):
-    calls, exact = [], denoiser(EQUATIONS["vp"])
-    counting = exact._replace(noise=lambda x, at: calls.append(at) or exact.noise(x, at))
+    """Of an example: where their steps are their own, the mean."""
+    rows, exact = [], denoiser(EQUATIONS["vp"])
+    counting = exact._replace(noise=lambda x, at: rows.append(len(x)) or exact.noise(x, at))
     drawn = equations.SAMPLERS[name](counting, torch.randn(5, 2).double(), equations.Plan(1e-2, 7, corrections=2))
-    stated = {"predictor-corrector": 19, "annealed-langevin": 13, "probability-flow": len(calls)}
-    assert drawn.evaluations == len(calls) == stated.get(name, 7)
+    assert drawn.evaluations == math.ceil(sum(rows) / 5)
+    assert (len(set(rows)) > 1) == (name == "adaptive-sde")
+    stated = {"predictor-corrector": 19, "annealed-langevin": 13}
+    if name not in ("probability-flow", "adaptive-sde"):
+        assert drawn.evaluations == stated.get(name, 7)
 
 
 @pytest.mark.parametrize(("eta", "draws"), [(0.0, False), (0.5, True), (1.0, True)])
@@ -215,3 +221,94 @@ def test_the_flows_density_is_the_datas(sde, exact):
     draws = value.view(500, 8)
     assert ((draws.mean(0) - truth).abs() < 4 * draws.std(0) / math.sqrt(500) + slack).all()
     assert (draws.std(0) > 1e-3).all()
+
+
+# --- ddim in closed form ----------------------------------------------------------------------------
+
+VALUES, VECTORS = torch.linalg.eigh(COVARIANCE)
+
+
+def by_clock(sde, steps):
+    """Times at which the logarithm of noise / signal falls evenly, of vp from 5 to -4.6."""
+    ends = [sde.noise(t) / sde.signal(t) for t in (torch.tensor(1.0).double(), torch.tensor(1e-3).double())]
+    ratios = torch.linspace(ends[0].log(), ends[1].log(), steps).double().exp()
+    times = sde.time(ratios).clamp(max=1)
+    return equations.Plan(1e-3, steps, path=tuple(times.tolist()))
+
+
+def along_axes(at, to):
+    """What a step multiplies x - signal m by, along each axis of N(m, v)."""
+    return (to.signal * at.signal * VALUES + to.noise * at.noise) / (at.signal**2 * VALUES + at.noise**2)
+
+
+@pytest.mark.parametrize("steps", [4, 400])
+def test_ddim_is_the_closed_form_map_of_gaussian_data(sde, steps):
+    """Of so many steps exactly; many of them give the flow's sqrt of the variances."""
+    plan, x = by_clock(sde, steps), sde.prior((50, 2), torch.device("cpu")).double()
+    moments = plan.moments(sde, x)
+    factor = torch.stack([along_axes(at, to) for at, to in pairwise(moments)]).prod(0)
+    first, last = moments[0], moments[-1]
+    gone = ((x - first.signal * MEAN) @ VECTORS) * factor
+    there = MEAN + (last.signal * VALUES / (last.signal**2 * VALUES + last.noise**2) * gone) @ VECTORS.T
+    torch.testing.assert_close(equations.SAMPLERS["ddim"](denoiser(sde), x, plan).state, there)
+    if steps == 400:
+        total = ((last.signal**2 * VALUES + last.noise**2) / (first.signal**2 * VALUES + first.noise**2)).sqrt()
+        torch.testing.assert_close(factor, total, rtol=0.01, atol=0)
+
+
+def test_ddim_there_and_back(sde):
+    """Its steps taken upwards give codes, from which its steps downwards give the examples again, to 1e-3 by many.
+
+    Along an axis both multiply by less than 1, by an amount that many steps make as small as one likes.
+    """
+    exact, start = denoiser(sde), DATA.sample((100,))
+    down, x = by_clock(sde, 300).moments(sde, start), start
+    for at, to in pairwise(down[::-1]):
+        x = equations.step(x, exact.clean(x, at), at, to, 0.0)
+    assert (x.std(0) / down[0].noise - 1).abs().max() < 0.35
+    for at, to in pairwise(down):
+        x = equations.step(x, exact.clean(x, at), at, to, 0.0)
+    both = torch.stack([along_axes(at, to) * along_axes(to, at) for at, to in pairwise(down)]).prod(0)
+    centre = down[-1].signal * MEAN
+    torch.testing.assert_close(x, centre + ((start - centre) @ VECTORS * both) @ VECTORS.T)
+    many = by_clock(sde, 60_000).times(start)[:, None]
+    at, to = (sde.at(part) for part in (many[:-1], many[1:]))
+    both = (along_axes(at, to) * along_axes(to, at)).log().sum(0).exp()
+    assert ((start - centre) @ VECTORS * (1 - both)).abs().max() < 1e-3
+
+
+# --- steps whose size is each example's own ------------------------------------------------------------
+
+
+def test_adaptive_steps_take_fewer_evaluations_for_the_same_error():
+    """Than Euler and Maruyama's even ones, where data are narrow in one direction: here less than a third of them.
+
+    (Where one width is all there is even steps do well, and no adaptive ones are needed.)
+    """
+    sde, variances = EQUATIONS["vp"], torch.tensor([1.0, 0.03]).double() ** 2
+
+    def noise(x, at):
+        a, s = (equations.rows(part**2, x) for part in (at.signal, at.noise))
+        return s.sqrt() * x / (a * variances + s)
+
+    with seeded(0):
+        start, exact = sde.prior((N // 2, 2), torch.device("cpu")).double(), equations.Denoiser(sde, noise)
+        ours = equations.SAMPLERS["adaptive-sde"](exact, start, equations.Plan(1e-4, 1, tolerance=0.1))
+        plan = equations.Plan(1e-4, 3 * ours.evaluations)
+        theirs = equations.SAMPLERS["euler-maruyama"](exact, start, plan)
+    errors = [(x.state.var(0) / variances - 1).abs().max().item() for x in (ours, theirs)]
+    assert errors[0] < 0.2
+    assert errors[0] < errors[1]
+    assert ours.evaluations < 100
+
+
+def test_finer_tolerances_are_nearer_and_dearer():
+    sde, found = EQUATIONS["vp"], []
+    for tolerance in (1.0, 0.03):
+        with seeded(0):
+            start = sde.prior((N // 2, 2), torch.device("cpu")).double()
+            plan = equations.Plan(1e-3, 1, tolerance=tolerance)
+            x, evaluations = equations.SAMPLERS["adaptive-sde"](denoiser(sde), start, plan)
+        found.append(((x.T.cov() - COVARIANCE).norm().item(), evaluations))
+    assert found[1][0] < 0.2 * found[0][0]
+    assert found[1][1] > 2 * found[0][1]

@@ -61,7 +61,9 @@ class DiffusionSystem(LatentSystem):
         "simple", "of times: all alike, or as they weigh in a bound on the likelihood", choices=tuple(WEIGHTINGS),
     )  # fmt: skip
     sampler: str = option("predictor-corrector", "how noise is turned into samples", choices=tuple(SAMPLERS))
-    sampling_steps: int = option(40, "of all samplers but probability-flow, whose steps adapt", least=1)
+    sampling_steps: int = option(
+        40, "of all samplers but probability-flow and adaptive-sde, whose steps adapt", least=1
+    )
     spacing: Literal["even", "dp-timesteps"] = option(
         "even", "of the steps: even in time, or at the times that make the bound of so many steps best, by dynamic "
         "programming over the errors met in training",
@@ -79,7 +81,7 @@ class DiffusionSystem(LatentSystem):
     signal_to_noise: float = option(0.16, "of predictor-corrector's Langevin steps: their size", least=0)
     stride: float = option(1.0, "of annealed-langevin's steps, in units of the noise's variance", above=0, below=4)
     tolerance: float = option(
-        1e-2, "of the probability flow's solver, absolute and relative, for samples and codes", above=0
+        1e-2, "of probability-flow's and adaptive-sde's steps and of codes, absolute and relative", above=0
     )
     channels: int = width_option(24, "of the network at full resolution (images)", tune=(8, 128))
     blocks: int = depth_option(1, "residual blocks at each resolution (images)", tune=(1, 8))
@@ -102,7 +104,7 @@ class DiffusionSystem(LatentSystem):
         self.register_buffer("share", self.weights().cumsum(0), persistent=False)
         self.register_buffer("errors", torch.ones(BINS))  # squared, of the unit noise, by time
         image = self.space.kind == "image"
-        self.net: nn.Module = self.image_net() if image else TimedMLP(self.space, self.hidden, self.layers)
+        self.net: nn.Module = self.image_net() if image else self.table_net()
         self.evaluations = 1
         self.eta = float(not image) if self.eta < 0 else self.eta
 
@@ -115,6 +117,10 @@ class DiffusionSystem(LatentSystem):
     def image_net(self) -> nn.Module:
         """From images `(B, C, H, W)` of unit variance, times `(B,)` and a condition to maps of the images' shape."""
         raise NotImplementedError
+
+    def table_net(self) -> nn.Module:
+        """The same of tables `(B, D)`."""
+        return TimedMLP(self.space, self.hidden, self.layers)
 
     def weights(self) -> Tensor:
         """How often each of the `trained` times is trained: as it weighs in the loss of the unit noise."""
@@ -174,8 +180,11 @@ class DiffusionSystem(LatentSystem):
 
     def noise(self, x: Tensor, at: Moment, condition: Tensor | None) -> Tensor:
         """The predicted unit noise in `x` at a moment."""
-        found = self.net(x / rows(at.deviation, x), self.clock(at), condition)
-        return PREDICTIONS[self.prediction](at, x, found)
+        return PREDICTIONS[self.prediction](at, x, self.output(x, at, condition))
+
+    def output(self, x: Tensor, at: Moment, condition: Tensor | None) -> Tensor:
+        """What the network gives for `x` at a moment."""
+        return self.net(x / rows(at.deviation, x), self.clock(at), condition)
 
     def denoiser(self, condition: Tensor | None) -> Denoiser:
         """The network under a condition, as samplers take it."""
@@ -195,7 +204,7 @@ class DiffusionSystem(LatentSystem):
         """Of the network, for one sample: those of the last draw, or of its plan before there was one."""
         each = {
             "predictor-corrector": 1 + self.corrections, "annealed-langevin": self.corrections,
-            "probability-flow": 0,
+            "probability-flow": 0, "adaptive-sde": 0,
         }.get(self.sampler, 1)  # fmt: skip
         return (self.sampling_steps - 1) * each + 1 if each else self.evaluations
 

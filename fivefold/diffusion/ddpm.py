@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,8 +11,9 @@ from fivefold.diffusion._system import DiffusionSystem
 from fivefold.nets.unet import UNet
 from fivefold.options import option
 from fivefold.system import Batch, Density
-from fivefold.tools.diffusion import SCHEDULES, GaussianDiffusion, alpha_bars, discretised_gaussian_log_prob, quantile
+from fivefold.tools.diffusion import SCHEDULES, GaussianDiffusion, alpha_bars, discretised_gaussian_log_prob
 from fivefold.tools.distributions import gaussian_log_prob
+from fivefold.tools.importance import paired_sum
 from fivefold.tools.sde import in_steps
 
 CHUNK = 2**15  # numbers scored at once
@@ -74,8 +74,8 @@ class DDPM(DiffusionSystem):
 
     def set_up(self) -> Tensor:
         levels = self.space.dim_levels
-        half = torch.tensor([0.0 if n is None else 1 / max(n - 1, 1) for n in levels]).view(self.space.shape)
-        self.register_buffer("half_cell", half, persistent=False)  # half the distance between levels
+        half = torch.tensor([1 / max((n or 2) - 1, 1) for n in levels]).view(self.space.shape)
+        self.register_buffer("half_cell", half, persistent=False)  # half the distance between levels; of reals anything
         resolution = min(REAL_LEVEL if n is None else 2 / max(n - 1, 1) for n in levels)
         noise = min(max(self.first_noise * resolution, 1e-3), 0.5)
         alpha_bar = alpha_bars(SCHEDULES[self.schedule], self.timesteps, noise)
@@ -123,20 +123,12 @@ class DDPM(DiffusionSystem):
         return -terms.sum(1), (differences.square().sum(1) / 2).sqrt()
 
     def _sampled_bound(self, y: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Two draws of L_0 and in each of equal shares of the other terms, by their weight of the noise's error.
-
-        The mean of each two is unbiased whatever the terms are, and their difference tells its error.
-        """
-        pairs = max(self.score_steps // 2 - 1, 1)
-        share = torch.arange(pairs, device=y.device).view(-1, 1, 1)
-        weight = self.diffusion.noise_weight[1:]
-        index = quantile(weight.cumsum(0), (share + torch.rand(pairs, 2, len(y), device=y.device)) / pairs)
-        t = torch.cat([torch.ones_like(index[:1]), index + 2])
-        scale = torch.ones(t.shape, dtype=torch.float64, device=y.device)
-        scale[1:] = weight.sum() / weight[index] / pairs
-        draws = self._terms(y, t.flatten(0, 1), condition).view(t.shape) * scale
-        value = draws.mean(1).sum(0) + self.diffusion.prior_kl(y)
-        return -value, ((draws[:, 0] - draws[:, 1]).square().sum(0) / 4).sqrt()
+        """Two draws of L_0 and in each of equal shares of the other terms, by their weight of the noise's error."""
+        first = self._terms(y, torch.ones(2, len(y), dtype=torch.long, device=y.device), condition)
+        pairs, weight = max(self.score_steps // 2 - 1, 1), self.diffusion.noise_weight[1:]
+        others, error = paired_sum(lambda index: self._terms(y, index + 2, condition), weight, pairs, len(y))
+        value = first.mean(0) + others + self.diffusion.prior_kl(y)
+        return -value, ((first[0] - first[1]).square() / 4 + error.square()).sqrt()
 
     def _terms(self, y: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """L_{t-1} in nats `(K, B)` of centred examples `(B, ...)` at times `t` `(K, B)`."""
@@ -147,18 +139,23 @@ class DDPM(DiffusionSystem):
             x, t_flat = y.repeat(repeats), times.flatten()
             given = None if condition is None else condition.repeat(len(times), *[1] * (condition.dim() - 1))
             at = self.equation.at(t_flat.float() / self.timesteps)
-            predicted = self.denoiser(given).clean(at.diffuse(x, torch.randn_like(x)), at)
-            terms, first = self.diffusion.step_kl(x, predicted, t_flat), t_flat == 1
-            if first.any():
-                terms[first] = -self._decoder_log_prob(x[first], predicted[first])
-            parts.append(terms.view(times.shape))
+            predicted, share = self.denoiser(given).posterior(at.diffuse(x, torch.randn_like(x)), at)
+            parts.append(self.terms_of(x, predicted, t_flat, share).view(times.shape))
         return torch.cat(parts)
 
-    def _decoder_log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
+    def terms_of(self, y: Tensor, predicted: Tensor, t: Tensor, share: Tensor | None) -> Tensor:
+        """L_{t-1} in nats `(B,)` of centred examples and those predicted at times `t` `(B,)`, see `Denoiser.both`."""
+        terms, first = self.diffusion.step_kl(y, predicted, t, share), t == 1
+        if not first.any():
+            return terms
+        decoded = self._decoder_log_prob(y[first], predicted[first], None if share is None else share[first])
+        return terms.index_put((first,), -decoded)
+
+    def _decoder_log_prob(self, y: Tensor, mean: Tensor, share: Tensor | None) -> Tensor:
         """ln p(x_0 | x_1), nats `(B,)`: the mass of the cell of a level, the density of a real column."""
-        deviation = math.sqrt(1 - self.diffusion.alpha_bar[1])
+        deviation = self.diffusion.decoder_deviation(share)
         mass = discretised_gaussian_log_prob(y, mean, deviation, self.half_cell.double())
-        density = gaussian_log_prob(y.double(), mean.double(), torch.tensor(math.log(deviation)))
+        density = gaussian_log_prob(y.double(), mean.double(), deviation.log())
         return torch.where(self.limit.isinf(), density, mass).flatten(1).sum(1)
 
     def monitor(self, batch: Batch) -> dict[str, float]:

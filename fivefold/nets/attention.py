@@ -67,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **option
 
 
 class Pattern(Protocol):
-    """Which positions a position attends to; never one after it.
+    """Which positions a position attends to; never one after it, but for `Everything`.
 
     `attend` takes queries, keys and values `(B, heads, T, head)` to `(B, heads, T, head)`, a position with
     nothing to attend to getting zeros; `seen` gives the same positions of one, as an index.
@@ -86,6 +86,17 @@ class Dense:
 
     def seen(self, position: int) -> slice:
         return slice(0, position + 1)
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All positions, before it and after it: T^2 pairs. For networks that are not autoregressive."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v)
+
+    def seen(self, position: int) -> slice:
+        return slice(None)
 
 
 @dataclass(frozen=True)

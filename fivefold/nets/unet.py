@@ -94,7 +94,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images `(B, C, H, W)` and times `(B,)`, or one for all, to images of the same shape (Ho et al. 2020, appendix B).
+    """Images `(B, C, H, W)` and times `(B,)`, or one for all, to such images (Ho et al. 2020, appendix B).
 
     The sides are halved (rounding up) while the longer is above 4 and there are multipliers, so every size fits.
     Attention works at one resolution and in the middle.
@@ -106,6 +106,8 @@ class UNet(nn.Module):
         blocks: residual blocks per resolution on the way down; one more on the way up.
         attention: resolution (the longer side) whose blocks attend to all positions; 0 for the lowest.
         dropout: in residual blocks.
+        inputs: channels in; those of the space unless given.
+        outputs: channels out; as many as go in unless given.
     """
 
     def __init__(
@@ -116,9 +118,12 @@ class UNet(nn.Module):
         blocks: int = 1,
         attention: int = 0,
         dropout: float = 0.0,
+        inputs: int | None = None,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         image_channels, *sides = space.shape
+        image_channels = inputs or image_channels
         halvings = min(len(multipliers) - 1, max(math.ceil(math.log2(max(sides) / 4)), 0))
         widths = [multiplier * channels for multiplier in multipliers[: halvings + 1]]
         attends = [-(-max(sides) // 2**i) == attention or (not attention and i == halvings) for i in range(len(widths))]
@@ -145,7 +150,7 @@ class UNet(nn.Module):
             if level:
                 self.up.append(nn.Conv2d(current, current, 3, padding=1))
         self.last = nn.Sequential(
-            group_norm(current), nn.SiLU(), zero(nn.Conv2d(current, image_channels, 3, padding=1))
+            group_norm(current), nn.SiLU(), zero(nn.Conv2d(current, outputs or image_channels, 3, padding=1))
         )
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -172,16 +177,21 @@ class TimedMLP(nn.Module):
         space: of the examples.
         hidden: width of the layers.
         layers: residual blocks, of two layers each.
+        inputs: numbers in; D unless given.
+        outputs: numbers out; as many as go in unless given.
     """
 
-    def __init__(self, space: Space, hidden: int = 128, layers: int = 3) -> None:
+    def __init__(
+        self, space: Space, hidden: int = 128, layers: int = 3, inputs: int | None = None, outputs: int | None = None
+    ) -> None:
         super().__init__()
+        inputs = inputs or space.dims
         self.time = TimeEmbedding(space.condition, hidden, hidden)
-        self.first = nn.Linear(space.dims, hidden)
+        self.first = nn.Linear(inputs, hidden)
         self.modulate = nn.ModuleList(nn.Linear(hidden, 2 * hidden) for _ in range(layers))
         self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.outer = nn.ModuleList(zero(nn.Linear(hidden, hidden)) for _ in range(layers))
-        self.norm, self.last = nn.LayerNorm(hidden), zero(nn.Linear(hidden, space.dims))
+        self.norm, self.last = nn.LayerNorm(hidden), zero(nn.Linear(hidden, outputs or inputs))
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         embedding = self.time(time, condition)

@@ -66,6 +66,7 @@ class GaussianDiffusion(nn.Module):
     kl_weight: Tensor
     kl_constant: Tensor
     noise_weight: Tensor
+    gap: Tensor
 
     def __init__(self, alpha_bar: Tensor, variance: str = "posterior") -> None:
         super().__init__()
@@ -82,6 +83,12 @@ class GaussianDiffusion(nn.Module):
         self.register_buffer("kl_weight", kl_weight, persistent=False)
         self.register_buffer("kl_constant", kl_constant, persistent=False)
         self.register_buffer("noise_weight", noise_weight, persistent=False)
+        gap = torch.zeros_like(
+            alpha_bar
+        )  # ln of the largest variance of a step back less that of the least, at index t
+        gap[2:] = (beta / posterior).log()
+        gap[1] = ((1 - alpha_bar[1]) / posterior[0]).log()  # the first step's least is 0: the second's takes its place
+        self.register_buffer("gap", gap, persistent=False)
 
     def prior_kl(self, x: Tensor) -> Tensor:
         """L_T = KL(q(x_T | x_0) || N(0, I)) in nats `(B,)`."""
@@ -89,14 +96,24 @@ class GaussianDiffusion(nn.Module):
         each = 0.5 * (a * x.double() ** 2 - a - math.log1p(-a))
         return each.flatten(1).sum(1)
 
-    def step_kl(self, x: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+    def step_kl(self, x: Tensor, predicted: Tensor, t: Tensor, share: Tensor | None = None) -> Tensor:
         """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in nats `(B,)`, for t >= 2.
 
         p has the mean of the posterior at the predicted x_0. With the posterior's variance too, the term is
-        (SNR_{t-1} - SNR_t) / 2 times the squared error of x_0.
+        (SNR_{t-1} - SNR_t) / 2 times the squared error of x_0. With a learnt variance, whose `share` `(B, ...)` is that
+        of the way from the posterior's to the forward step's, it is that over their ratio, and what the ratio costs.
         """
         error = (x - predicted).double().square().flatten(1)
-        return self.kl_weight[t] * error.sum(1) + self.kl_constant[t] * error.shape[1]
+        if share is None:
+            return self.kl_weight[t] * error.sum(1) + self.kl_constant[t] * error.shape[1]
+        log_ratio = -share.double().flatten(1) * self.gap[t][:, None]
+        ratio = log_ratio.exp()
+        return (self.kl_weight[t][:, None] * ratio * error + 0.5 * (ratio - 1 - log_ratio)).sum(1)
+
+    def decoder_deviation(self, share: Tensor | None) -> Tensor:
+        """Of p(x_0 | x_1): that of the first step's noise, or a learnt one, which may be less; float64."""
+        most = torch.tensor(1 - self.alpha_bar[1], dtype=torch.float64).sqrt()
+        return most if share is None else most * torch.exp(-0.5 * (1 - share.double()) * self.gap[1])
 
 
 def quantile(cumulative: Tensor, u: Tensor) -> Tensor:
@@ -109,7 +126,7 @@ def spread(n: int, device: torch.device) -> Tensor:
     return (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
 
 
-def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, scale: float, half: Tensor | float) -> Tensor:
+def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, scale: Tensor | float, half: Tensor | float) -> Tensor:
     """ln of the mass that N(mean, scale^2) has in the cell of `x`, elementwise, float64 (Ho et al. 2020, Eq. 13).
 
     `x` is a level on [-1, 1], `half` half the distance between levels (broadcast against `x`); the cells

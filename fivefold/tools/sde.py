@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fivefold.tools.brownian import adaptive_heun
 from fivefold.tools.diffusion import rows
 from fivefold.tools.divergence import rademacher, with_divergence
 from fivefold.tools.ode import Solution, integrate
@@ -167,15 +168,17 @@ WEIGHTINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
 
 
 class Denoiser(NamedTuple):
-    """A trained network under one condition, in the three forms that samplers ask for.
+    """A trained network under one condition, in the forms that samplers ask for.
 
     `noise` predicts the unit noise in x `(B, ...)` at a moment; `clip` confines predicted examples to where data
-    can be.
+    can be. `both` gives, of a network that has learnt it, beside the noise the share in [0, 1] of the way from the
+    least to the largest variance of a step back, in logarithms.
     """
 
     sde: SDE
     noise: Score
     clip: Callable[[Tensor], Tensor] = lambda x: x
+    both: Callable[[Tensor, Moment], tuple[Tensor, Tensor]] | None = None
 
     def score(self, x: Tensor, at: Moment) -> Tensor:
         """The gradient of ln p_t at x: less the noise, in units of its deviation."""
@@ -183,7 +186,18 @@ class Denoiser(NamedTuple):
 
     def clean(self, x: Tensor, at: Moment) -> Tensor:
         """E[x_0 | x_t] by Tweedie's formula, clipped."""
-        return self.clip((x - rows(at.noise, x) * self.noise(x, at)) / rows(at.signal, x))
+        return self.clean_of(x, self.noise(x, at), at)
+
+    def clean_of(self, x: Tensor, noise: Tensor, at: Moment) -> Tensor:
+        """The same of a predicted noise."""
+        return self.clip((x - rows(at.noise, x) * noise) / rows(at.signal, x))
+
+    def posterior(self, x: Tensor, at: Moment) -> tuple[Tensor, Tensor | None]:
+        """`clean`, and the share of the variance where that is learnt, in one evaluation."""
+        if self.both is None:
+            return self.clean(x, at), None
+        noise, share = self.both(x, at)
+        return self.clean_of(x, noise, at), share
 
 
 class Plan(NamedTuple):
@@ -195,7 +209,7 @@ class Plan(NamedTuple):
         eta: noise of `ddim`'s steps: 0 deterministic, 1 ancestral.
         corrections: Langevin steps after each of `predictor-corrector`'s.
         signal_to_noise: of those: their size.
-        tolerance: of `probability-flow`'s solver, absolute and relative.
+        tolerance: of the steps of `probability-flow` and `adaptive-sde`, absolute and relative.
         path: times from 1 to `first` in place of even steps; none for those.
         stride: of `annealed-langevin`'s steps, in units of the noise's variance.
     """
@@ -225,9 +239,15 @@ class Plan(NamedTuple):
 Step = Callable[[Denoiser, Tensor, Moment, Moment, Plan], Tensor]
 
 
+def ancestral(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: Plan) -> Tensor:
+    """A draw of p(x_s | x_t), of the variance that was learnt where one was (Nichol and Dhariwal 2021, section 4)."""
+    clean, share = denoiser.posterior(x, at)
+    return step(x, clean, at, to, 1.0, share)
+
+
 def corrected(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: Plan) -> Tensor:
     """To the marginal of the next time, and Langevin steps there (Song et al. 2021, Algorithm 1)."""
-    x = step(x, denoiser.clean(x, at), at, to, 1.0)
+    x = ancestral(denoiser, x, at, to, plan)
     for _ in range(plan.corrections):
         x = langevin(denoiser.score, x, to, plan.signal_to_noise)
     return x
@@ -256,11 +276,31 @@ def annealed(denoiser: Denoiser, x: Tensor, at: Moment, to: Moment, plan: Plan) 
 
 STEPS: dict[str, Step] = {
     "predictor-corrector": corrected,
-    "ancestral": lambda denoiser, x, at, to, plan: step(x, denoiser.clean(x, at), at, to, 1.0),
+    "ancestral": ancestral,
     "ddim": lambda denoiser, x, at, to, plan: step(x, denoiser.clean(x, at), at, to, plan.eta),
     "euler-maruyama": euler_maruyama,
     "annealed-langevin": annealed,
 }
+
+
+def adaptive(denoiser: Denoiser, x: Tensor, plan: Plan) -> Solution[Tensor]:
+    """The reverse equation in steps whose size follows each example's error (Jolicoeur-Martineau et al. 2021).
+
+    By the clock ln(noise / signal), see `flow`, by which its noise grows at the rate 2 noise^2. At the end the examples
+    that are predicted, as theirs.
+    """
+    sde, start = denoiser.sde, _clock(denoiser.sde, 1.0)
+
+    def drift(y: Tensor, gone: Tensor) -> Tensor:
+        return -_along(sde, denoiser.score, y, start - gone, 2.0)
+
+    def scale(gone: Tensor) -> Tensor:
+        return math.sqrt(2) * _moment(sde, start - gone).noise
+
+    end = _clock(sde, plan.first)
+    y, evaluations = adaptive_heun(drift, scale, x, start - end, plan.tolerance)
+    last = _moment(sde, torch.full((1,), end, dtype=torch.float64, device=x.device))
+    return Solution(denoiser.clean(y, Moment(*(part.to(x) for part in last))), evaluations + 1)
 
 
 def stepwise(advance: Step, denoiser: Denoiser, x: Tensor, plan: Plan, each: int = 1) -> Solution[Tensor]:
@@ -279,6 +319,7 @@ SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Plan], Solution[Tensor]]] = {
     "probability-flow": lambda denoiser, x, plan: probability_flow(
         denoiser.sde, denoiser.score, x, 1.0, plan.first, plan.tolerance
     ),
+    "adaptive-sde": adaptive,
 }
 
 
@@ -318,10 +359,12 @@ def filled_in(denoiser: Denoiser, start: Tensor, known: Tensor, plan: Plan, corr
     return torch.where(known, start, denoiser.clean(x, moments[-1]))
 
 
-def step(x: Tensor, clean: Tensor, at: Moment, to: Moment, eta: float) -> Tensor:
+def step(x: Tensor, clean: Tensor, at: Moment, to: Moment, eta: float, share: Tensor | None = None) -> Tensor:
     """A draw of x_s of x_t and x_0, s < t, that keeps q(x_s | x_0) (Song et al. 2021, DDIM, Eq. 7).
 
-    Its variance is `eta`^2 times that of q(x_s | x_t, x_0): 1 gives the Markov process, 0 a deterministic one.
+    Its variance is `eta`^2 times that of q(x_s | x_t, x_0): 1 gives the Markov process, 0 a deterministic one. A share
+    `(B, ...)` moves the variance of the noise, not the mean, from there to that of x_t given x_s, which is right where
+    x_0 is standard normal and its variance preserved (Nichol and Dhariwal 2021, Eq. 15).
     """
     kept, noise = to.noise, torch.zeros((), device=x.device)
     if eta:
@@ -330,6 +373,8 @@ def step(x: Tensor, clean: Tensor, at: Moment, to: Moment, eta: float) -> Tensor
         deviation = eta * added.sqrt() * to.noise / at.noise
         kept = (to.noise**2 - deviation**2).clamp(min=0).sqrt()
         noise = rows(deviation, x) * torch.randn_like(x)
+        if share is not None:
+            noise = rows(at.noise / to.noise, x) ** share * noise
     return rows(to.signal, x) * clean + rows(kept / at.noise, x) * (x - rows(at.signal, x) * clean) + noise
 
 
@@ -362,10 +407,18 @@ def flow(sde: SDE, score: Score, x: Tensor, clock: float) -> Tensor:
     By that clock it changes evenly; by t nearly everything happens at the start, and a solver takes twice the steps.
     dt/dclock = 2 noise^2 / g^2, for d ln noise/dt = g^2 / (2 noise^2) - rate and d ln signal/dt = -rate.
     """
-    t = sde.time(torch.tensor(math.exp(clock), dtype=torch.float64)).clamp(max=1).to(x)
-    at = sde.at(t.view(1))
+    return _along(sde, score, x, torch.tensor([clock], dtype=torch.float64, device=x.device), 1.0)
+
+
+def _along(sde: SDE, score: Score, x: Tensor, clock: Tensor, weight: float) -> Tensor:
+    """(f - weight g^2 score / 2) dt/dclock at clocks `(B,)` or `(1,)`, weight 1 of the flow and 2 of the equation."""
+    at = Moment(*(part.to(x) for part in _moment(sde, clock)))
     variance = rows(at.noise**2, x)
-    return 2 * variance / rows(sde.variance(at.t), x) * sde.drift(x, at.t) - variance * score(x, at)
+    return 2 * variance / rows(sde.variance(at.t), x) * sde.drift(x, at.t) - weight * variance * score(x, at)
+
+
+def _moment(sde: SDE, clock: Tensor) -> Moment:
+    return sde.at(sde.time(clock.exp()).clamp(max=1))
 
 
 def _clock(sde: SDE, t: float) -> float:
