@@ -33,7 +33,7 @@ from fivefold.bijections.ode import ContinuousFlow
 from fivefold.bijections.residual import Residual
 from fivefold.bijections.surjections import Abs, Piecewise
 from fivefold.gan.biggan import SelfAttention
-from fivefold.nets.attention import CausalBlock
+from fivefold.nets.attention import CausalBlock, TransformerBlock
 from fivefold.nets.attentive import _GatedAttention as GatedAttention
 from fivefold.nets.pixelcnn import _Block as GatedBlock
 from fivefold.nets.stylegan import StyledLayer
@@ -346,6 +346,21 @@ def by_step(t: Trained) -> float:
     return differ(first - first.mean(), last - last.mean())
 
 
+def changed(t: Trained) -> float:
+    """The share of the numbers that chains of discrete states change."""
+    with seeded(0):
+        start = t.system.fresh(50)
+        return (start != t.system.run(start, None, t.system.sample_steps)).float().mean().item()
+
+
+@torch.no_grad()
+def below(t: Trained) -> float:
+    """What the first rows cost more, in nats, given the rows below them of another image."""
+    x, hidden = t.x.flatten(1), (torch.arange(64) < 24).expand(len(t.x), -1)
+    log_prob = lambda seen: t.system.head.log_prob(t.system.conditionals(seen, hidden, None), x)[:, :24]  # noqa: E731
+    return (log_prob(x) - log_prob(x.roll(1, 0))).sum(1).mean().item()
+
+
 @torch.no_grad()
 def by_time(t: Trained) -> float:
     """How much the network's output at the same points changes between an early and a late time."""
@@ -462,6 +477,11 @@ NOISE = {"time": (by_time, 0.1), "noise is told": (lambda t: 1 - monitored("erro
 DOWN = {"chains move": (gone, 0.05), "and down": (lower, 0.5)}
 AGES = {"chains go on": (lambda t: t.system.learner.buffer.ages.max(), 1)}
 CHAINS = DOWN | AGES
+PAIRS = {
+    "pairs of visible units": (without("visible_pairs", to=0.0), 1.0),
+    "pairs of hidden units": (without("hidden_pairs", to=0.0), 0.1),
+}
+DISCRETE = {"numbers change": (changed, 0.05), "and down": (lower, 0.5), "accepted": (monitored("accepted"), 0.02)}
 PLAYERS = {"samples vary": (varied, 0.3), "generator": (moved("generator"), 1e-3), "critic": (moved("critic"), 0.01)}
 
 # fmt: off
@@ -547,6 +567,20 @@ SLOW: dict[str, Case] = {
     }),
     "argmax-flow": Case(400, COUPLINGS | {"law of the reals": (without("code"), 0.5)}),
     "score-sde": Case(150, NOISE | {"corrector": (corrected, 0.01)}, learns=False),
+    "boltzmann-machine": Case(800, PAIRS | {"hidden units": (without("weight", to=0.0), 1.0)}),
+    "dbn": Case(800, {
+        "layers": (lambda t: t.system.started, 1), "the first": (without("rbms.0"), 1.0),
+        "the second": (without("rbms.1"), 1.0),
+    }),
+    "discrete-ebm": Case(150, DISCRETE | {"chains go on": (lambda t: t.system.buffer.ages.max(), 1)}),
+    "gsn": Case(600, {
+        "what is seen": (without("see"), 1.0), "walks away": (monitored("moved_2"), 0.1),
+        "finds back": (lambda t: 2 - monitored("nats_back_2")(t) / monitored("nats_back_1")(t), 0.5),
+    }),
+    "masked-lm": Case(400, {
+        "every attention": (without_each(TransformerBlock, "merge", 0.0), 0.05), "rows below": (below, 0.5),
+        "position": (without("position", to=0.0), 0.5),
+    }),
     "igebm": Case(60, CHAINS),
     "vaebm": Case(100, CHAINS),
     "short-run-ebm": Case(60, DOWN),

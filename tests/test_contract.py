@@ -34,7 +34,7 @@ SMALL = {  # options that make a system small, where it has them
     "width": 8, "hidden": 16, "channels": 8, "layers": 2, "heads": 2, "blocks": 1, "latent": 4, "depth": 1, "codes": 8,
     "code_width": 4, "score_samples": 64, "chain_steps": 3, "sample_steps": 5, "sampling_steps": 5, "timesteps": 20,
     "score_steps": 20, "scoring_steps": 2, "buffer_size": 64, "chains": 32, "ais_steps": 200, "ais_chains": 50,
-    "dropout": 0.0, "bins": 4,
+    "dropout": 0.0, "bins": 4, "score_chains": 64,
 }  # fmt: skip
 TINY = Space("image", (1, 2, 2), levels=3, layout="HW")  # 81 images: a density can be summed
 RNG = np.random.default_rng(0)
@@ -78,6 +78,8 @@ DATA = {
 }
 WHOLE = {
     "argmax-flow",
+    "boltzmann-machine",
+    "discrete-ebm",
     "discrete-flow",
     "idf",
     "multinomial-diffusion",
@@ -250,9 +252,9 @@ def test_images_of_any_size(name, shape):
 
 SIDES = [(channels, side) for side in (8, 16, 28, 32) for channels in (1, 3, 4)] + [(3, 64), (3, 128)]
 NOT_CONVOLUTIONAL = {
-    "bnaf", "discrete-flow", "distilled-flow", "iaf-flow", "made", "maf-flow", "monge-ampere", "naf", "neural-ode",
-    "nice", "ot-flow", "planar-flow", "potential-flow", "rbm", "sos-flow", "spline-flow", "sylvester-flow",
-    "transformer", "umnn",
+    "bnaf", "boltzmann-machine", "dbn", "discrete-flow", "distilled-flow", "gsn", "iaf-flow", "made", "maf-flow",
+    "masked-lm", "monge-ampere", "naf", "neural-ode", "nice", "ot-flow", "planar-flow", "potential-flow", "rbm",
+    "sos-flow", "spline-flow", "sylvester-flow", "transformer", "umnn",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from fivefold.energy.rbm import RBM
 from fivefold.errors import Unfit
 from fivefold.evaluation.features import fit_features
 from fivefold.space import Batch, Column, Space, label_space
-from fivefold.system import seeded
+from fivefold.system import Density, seeded
 from fivefold.tools.ais import log_partition
 from fivefold.tools.baselines import IndependentDims
 from fivefold.tools.metrics import frechet_distance
@@ -33,6 +33,7 @@ def machine(name: str, scale: float = 0.7, **options) -> RBM:
     """A small RBM with parameters and buffers drawn at random, so that nothing is 0 or symmetric."""
     torch.manual_seed(1)
     rbm = RBM(SPACES[name], hidden=6, **options)
+    rbm.density = Density.ESTIMATE  # as of more hidden units, whose states are not summed over
     with torch.no_grad():
         for p in rbm.parameters():
             p.add_(scale * torch.randn_like(p))
@@ -91,6 +92,22 @@ def test_estimated_log_prob_is_within_three_errors_of_the_exact(name):
         assert (estimate.standard_error > 0).all()
         assert (estimate.standard_error < 0.2).all()
         assert ((estimate.log_prob - exact).abs() < 3 * estimate.standard_error).all()
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_of_few_hidden_units_log_prob_is_exact(name):
+    rbm = machine(name)
+    estimated = rbm.density
+    rbm.density = RBM(SPACES[name], hidden=6).density
+    assert (estimated, rbm.density) == (Density.ESTIMATE, Density.EXACT)
+    assert RBM(SPACES[name], hidden=17).density is Density.ESTIMATE
+    x = rbm.units.sample(torch.zeros(5, rbm.units.width))
+    for index in range(len(rbm.conditions)):
+        condition = given(rbm, index, 5)
+        score = rbm.score_encoded(Batch(x.view(5, *rbm.space.shape), condition))
+        exact = -rbm.free_energy(x, condition).detach() - exact_log_z(rbm, index)
+        assert (score.standard_error == 0).all()
+        torch.testing.assert_close(score.log_prob, exact.double(), rtol=0, atol=1e-4)
 
 
 def test_annealed_weights_are_unbiased_and_their_error_honest():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fivefold.autoregressive._system import AutoregressiveSystem
 from fivefold.nets.attention import CausalBlock
 from fivefold.nets.condition import ConditionEmbedding
-from fivefold.nets.embedding import DimEmbedding
+from fivefold.nets.embedding import DimEmbedding, Position
 from fivefold.nets.states import States
 from fivefold.options import depth_option, dropout_option, option, width_option
 from fivefold.space import Space
@@ -37,7 +37,7 @@ class TransformerSystem(AutoregressiveSystem):
         super().build()
         self.register_buffer("order", _raster(self.space), persistent=False)
         self.embedding = DimEmbedding(self.space, self.width, scale=0.3)
-        self.position = _Position(self.space, self.width)
+        self.position = Position(self.space, self.width)
         self.condition = ConditionEmbedding(self.space.condition, self.width)
         self.drop = nn.Dropout(self.dropout)
         self.blocks = nn.ModuleList(blocks)
@@ -91,20 +91,6 @@ class _States:
     def add(self, dim: int, value: Tensor) -> None:
         self.before = self.net.embedding.of(slice(dim, dim + 1), value[:, None])
         self.position += 1
-
-
-class _Position(nn.Module):
-    """Learned vectors `(D, width)` of the flattened dimensions; for images a sum over colour, row and column."""
-
-    def __init__(self, space: Space, width: int) -> None:
-        super().__init__()
-        self.axes = nn.ParameterList(nn.Parameter(0.3 * torch.randn(n, width)) for n in space.shape)
-
-    def forward(self) -> Tensor:
-        total = self.axes[0]
-        for axis in self.axes[1:]:
-            total = total.unsqueeze(-2) + axis
-        return total.flatten(0, -2)
 
 
 def _raster(space: Space) -> Tensor:

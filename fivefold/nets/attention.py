@@ -67,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **option
 
 
 class Pattern(Protocol):
-    """Which positions a position attends to; never one after it, but for `Everything`.
+    """Which positions a position attends to; of a causal block never one after it.
 
     `attend` takes queries, keys and values `(B, heads, T, head)` to `(B, heads, T, head)`, a position with
     nothing to attend to getting zeros; `seen` gives the same positions of one, as an index.
@@ -75,6 +75,17 @@ class Pattern(Protocol):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
     def seen(self, position: int) -> slice | list[int]: ...
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """All positions, those after it too: T^2 pairs. For blocks that need not be causal."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q.contiguous(), k, v)
+
+    def seen(self, position: int) -> slice:
+        return slice(None)
 
 
 @dataclass(frozen=True)
@@ -86,17 +97,6 @@ class Dense:
 
     def seen(self, position: int) -> slice:
         return slice(0, position + 1)
-
-
-@dataclass(frozen=True)
-class Everything:
-    """All positions, before it and after it: T^2 pairs. For networks that are not autoregressive."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v)
-
-    def seen(self, position: int) -> slice:
-        return slice(None)
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class Summary:
         return [i for i in range(position + 1) if i % self.stride >= self.stride - self.cells]
 
 
-class CausalBlock(nn.Module):
-    """A pre-norm decoder block: causal self-attention (survey Eq. 27), then an MLP; `(B, T, width)` to the same.
+class TransformerBlock(nn.Module):
+    """A pre-norm block: self-attention (survey Eq. 27), then an MLP; `(B, T, width)` to the same.
 
     Args:
         width: of the features.
@@ -187,7 +187,7 @@ class CausalBlock(nn.Module):
         heads: int,
         dropout: float = 0.0,
         expansion: int = 4,
-        patterns: Sequence[Pattern] = (Dense(),),
+        patterns: Sequence[Pattern] = (Everywhere(),),
         key_width: int | None = None,
     ) -> None:
         super().__init__()
@@ -208,6 +208,38 @@ class CausalBlock(nn.Module):
         attended = [pattern.attend(*share) for pattern, share in zip(self.patterns, shares, strict=True)]
         return self._rest(x, torch.cat(attended, 1))
 
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        parts = self.qkv(self.before_attention(x)).split(self.widths, -1)
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.dropout(self.merge(attended.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.mlp(self.before_mlp(x)))
+
+
+class CausalBlock(TransformerBlock):
+    """A decoder block, whose positions see none after them; it can go on position by position.
+
+    Args:
+        width: of the features.
+        heads: of the attention.
+        dropout: share of each branch's outputs that is dropped in training.
+        expansion: hidden units of the MLP, as a multiple of the width.
+        patterns: what the heads attend to, all of them causal.
+        key_width: of the queries and keys of all heads.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        expansion: int = 4,
+        patterns: Sequence[Pattern] = (Dense(),),
+        key_width: int | None = None,
+    ) -> None:
+        super().__init__(width, heads, dropout, expansion, patterns, key_width)
+
     def step(self, x: Tensor, cache: tuple[Tensor, Tensor], position: int) -> Tensor:
         """`forward` at one `position`, `(B, 1, width)`; `cache` keeps keys and values, `(B, heads, T, head)`."""
         q, k, v = self._heads(x)
@@ -224,14 +256,6 @@ class CausalBlock(nn.Module):
         """For `n` examples of `length` positions."""
         zeros = [self.merge.weight.new_zeros(n, self.heads, length, w // self.heads) for w in self.widths[1:]]
         return zeros[0], zeros[1]
-
-    def _heads(self, x: Tensor) -> list[Tensor]:
-        parts = self.qkv(self.before_attention(x)).split(self.widths, -1)
-        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
-
-    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.dropout(self.merge(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.mlp(self.before_mlp(x)))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

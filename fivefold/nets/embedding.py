@@ -86,7 +86,7 @@ class DimEmbedding(nn.Module):
         super().__init__()
         ordered = ordered_dims(space)
         sizes = [_table_size(n, o) for n, o in zip(space.dim_levels, ordered, strict=True)]
-        group = _group_of_dims(space)
+        group = group_of_dims(space)
         size_of_group = dict(zip(group, sizes, strict=True))
         starts = list(accumulate(size_of_group.values(), initial=0))
         (slope, shift), has_order = _centring(space), torch.tensor(ordered)
@@ -113,13 +113,27 @@ class DimEmbedding(nn.Module):
         return self.table(codes) + centred.unsqueeze(-1) * self.slope(self.group[dims])
 
 
+class Position(nn.Module):
+    """Learned vectors `(D, width)` of the flattened dimensions; for images a sum over colour, row and column."""
+
+    def __init__(self, space: Space, width: int) -> None:
+        super().__init__()
+        self.axes = nn.ParameterList(nn.Parameter(0.3 * torch.randn(n, width)) for n in space.shape)
+
+    def forward(self) -> Tensor:
+        total = self.axes[0]
+        for axis in self.axes[1:]:
+            total = total.unsqueeze(-2) + axis
+        return total.flatten(0, -2)
+
+
 def _centring(space: Space) -> tuple[Tensor, Tensor]:
     """Scale and shift `(D,)` with which `centre` takes each flattened dimension to [-1, 1]."""
     shift = centre(torch.zeros(1, *space.shape), space).flatten()
     return centre(torch.ones(1, *space.shape), space).flatten() - shift, shift
 
 
-def _group_of_dims(space: Space) -> list[int]:
+def group_of_dims(space: Space) -> list[int]:
     """Which dimensions share their vectors: those of a channel, all of a text, each column alone."""
     if space.columns:
         return list(range(space.dims))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,9 @@ class Bernoulli:
     def tempered(self, params: Tensor, temperature: float) -> Tensor:
         return params / temperature
 
+    def logit(self, params: Tensor, x: Tensor) -> Tensor:
+        return params[..., 0] * x
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -80,6 +83,9 @@ class Categorical:
 
     def tempered(self, params: Tensor, temperature: float) -> Tensor:
         return params / temperature
+
+    def logit(self, params: Tensor, x: Tensor) -> Tensor:
+        return params.gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -297,9 +303,31 @@ class Head(nn.Module):
         """Nats `(B, D)` of encoded `x` `(B, *shape)` under `params` `(B, D, width)`."""
         return self._by_group(lambda output, p, v: output.log_prob(p, v), params, x.flatten(1))
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether every value of every dimension has an output of its own (of two values, one of them 0)."""
+        return all(isinstance(output, Bernoulli | Categorical) for output in self.outputs)
+
+    def logit(self, params: Tensor, x: Tensor) -> Tensor:
+        """As `log_prob`, not normalised: the outputs of the values x; where there are such (`has_logits`)."""
+        return self._by_group(lambda output, p, v: cast(Categorical, output).logit(p, v), params, x.flatten(1))
+
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
         """Encoded values `(B, D)` by inverting the distributions at `uniform` `(B, D, 2)` (see `noise`)."""
         return self._by_group(lambda output, p, u: output.sample(p, u).to(self.dtype), params, uniform)
+
+    def sample_at(self, dim: Tensor, params: Tensor) -> Tensor:
+        """Values `(B, 1)` of one dimension of each example, `dim` `(B, 1)`, by its `params` `(B, 1, width)`."""
+        if len(self.groups) == 1:
+            uniform = torch.rand(len(params), 1, 2, device=params.device)
+            return self.outputs[0].sample(params + self.start, uniform).to(self.dtype)
+        return self.sample(params.expand(-1, self.space.dims, -1), self.noise(len(params))).gather(1, dim)
+
+    def log_prob_at(self, dim: Tensor, params: Tensor, x: Tensor) -> Tensor:
+        """Nats `(B,)` of these dimensions of encoded `x` `(B, D)`."""
+        if len(self.groups) == 1:
+            return self.outputs[0].log_prob(params + self.start, x.gather(1, dim)).squeeze(1)
+        return self.log_prob(params.expand(-1, self.space.dims, -1), x).gather(1, dim).squeeze(1)
 
     def mode(self, params: Tensor) -> Tensor:
         """About the most likely encoded values `(B, D)`: without noise."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fivefold.nets.attention import Attending, CausalBlock, Everything, refuse_dense
+from fivefold.nets.attention import Attending, TransformerBlock, refuse_dense
 from fivefold.nets.coders import zero
 from fivefold.nets.embedding import DimEmbedding, DimFeatures
 from fivefold.nets.heads import dims_of_maps
@@ -93,9 +93,7 @@ class TimedTransformer(nn.Module):
         self.position = nn.Parameter(0.3 * torch.randn(places, width))
         self.time = TimeEmbedding(space.condition, width, width)
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(sizes.depth))
-        self.blocks = nn.ModuleList(
-            CausalBlock(width, sizes.heads, sizes.dropout, patterns=(Everything(),)) for _ in range(sizes.depth)
-        )
+        self.blocks = nn.ModuleList(TransformerBlock(width, sizes.heads, sizes.dropout) for _ in range(sizes.depth))
         self.norm, self.last = nn.LayerNorm(width), zero(nn.Linear(width, levels))
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -41,6 +42,10 @@ class Units(nn.Module, ABC):
     @abstractmethod
     def natural(self, mean: Tensor) -> Tensor:
         """The natural parameters of units with these mean statistics, kept off the ends of their range."""
+
+    def singles(self) -> list[tuple[Units, slice]]:
+        """Every unit by itself, and where its statistics are among the layer's."""
+        raise NotImplementedError(f"{type(self).__name__} units are not drawn one by one")
 
 
 class Binomial(Units):
@@ -86,6 +91,9 @@ class Binomial(Units):
     def natural(self, mean: Tensor) -> Tensor:
         root = self.trials.clamp(min=1).sqrt()
         return root * torch.logit(mean / root, eps=1e-3)
+
+    def singles(self) -> list[tuple[Units, slice]]:
+        return [(Binomial([int(n) + 1]), slice(i, i + 1)) for i, n in enumerate(self.trials)]
 
 
 class Gaussian(Units):
@@ -143,6 +151,10 @@ class Categorical(Units):
     def natural(self, mean: Tensor) -> Tensor:
         return mean.clamp(min=1e-3).log()
 
+    def singles(self) -> list[tuple[Units, slice]]:
+        ends = accumulate(self.levels)
+        return [(Categorical([n]), slice(end - n, end)) for n, end in zip(self.levels, ends, strict=True)]
+
 
 class VisibleUnits(Units):
     """The visible layer of a Space: encoded examples, flat and float `(B, D)`.
@@ -199,6 +211,22 @@ class VisibleUnits(Units):
 
     def natural(self, mean: Tensor) -> Tensor:
         return torch.cat([units.natural(part) for units, part in self._parameters_of(mean)], -1)
+
+    def singles(self) -> list[tuple[Units, slice]]:
+        """In the order of the dimensions."""
+        found, start = {}, 0
+        for units, place in zip(self._kinds, self.places, strict=True):
+            for dim, (single, columns) in zip(place, units.singles(), strict=True):
+                found[dim] = single, slice(start + columns.start, start + columns.stop)
+            start += units.width
+        return [found[dim] for dim in range(len(found))]
+
+    def copies(self) -> Tensor | None:
+        """How the statistics are sums over binary units that share their weights, `(width, units)`; None if not so."""
+        if len(self.kinds) > 1 or not isinstance(self.kinds[0], Binomial):
+            return None
+        trials = self.kinds[0].trials
+        return torch.diag(trials.clamp(min=1).rsqrt()).repeat_interleave(trials.long(), 1)
 
 
 _MAKERS: dict[str, Callable[[list[int]], Units]] = {

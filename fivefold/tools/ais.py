@@ -1,8 +1,8 @@
-"""Annealed importance sampling and block Gibbs sampling, as functions of what a model knows."""
+"""Sums over all states, annealed importance sampling and block Gibbs sampling, as functions of what a model knows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -53,3 +53,10 @@ def block_gibbs(
     for _ in range(steps):
         v = visible(hidden(v))
     return v
+
+
+def every_state(levels: Sequence[int | None]) -> Tensor:
+    """Every state of numbers with so many values each, `(N, D)`, float; one of nothing where there are none."""
+    if not levels:
+        return torch.zeros(1, 0)
+    return torch.cartesian_prod(*[torch.arange(float(count or 0)) for count in levels]).view(-1, len(levels))

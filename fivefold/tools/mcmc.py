@@ -86,7 +86,7 @@ def iterate(
 
     One transition takes `each` evaluations.
     """
-    accepted, trace = x.new_zeros(len(x)), []
+    accepted, trace = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device), []
     for step in range(move.warm_up + steps):
         x, chance = advance(x)
         if step >= move.warm_up:
