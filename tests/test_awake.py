@@ -323,7 +323,7 @@ def denoised(t: Trained) -> float:
     """The share of the noise that a jump takes away."""
     with seeded(0):
         y = t.system.enter(t.x)
-        noisy = y + t.system.deviation * torch.randn_like(y)
+        noisy = y + t.system.learner.deviation * torch.randn_like(y)
     return 1 - ((t.system.jump(noisy, None) - y).square().mean() / (noisy - y).square().mean()).item()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fivefold.energy._buffer import ReplayBuffer
+from fivefold.energy._moments import Moments
 from fivefold.nets.residual import Field
 from fivefold.options import Configured, option
 from fivefold.system import Batch, Update
@@ -42,11 +43,6 @@ class Objective(Configured, nn.Module):
 
     def updates(self, system: ChainSystem, batch: Batch, progress: float) -> Iterator[Update]:
         """One training step."""
-        loss = self.losses(system, system.data(batch.x), batch.condition).mean() / system.space.dims
-        yield Update(system.energy, loss)
-
-    def losses(self, system: ChainSystem, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Of each of the centred examples, `(B,)`, for objectives with one player."""
         raise NotImplementedError
 
     def optimizers(self, system: ChainSystem) -> dict[nn.Module, torch.optim.Optimizer]:
@@ -138,19 +134,45 @@ def nats(system: ChainSystem, condition: Tensor | None) -> matching.Energy:
     return lambda x: system.energies(x, condition) / system.temperature
 
 
-class ScoreMatching(Objective):
-    """The score of the data, by its exact trace: one backward pass a dimension (survey Eq. 6; Hyvärinen, 2005)."""
+class WithoutChains(Objective):
+    """Base of objectives that have no chains: sampling starts at a Gaussian like the data."""
 
     smooth: ClassVar[bool] = True
+
+    settled: float = option(
+        0.1, "share of the budget in which the Gaussian that sampling starts at is fitted to the data", least=0, most=1
+    )
+
+    def set_up(self, system: ChainSystem) -> None:
+        self.moments = Moments(system.space.dims)
+
+    def updates(self, system: ChainSystem, batch: Batch, progress: float) -> Iterator[Update]:
+        x = system.data(batch.x)
+        if progress < self.settled or not self.moments.seen:
+            self.moments.follow(x)
+        yield from self.steps(system, x, batch.condition)
+
+    def steps(self, system: ChainSystem, x: Tensor, condition: Tensor | None) -> Iterator[Update]:
+        """One training step on centred examples."""
+        yield Update(system.energy, self.losses(system, x, condition).mean() / system.space.dims)
+
+    def losses(self, system: ChainSystem, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Of each of the centred examples, `(B,)`, for objectives with one player."""
+        raise NotImplementedError
+
+    def starts(self, fresh: Tensor, condition: Tensor | None) -> Tensor:
+        return self.moments.draw(fresh) if self.moments.seen else fresh
+
+
+class ScoreMatching(WithoutChains):
+    """The score of the data, by its exact trace: one backward pass a dimension (survey Eq. 6; Hyvärinen, 2005)."""
 
     def losses(self, system: ChainSystem, x: Tensor, condition: Tensor | None) -> Tensor:
         return system.score_matching(x, condition)
 
 
-class SlicedScoreMatching(Objective):
+class SlicedScoreMatching(WithoutChains):
     """The score of the data along random directions (Song et al., 2019)."""
-
-    smooth: ClassVar[bool] = True
 
     reduced: bool = option(True, "the form of less variance")
 
@@ -159,10 +181,8 @@ class SlicedScoreMatching(Objective):
         return matching.sliced_score_matching(score, x, rademacher(x), self.reduced)
 
 
-class FiniteDifferenceScoreMatching(Objective):
+class FiniteDifferenceScoreMatching(WithoutChains):
     """The score of the data along random directions, by differences of the energy (Pang et al., 2020)."""
-
-    smooth: ClassVar[bool] = True
 
     difference: float = option(0.05, "the step, of each number", above=0)
 
@@ -171,10 +191,8 @@ class FiniteDifferenceScoreMatching(Objective):
         return matching.finite_difference_score_matching(nats(system, given), x, rademacher(x), self.difference)
 
 
-class DenoisingScoreMatching(Objective):
+class DenoisingScoreMatching(WithoutChains):
     """The score of the data with noise of one strength, by removing it (survey Eq. 7; Vincent, 2011)."""
-
-    smooth: ClassVar[bool] = True
 
     deviation: float = option(0.2, "of the noise", above=0, tune=(0.05, 1.0))
 
@@ -183,49 +201,30 @@ class DenoisingScoreMatching(Objective):
         return matching.denoising_score_matching(score, x, torch.randn_like(x), self.deviation)
 
 
-WIDENED = 1.1  # deviations of the Gaussian noise over the data's: it must be wherever data are
-FLOOR = 0.02  # the least variance of it, for numbers that never change
-
-
-class NoiseContrast(Objective):
+class NoiseContrast(WithoutChains):
     """The energy, ln Z a parameter of it, tells data from a fixed noise law (survey Eq. 10; Gutmann, 2010).
 
-    The noise is the Gaussian with the data's mean and covariance, widened; they are collected as training begins.
+    The noise is the Gaussian with the data's mean and covariance, widened.
     """
 
-    mean: Tensor
-    square: Tensor
-    seen: Tensor
+    smooth: ClassVar[bool] = False
 
     times: int = option(4, "draws of the noise for one example", least=1)
-    settled: float = option(0.1, "share of the budget after which the noise stays", least=0, most=1)
 
     def set_up(self, system: ChainSystem) -> None:
-        dims = system.space.dims
+        super().set_up(system)
         system.energy = Normalised(system.energy, system.temperature)
-        self.register_buffer("mean", torch.zeros(dims, dtype=torch.float64))
-        self.register_buffer("square", torch.eye(dims, dtype=torch.float64))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("balanced", torch.zeros((), dtype=torch.bool))
+        self.balanced: Tensor
 
-    def law(self) -> torch.distributions.MultivariateNormal:
-        """Of the noise, of flat centred examples, float64."""
-        covariance = (self.square - self.mean.outer(self.mean)) * WIDENED**2
-        floor = FLOOR * torch.eye(len(self.mean), device=self.mean.device, dtype=torch.float64)
-        return torch.distributions.MultivariateNormal(self.mean, covariance + floor)
-
-    def updates(self, system: ChainSystem, batch: Batch, progress: float) -> Iterator[Update]:
-        x, given, count = system.data(batch.x), batch.condition, len(batch.x)
-        flat = x.flatten(1).double()
-        first = not self.seen
-        if progress < self.settled or first:
-            self.follow(flat)
-        law = self.law()
-        if first:
-            self.balance(system, law, x, batch.condition)
+    def steps(self, system: ChainSystem, x: Tensor, condition: Tensor | None) -> Iterator[Update]:
+        law, flat, count = self.moments.law(), x.flatten(1).double(), len(x)
+        if not self.balanced:
+            self.balance(system, -nats(system, condition)(x) - law.log_prob(flat).to(x))
         both = torch.cat([flat, law.sample((self.times * count,))])
-        if given is not None:
-            given = given.repeat(1 + self.times, *[1] * (given.dim() - 1))
-        log_p = -nats(system, given)(both.to(x).view(-1, *x.shape[1:]))
+        if condition is not None:
+            condition = condition.repeat(1 + self.times, *[1] * (condition.dim() - 1))
+        log_p = -nats(system, condition)(both.to(x).view(-1, *x.shape[1:]))
         # ln of how much likelier data are, of which there are fewer
         ratio = log_p - law.log_prob(both).to(x) - math.log(self.times)
         on_data, on_noise = ratio.split([count, self.times * count])
@@ -234,24 +233,10 @@ class NoiseContrast(Objective):
         yield Update(system.energy, loss, {"told_apart": told})
 
     @torch.no_grad()
-    def follow(self, x: Tensor) -> None:
-        """The mean and the mean products of all examples so far."""
-        self.seen += len(x)
-        weight = len(x) / self.seen
-        self.mean.lerp_(x.mean(0), weight)
-        self.square.lerp_(x.T @ x / len(x), weight)
-
-    @torch.no_grad()
-    def balance(
-        self, system: ChainSystem, law: torch.distributions.Distribution, x: Tensor, condition: Tensor | None
-    ) -> None:
+    def balance(self, system: ChainSystem, ratio: Tensor) -> None:
         """ln Z so that the first examples are told neither way, or it would first have to find tens of nats."""
-        ratio = -nats(system, condition)(x) - law.log_prob(x.flatten(1).double()).to(x)
         system.energy.get_parameter("log_z").add_(ratio.mean())
-
-    def starts(self, fresh: Tensor, condition: Tensor | None) -> Tensor:
-        """Draws of the noise."""
-        return self.law().sample((len(fresh),)).to(fresh).view_as(fresh) if self.seen else fresh
+        self.balanced.fill_(True)
 
     def monitor(self, system: ChainSystem, batch: Batch) -> dict[str, float]:
         return {"log_z": system.energy.get_parameter("log_z").item()}
@@ -306,30 +291,28 @@ class FDivergence(ContrastiveDivergence):
         return {self.critic: torch.optim.Adam(self.critic.parameters(), 2 * system.lr, (0.5, 0.999), fused=True)}
 
 
-class Stein(Objective):
+class Stein(WithoutChains):
     """Stein's discrepancy of the energy from the data, by a critic that learns to see it (survey 2.5; Grathwohl, 2020).
 
     No draws of the model are needed, in training at all.
     """
 
-    smooth: ClassVar[bool] = True
-
     critic_steps: int = option(3, "steps of the critic for one of the energy", least=1)
     bound: float = option(0.5, "weight of the critic's squared length, which holds it", above=0)
 
     def set_up(self, system: ChainSystem) -> None:
+        super().set_up(system)
         self.critic = Field(system.space, 2 * system.width)
 
-    def updates(self, system: ChainSystem, batch: Batch, progress: float) -> Iterator[Update]:
-        x, given = system.data(batch.x), batch.condition
-        score = matching.score_of(nats(system, given))
+    def steps(self, system: ChainSystem, x: Tensor, condition: Tensor | None) -> Iterator[Update]:
+        score = matching.score_of(nats(system, condition))
         fixed = score(x).detach()
         for _ in range(self.critic_steps):
-            value, size = matching.stein(lambda _: fixed, lambda y: self.critic(y, given), x, rademacher(x))
+            value, size = matching.stein(lambda _: fixed, lambda y: self.critic(y, condition), x, rademacher(x))
             stats = {"discrepancy": value.mean().detach() / system.space.dims}
             yield Update(self.critic, (self.bound * size - value).mean() / system.space.dims, stats)
         with torch.no_grad():
-            field = self.critic(x, given)
+            field = self.critic(x, condition)
         # the trace of the field does not depend on the energy
         yield Update(system.energy, (score(x) * field).flatten(1).sum(1).mean() / system.space.dims)
 

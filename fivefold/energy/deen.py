@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fivefold.energy._objectives import DenoisingScoreMatching
 from fivefold.energy._system import FOLLOWED, PointSystem
-from fivefold.options import fixed, option
-from fivefold.system import Batch, Update
-from fivefold.tools.matching import denoising_score_matching, score_of
+from fivefold.options import Need, option, slot
 from fivefold.tools.mcmc import energy_gradient
 from fivefold.tools.scaling import uncentre
 
@@ -27,25 +25,19 @@ class DEEN(PointSystem):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"clip": 10.0}}
 
-    objective: Any = fixed(None)
-    deviation: float = option(0.3, "of the noise", above=0, tune=(0.05, 1.0))
+    objective: Any = option(
+        slot("denoising-score-matching", deviation=0.3), "what the energy learns by",
+        needs=Need("removing noise", parts={"denoising-score-matching": DenoisingScoreMatching}, systems=False),
+    )  # fmt: skip
+    learner: DenoisingScoreMatching
     sampler = "hamiltonian"
     sample_steps = 50
     beta1 = 0.9
 
-    @property
-    def smooth(self) -> bool:
-        return True
-
-    def updates(self, batch: Batch, progress: float) -> Iterator[Update]:
-        score, x = score_of(lambda y: self.nats(y, batch.condition)), self.data(batch.x)
-        losses = denoising_score_matching(score, x, torch.randn_like(x), self.deviation)
-        yield Update(self.energy, losses.mean() / self.space.dims)
-
     def jump(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """E of the clean examples at noisy points, centred."""
         slope = energy_gradient(lambda y: self.nats(y, condition))(x)
-        return torch.clamp(x - self.deviation**2 * slope, -self.reach, self.reach)
+        return torch.clamp(x - self.learner.deviation**2 * slope, -self.reach, self.reach)
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         walked = self.run(self.sample_start(n, condition), condition, self.sample_steps, keep=FOLLOWED)
