@@ -64,12 +64,14 @@ def test_langevin_at_a_temperature_clamped_and_bounded():
     torch.testing.assert_close(moved(start, 1, 0.1, noise=0.0, bounds=(-1.0, 1.0)), torch.ones(4, 1))
 
 
-@pytest.mark.parametrize("step_size", [0.5, 2.0])
-def test_accepted_langevin_steps_have_the_law_of_the_energy_whatever_their_size(step_size):
+@pytest.mark.parametrize(
+    ("name", "step_size"), [("metropolis-langevin", 0.5), ("metropolis-langevin", 2.0), ("hamiltonian", 0.1)]
+)
+def test_accepted_steps_have_the_law_of_the_energy_whatever_their_size(name, step_size):
     """Within bounds, at a temperature, with a clamped drift: the variance is that of exp(-E / T) between the bounds."""
     torch.manual_seed(0)
     move = Move(step_size, math.sqrt(0.5 * step_size), clamp=1.0, bounds=(-1.0, 2.0))
-    x = KERNELS["metropolis-langevin"](lambda y: (y**2).sum(1) / 2, torch.zeros(20_000, 1), 150, move).state.squeeze(1)
+    x = KERNELS[name](lambda y: (y**2).sum(1) / 2, torch.zeros(20_000, 1), 150, move).state.squeeze(1)
     grid = torch.linspace(-1, 2, 10_001).double()
     weight = (-(grid**2) / 2 / 0.5).softmax(0)
     mean = (weight * grid).sum()

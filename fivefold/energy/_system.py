@@ -291,7 +291,8 @@ class PointSystem(ChainSystem):
 
     def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
         fresh = self.fresh(n)
-        return fresh if self.start == "noise" else self.learner.starts(fresh, condition)
+        start = fresh if self.start == "noise" else self.learner.starts(fresh, condition)
+        return start.clamp(-self.reach, self.reach)
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:
         if self.learned == "none" or not self.sample_steps:

@@ -204,6 +204,14 @@ class StepSizes:
             self.sum, self.count = self.sum + self.log, self.count + 1
 
 
+def reflected(x: Tensor, momentum: Tensor, bounds: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+    """Numbers beyond their bounds as far within, their momenta turned round: as a ball off a wall."""
+    low, high = bounds
+    for beyond, wall in ((x < low, low), (x > high, high)):
+        x, momentum = torch.where(beyond, 2 * wall - x, x), torch.where(beyond, -momentum, momentum)
+    return x, momentum
+
+
 @torch.no_grad()
 def hamiltonian(
     energy: Energy,
@@ -217,7 +225,8 @@ def hamiltonian(
     """Hamiltonian Monte Carlo (Duane et al., 1987; Neal, 2011): its law tends to exp(-E / T) given what is not free.
 
     A proposal follows the dynamics of E for a random number of leapfrog steps. Each chain has its own step size,
-    adapted in the warm-up. Where E is no number, or a state is out of bounds, a proposal is refused.
+    adapted in the warm-up. At the bounds the dynamics are reflected. Where E is no number, or a state is out of bounds
+    all the same, a proposal is refused.
 
     Args:
         energy: E in nats `(B,)` of states `(B, ...)`, differentiable.
@@ -253,7 +262,7 @@ def hamiltonian(
         before = value + kinetic(momentum)
         for _ in range(int(torch.randint(1, move.leapfrog + 1, ()))):
             momentum = momentum - 0.5 * size * new_slope
-            y = y + size * momentum
+            y, momentum = reflected(y + size * momentum, momentum, move.bounds)
             new_value, new_slope = evaluate(y)
             momentum = momentum - 0.5 * size * new_slope
         within = ((y >= move.bounds[0]) & (y <= move.bounds[1])).flatten(1).all(1)
