@@ -189,6 +189,23 @@ def _contours(axis: Any, law: Law) -> None:
     axis.set_ylim(low, high)
 
 
+def keep(results: dict[str, Any], how: str, place: Path) -> None:
+    """The headline and a table for each law."""
+    better = {
+        name: sum(rows[name]["r_hat"] < AGREED and rows[name]["each"] > 2 * rows["hamiltonian"]["each"]
+                  for rows in results.values())
+        for name in LEARNERS
+    }  # fmt: skip
+    said = ", ".join(f"{name} on {count}" for name, count in better.items())
+    line = (
+        f"over twice the effective samples of Hamiltonian Monte Carlo for each evaluation, of {len(results)} laws: "
+        f"{said}; learning stated apart; where R-hat is above {AGREED} chains do not agree and count as many effective "
+        f"samples as there are chains; {how}"
+    )
+    write_result("samplers", line, {"laws": results}, place)
+    write_markdown("samplers", line, {what.capitalize(): table(rows) for what, rows in results.items()}, place)
+
+
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -204,17 +221,8 @@ def main() -> None:
         runs = [measure(law, given.chains, given.steps, seed) for seed in range(given.seeds)]
         results[what], learned[what] = together([rows for rows, _ in runs]), runs[0][1]
         print(what, *map(" | ".join, table(results[what])), sep="\n", flush=True)
-    ratios = {
-        name: [rows[name]["each"] / rows["hamiltonian"]["each"] for rows in results.values()] for name in LEARNERS
-    }
-    said = ", ".join(f"{name} on {sum(ratio > 2 for ratio in found)}" for name, found in ratios.items())
-    line = (
-        f"over twice the effective samples of Hamiltonian Monte Carlo for each evaluation, of {len(results)} laws: "
-        f"{said}; learning stated apart; {given.chains} chains of {given.steps:,} steps, medians of {given.seeds} "
-        f"seeds, on {machine()}"
-    )
-    write_result("samplers", line, {"laws": results}, given.out)
-    write_markdown("samplers", line, {what.capitalize(): table(rows) for what, rows in results.items()}, given.out)
+    seeds = "one seed" if given.seeds == 1 else f"medians of {given.seeds} seeds"
+    keep(results, f"{given.chains} chains of {given.steps:,} steps, {seeds}, on {machine()}", given.out)
     picture(given.out / "samplers.png", learned)
 
 
