@@ -38,7 +38,7 @@ class GSN(System):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"ema": 0.995, "clip": 100.0}}
 
     hidden: int = width_option(256, "hidden units that the chain keeps", tune=(32, 1024))
-    depth: int = depth_option(1, "hidden layers between them and what is drawn", tune=(0, 3))
+    depth: int = depth_option(1, "hidden layers between them and what is drawn", tune=(1, 3))
     corruption: float = option(
         0.3, "share of the discrete numbers that are replaced by any value, and deviation of the noise on real ones",
         above=0, most=1, tune=(0.1, 0.7),

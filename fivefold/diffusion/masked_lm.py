@@ -35,16 +35,17 @@ class MaskedLM(System):
 
     densities: ClassVar[dict[str, Density]] = {"text": Density.NONE, "image": Density.NONE, "table": Density.NONE}
     sampling: ClassVar[str] = "mcmc"
+    least_batch: ClassVar[int] = 32  # how many numbers are hidden is spread over it
     dials: ClassVar[dict[str, tuple[float, ...]]] = {"sweeps": (0, 1, 2, 4)}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"precision": "auto", "ema": 0.995, "clip": 100.0},
+        "default": {"precision": "auto", "ema": 0.98, "clip": 100.0},
         "bert": {"hidden_share": 0.15},
     }
 
     width: int = width_option(64, "of the features", tune=(8, 256))
-    layers: int = depth_option(3, "blocks", tune=(1, 16))
+    layers: int = depth_option(2, "blocks", tune=(1, 16))
     heads: int = option(4, "of the attention", least=1, tune=(1, 2, 4, 8))
-    dropout: float = dropout_option(0.1, "share of each branch's outputs that is dropped in training")
+    dropout: float = dropout_option(0.0, "share of each branch's outputs that is dropped in training")
     likelihood: Any = option(slot("auto"), LIKELIHOOD_HELP, needs=LIKELIHOOD)
     hidden_share: float = option(
         0.0, "share of the numbers that is hidden in training; 0 for any number of them, another for each example",
@@ -60,7 +61,7 @@ class MaskedLM(System):
     )  # fmt: skip
     sweeps: int = option(1, "draws of each number, on average, after the first", least=0)
     fill_steps = 2
-    lr = 2e-3
+    lr = 4e-3
     weight_decay: float = option(
         0.01, "of matrices; biases and gains are not decayed", least=0, tune=(1e-4, 1.0), log=True, section="optimizers"
     )
