@@ -19,7 +19,8 @@ from fivefold.cli.app import app, main
 from fivefold.data.partial import fields, read_partial
 from fivefold.errors import DataError, OptionError, Unfit
 from fivefold.space import Batch, Column, Space, label_space
-from fivefold.tools.mcmc import FIRST, Move, gibbs_sweeps, hamiltonian, random_walk
+from fivefold.tools.given import gibbs_sweeps, random_walk
+from fivefold.tools.mcmc import FIRST, Move, hamiltonian
 from fivefold.tools.particles import systematic
 from fivefold.tools.sde import RANGES, SDES, Denoiser, Plan, filled_in
 from fivefold.vae._codes import CodeSystem

@@ -13,7 +13,8 @@ from fivefold.energy._system import ChainSystem
 from fivefold.nets.norm import frozen
 from fivefold.options import option, slot
 from fivefold.system import Batch, Density, Update, log_mean_exp
-from fivefold.tools.mcmc import KERNEL, Move, latent_given
+from fivefold.tools.given import KERNEL, latent_given
+from fivefold.tools.mcmc import Move
 from fivefold.tools.schedule import late_fall, second_stage
 
 DRAWS = 2000  # of the base, to estimate the normaliser

@@ -12,8 +12,8 @@ from fivefold.nets.condition import ConditionEmbedding
 from fivefold.options import option
 from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem
+from fivefold.tools.given import gibbs_sweeps
 from fivefold.tools.laws import Draw
-from fivefold.tools.mcmc import gibbs_sweeps
 from fivefold.tools.particles import near
 from fivefold.tools.schedule import warm_cosine
 

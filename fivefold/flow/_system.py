@@ -19,7 +19,8 @@ from fivefold.space import Batch, Space
 from fivefold.system import Density, LatentSystem, log_mean_exp
 from fivefold.tools.boxes import Box
 from fivefold.tools.distributions import standard_normal_log_prob
-from fivefold.tools.mcmc import FIRST, Move, corner_jump, hamiltonian, logistic_jump, random_walk
+from fivefold.tools.given import corner_jump, logistic_jump, random_walk
+from fivefold.tools.mcmc import FIRST, Move, hamiltonian
 from fivefold.tools.particles import near
 from fivefold.tools.scaling import cell, dequantise, dequantise_log_det, importance_log_prob, midpoint, quantise
 from fivefold.tools.schedule import warm_cosine

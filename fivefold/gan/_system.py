@@ -15,7 +15,8 @@ from fivefold.options import option
 from fivefold.system import Batch, Density, System, Update, seeded
 from fivefold.tools import games
 from fivefold.tools.distributions import truncated_normal
-from fivefold.tools.mcmc import KERNEL, independence_metropolis, latent_given
+from fivefold.tools.given import KERNEL, latent_given
+from fivefold.tools.mcmc import independence_metropolis
 from fivefold.tools.scaling import centre, uncentre
 
 Stats = dict[str, Tensor]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fivefold.options import option
 from fivefold.space import Batch
 from fivefold.system import LatentSystem, System, Update, log_mean_exp
-from fivefold.tools.mcmc import Proposal, metropolis_within_gibbs
+from fivefold.tools.given import Proposal, metropolis_within_gibbs
 from fivefold.tools.particles import near
 from fivefold.tools.scaling import at_once
 

@@ -14,7 +14,7 @@ from fivefold.nets.heads import LIKELIHOOD, LIKELIHOOD_HELP, Head
 from fivefold.options import Need, depth_option, option, slot, width_option
 from fivefold.space import Batch, Space
 from fivefold.system import LatentSystem, System, Update
-from fivefold.tools.mcmc import gibbs_sweeps
+from fivefold.tools.given import gibbs_sweeps
 from fivefold.tools.particles import near
 from fivefold.tools.schedule import second_stage
 from fivefold.vae._parts import nats

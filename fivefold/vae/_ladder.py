@@ -17,7 +17,7 @@ from fivefold.nets.condition import ConditionEmbedding
 from fivefold.options import option
 from fivefold.space import Batch
 from fivefold.tools.distributions import gaussian_log_prob
-from fivefold.tools.mcmc import Proposal
+from fivefold.tools.given import Proposal
 from fivefold.vae._bound import Terms, VariationalSystem, kl_to_standard_normal, repeat, repeat_condition
 
 COARSE = 4  # sides up to which a grid is not halved but followed by one of a single position
