@@ -152,5 +152,5 @@ SLOTS = [(n, o) for n in catalog.entries() for o, option in options_of(catalog.c
 def test_every_slot_refuses_what_does_not_fit_and_says_what_does(name, option):
     """A GAN has no density and is no likelihood: it fits none of them."""
     space = Space("image", (1, 4, 4), levels=4)
-    with pytest.raises((Unfit, OptionError), match=r"These fit: |takes \S+\|"):
+    with pytest.raises((Unfit, OptionError), match=r"These fit: |takes \S+, got"):
         catalog.build(name, space, **{option: "dcgan"})
