@@ -150,6 +150,16 @@ def test_noise_contrast_learns_the_normaliser_of_a_known_law(monkeypatch):
     assert system.energy.log_z.item() == pytest.approx(3, abs=0.05)
 
 
+def test_samples_of_a_known_energy_are_chosen_among_the_noise(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("fivefold.energy.nce.NCE.make_energy", lambda self: Known(), raising=False)
+    system = catalog.build("nce", PLANE).eval()
+    system.learner.moments.follow(torch.tensor([0.7, -0.3]) + 0.7 * torch.randn(2000, 2))
+    x = system.sample_encoded(4000, seed=0)
+    torch.testing.assert_close(x.mean(0), torch.tensor([1.0, -0.5]), atol=0.03, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.tensor([0.5, 0.5]), atol=0.02, rtol=0)
+
+
 def test_the_noise_has_the_datas_mean_and_covariance():
     system, x = (
         catalog.build("nce", PLANE),

@@ -18,7 +18,7 @@ from fivefold.system import Batch, Update
 from fivefold.tools import matching
 from fivefold.tools.divergence import rademacher
 from fivefold.tools.games import duplicate_rate
-from fivefold.tools.mcmc import KERNELS
+from fivefold.tools.mcmc import KERNELS, independence_metropolis
 
 if TYPE_CHECKING:  # they are built of these
     from fivefold.energy._system import ChainSystem
@@ -49,7 +49,7 @@ class Objective(Configured, nn.Module):
         """Of players beside the energy."""
         return {}
 
-    def starts(self, fresh: Tensor, condition: Tensor | None) -> Tensor:
+    def starts(self, system: ChainSystem, fresh: Tensor, condition: Tensor | None) -> Tensor:
         """States `(n, ...)` at which sampling starts."""
         return fresh
 
@@ -103,7 +103,7 @@ class ContrastiveDivergence(Objective):
             return fresh, condition, ages
         return self.buffer.draw(slots, fresh, condition, self.reset_rate, system.far)
 
-    def starts(self, fresh: Tensor, condition: Tensor | None) -> Tensor:
+    def starts(self, system: ChainSystem, fresh: Tensor, condition: Tensor | None) -> Tensor:
         """Where chains ended (those of equal condition where there is one), unless they start from noise."""
         return fresh if self.chain_start == "noise" else self.buffer.like(fresh, condition)
 
@@ -160,7 +160,7 @@ class WithoutChains(Objective):
         """Of each of the centred examples, `(B,)`, for objectives with one player."""
         raise NotImplementedError
 
-    def starts(self, fresh: Tensor, condition: Tensor | None) -> Tensor:
+    def starts(self, system: ChainSystem, fresh: Tensor, condition: Tensor | None) -> Tensor:
         return self.moments.draw(fresh) if self.moments.seen else fresh
 
 
@@ -210,6 +210,7 @@ class NoiseContrast(WithoutChains):
     smooth: ClassVar[bool] = False
 
     times: int = option(4, "draws of the noise for one example", least=1)
+    proposals: int = option(100, "draws of the noise that a sample's chain chooses among before it moves", least=0)
 
     def set_up(self, system: ChainSystem) -> None:
         super().set_up(system)
@@ -231,6 +232,17 @@ class NoiseContrast(WithoutChains):
         loss = F.softplus(-on_data).mean() + self.times * F.softplus(on_noise).mean()
         told = torch.cat([on_data > 0, on_noise < 0]).float().mean()
         yield Update(system.energy, loss, {"told_apart": told})
+
+    def starts(self, system: ChainSystem, fresh: Tensor, condition: Tensor | None) -> Tensor:
+        """Ends of chains whose proposals are the noise: the energy is asked where it was trained, and nowhere else."""
+        if not self.moments.seen:
+            return fresh
+        law, energy = self.moments.law(), nats(system, condition)
+        return independence_metropolis(
+            lambda: self.moments.draw(fresh),
+            lambda x: -energy(x) - law.log_prob(x.flatten(1).double()).to(x),
+            self.proposals,
+        )
 
     @torch.no_grad()
     def balance(self, system: ChainSystem, ratio: Tensor) -> None:

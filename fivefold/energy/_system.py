@@ -291,7 +291,7 @@ class PointSystem(ChainSystem):
 
     def sample_start(self, n: int, condition: Tensor | None) -> Tensor:
         fresh = self.fresh(n)
-        start = fresh if self.start == "noise" else self.learner.starts(fresh, condition)
+        start = fresh if self.start == "noise" else self.learner.starts(self, fresh, condition)
         return start.clamp(-self.reach, self.reach)
 
     def _sample(self, n: int, condition: Tensor | None) -> Tensor:

@@ -15,12 +15,14 @@ class NCE(PointSystem):
     the energy and learnt like any other (survey Eq. 10). There is no chain in training. The noise is a Gaussian with
     the data's mean and covariance; the further it is from the data, the less there is to learn.
 
-    `log_prob` holds the learnt ln Z, of which nothing says how right it is: it counts as unnormalised.
+    Samples are ends of Metropolis chains whose proposals are the noise, which ask the energy where it was trained;
+    `sample_steps` moves them on by its gradient. `log_prob` holds the learnt ln Z, of which nothing says how right it
+    is: it counts as unnormalised.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"clip": 10.0}}
 
     objective: Any = slot("noise-contrast")
     sampler = "hamiltonian"
-    sample_steps = 50
+    sample_steps = 0
     beta1 = 0.9
