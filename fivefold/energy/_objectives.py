@@ -67,8 +67,9 @@ class ContrastiveDivergence(Objective):
         "buffer", "where chains start in training: where earlier ones ended, from noise, or from the data"
     )
     reset_rate: float = option(
-        0.05, "share of chains that start from noise again when they are drawn from the buffer", least=0, most=1
+        0.05, "share of chains that start afresh when they are drawn from the buffer", least=0, most=1
     )
+    restart: Literal["noise", "data"] = option("noise", "where chains of the buffer that start afresh do so")
     buffer_size: int = option(1024, "chains in the buffer", least=1)
     kernel: str = option("langevin", "how chains move in training", choices=tuple(KERNELS))
     chain_steps: int = option(20, "steps of the chains for one training step", least=1)
@@ -98,7 +99,7 @@ class ContrastiveDivergence(Objective):
         ages = torch.zeros(len(slots), dtype=torch.long, device=data.device)
         if self.chain_start == "data":
             return data, condition, ages
-        fresh = system.fresh(len(data))
+        fresh = data if self.restart == "data" and self.chain_start == "buffer" else system.fresh(len(data))
         if self.chain_start == "noise":
             return fresh, condition, ages
         return self.buffer.draw(slots, fresh, condition, self.reset_rate, system.far)

@@ -19,5 +19,5 @@ class FEBM(PointSystem):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"clip": 10.0}}
 
-    objective: Any = slot("f-divergence", chain_start="data")
+    objective: Any = slot("f-divergence", restart="data")
     reference = 1.0

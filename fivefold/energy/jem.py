@@ -29,7 +29,8 @@ class JEM(PointSystem):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {"clip": 10.0}}
 
-    objective: Any = slot("contrastive-divergence", buffer_size=2048)
+    objective: Any = slot("contrastive-divergence", restart="data", buffer_size=2048)
+    reference = 1.0
     classification: float = option(1.0, "weight of the classifier's loss beside the energy's", least=0)
 
     def build(self) -> None:
