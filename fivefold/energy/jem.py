@@ -31,7 +31,7 @@ class JEM(PointSystem):
 
     objective: Any = slot("contrastive-divergence", restart="data", buffer_size=2048)
     reference = 1.0
-    classification: float = option(10.0, "weight of the classifier's loss beside the energy's", least=0)
+    classification: float = option(30.0, "weight of the classifier's loss beside the energy's", least=0)
 
     def build(self) -> None:
         label = self.space.condition
