@@ -303,6 +303,22 @@ def test_samples_of_a_class_start_at_chains_that_the_classifier_takes_for_it():
     assert (system.sample_start(4, label)[:, 0] > 0).tolist() == [False, True, True, False]
 
 
+@pytest.mark.parametrize(("restart", "near"), [("noise", False), ("data", True)])
+def test_chains_of_the_buffer_start_afresh_where_they_are_told(restart, near):
+    objective = slot("contrastive-divergence", restart=restart, reset_rate=1.0)
+    system, data = catalog.build("f-ebm", PLANE, objective=objective), torch.full((8, 2), 7.0)
+    start, _, ages = system.learner._starts(system, torch.arange(8), data, None)
+    assert (start == data).all().item() == near
+    assert (ages == 0).all()
+
+
+def test_evaluations_of_a_sample_are_those_of_its_chains():
+    system, calls = catalog.build("stein-ebm", PLANE, sample_steps=4).eval(), []
+    system.energy.register_forward_hook(lambda *_: calls.append(1))
+    system.sample(3, seed=0)
+    assert system.sample_evaluations == len(calls) > 8
+
+
 def test_calibration_error():
     chance = torch.tensor([[0.75, 0.25]] * 4)
     assert calibration_error(chance, torch.tensor([0, 0, 0, 1])).item() == pytest.approx(0)

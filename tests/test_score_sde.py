@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from fivefold.diffusion import score_sde
+from fivefold.diffusion import _system
 from fivefold.diffusion.score_sde import GRID, ScoreSDE
 from fivefold.nets.ncsnpp import RESAMPLERS, RescaledBlock, ScoreUNet
 from fivefold.nets.unet import Attention, UNet
@@ -149,7 +149,7 @@ def test_attention_works_in_the_middle_and_at_the_chosen_resolution(make, attent
 
 def test_training_takes_random_points_of_the_cells(monkeypatch):
     seen = []
-    monkeypatch.setattr(score_sde, "dequantise", lambda x, space: seen.append(dequantise(x, space)) or seen[-1])
+    monkeypatch.setattr(_system, "dequantise", lambda x, space: seen.append(dequantise(x, space)) or seen[-1])
     ScoreSDE(IMAGE, channels=8).loss(Batch(torch.zeros(8, *IMAGE.shape, dtype=torch.long)))
     assert len(seen[0].unique()) > 0.9 * seen[0].numel()
 

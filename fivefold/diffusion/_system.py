@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from fivefold.errors import Unfit
 from fivefold.nets.unet import TimedMLP
 from fivefold.options import depth_option, option, width_option
+from fivefold.space import Space
 from fivefold.system import Batch, Density, LatentSystem
 from fivefold.tools.diffusion import quantile, rows, spread
 from fivefold.tools.paths import bound_costs, cheapest_path
-from fivefold.tools.scaling import centre, uncentre
+from fivefold.tools.scaling import centre, dequantise, midpoint, quantise, uncentre
 from fivefold.tools.schedule import warm_cosine
 from fivefold.tools.sde import (
     PREDICTIONS,
@@ -33,6 +34,21 @@ BINS = 100  # of time, in which errors are remembered
 MEMORY = 0.99  # of an error, an example later
 CANDIDATES = 200  # times of which a path is made
 CORRECTIONS = 5  # when filling in: Langevin steps at each time
+
+
+class Dequantised:
+    """For diffusions of levels that are dequantised: they start anywhere in the cell of a level."""
+
+    space: Space
+
+    def start(self, x: Tensor) -> Tensor:
+        return dequantise(x, self.space)
+
+    def enter(self, x: Tensor) -> Tensor:
+        return midpoint(x, self.space)
+
+    def leave(self, y: Tensor) -> Tensor:
+        return quantise(y, self.space)
 
 
 class DiffusionSystem(LatentSystem):

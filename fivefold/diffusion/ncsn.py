@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fivefold.diffusion._system import DiffusionSystem
+from fivefold.diffusion._system import Dequantised, DiffusionSystem
 from fivefold.nets.unet import UNet
 from fivefold.options import option
-from fivefold.tools.scaling import dequantise, midpoint, quantise
 from fivefold.tools.sde import variance_exploding
 
 USUAL = {"image": (0.02, 2.0), "table": (0.02, 5.0)}  # least and most noise, where data are of about unit size
 
 
-class NCSN(DiffusionSystem):
+class NCSN(Dequantised, DiffusionSystem):
     """NCSN (survey 2.3; Song and Ermon, 2019).
 
     A network learns the score of the data with each of a geometric sequence of noises added, by denoising score
@@ -51,13 +50,3 @@ class NCSN(DiffusionSystem):
 
     def image_net(self) -> UNet:
         return UNet(self.space, self.channels, self.multipliers, self.blocks, self.attention, self.dropout)
-
-    def start(self, x: Tensor) -> Tensor:
-        """Anywhere in the cell of a level."""
-        return dequantise(x, self.space)
-
-    def enter(self, x: Tensor) -> Tensor:
-        return midpoint(x, self.space)
-
-    def leave(self, y: Tensor) -> Tensor:
-        return quantise(y, self.space)

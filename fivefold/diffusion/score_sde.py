@@ -7,18 +7,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fivefold.diffusion._system import DiffusionSystem
+from fivefold.diffusion._system import Dequantised, DiffusionSystem
 from fivefold.nets.ncsnpp import ScoreUNet
 from fivefold.options import option
 from fivefold.system import Density
 from fivefold.tools import sde as equations
-from fivefold.tools.scaling import averaged_log_prob, dequantise, midpoint, quantise
+from fivefold.tools.scaling import averaged_log_prob
 
 GRID = 2000  # times at which a weighting is tabulated
 CHUNK = 2**15  # numbers scored at once
 
 
-class ScoreSDE(DiffusionSystem):
+class ScoreSDE(Dequantised, DiffusionSystem):
     """Score SDE, DDPM++ continuous (survey 2.3.2; Song et al., 2021).
 
     A stochastic differential equation turns data into noise; a network learns the score (the gradient of the
@@ -91,16 +91,6 @@ class ScoreSDE(DiffusionSystem):
 
     def clock(self, at: equations.Moment) -> Tensor:
         return at.noise.log() if self.plus else at.t
-
-    def start(self, x: Tensor) -> Tensor:
-        """Anywhere in the cell of a level."""
-        return dequantise(x, self.space)
-
-    def enter(self, x: Tensor) -> Tensor:
-        return midpoint(x, self.space)
-
-    def leave(self, y: Tensor) -> Tensor:
-        return quantise(y, self.space)
 
     @property
     def density_note(self) -> str:

@@ -96,6 +96,7 @@ class ChainSystem(EnergySystem):
     def learn_by_objective(self) -> None:
         """Build the objective, once there is an energy; one that does nothing where a leaf has fixed it to None."""
         self.mixing: dict[str, float] = {}
+        self.taken = 0  # evaluations of the energy by the last samples' chains
         if self.objective is None:
             self.learner = Objective(self)
         else:
@@ -185,6 +186,7 @@ class ChainSystem(EnergySystem):
         move = self.move()._replace(keep=keep, warm_up=steps if kernel in ADAPTIVE else 0)
         with frozen(self):
             ends = KERNELS[kernel](lambda y: self.potential(y, condition), state, steps, move)
+        self.taken = ends.evaluations if keep else self.taken
         if ends.trace is not None and len(ends.trace) >= SHORT:
             trace = ends.trace.flatten(2)
             worth = effective_sample_size(trace).mean() / (trace.shape[1] * ends.evaluations)
@@ -204,8 +206,11 @@ class ChainSystem(EnergySystem):
 
     @property
     def sample_evaluations(self) -> int:
-        """Steps of one sample; a buffer's chains have many more behind them."""
-        return self.sample_steps
+        """Of the energy, for one sample: those of the last draw, or its steps before there was one.
+
+        A buffer's chains have many more behind them.
+        """
+        return self.taken or self.sample_steps
 
     def monitor(self, batch: Batch) -> dict[str, float]:
         """What the objective says, and of the last samples' chains: the share accepted, effective samples for one

@@ -124,7 +124,7 @@ class TiltedSystem(ChainSystem):
 
     @property
     def sample_evaluations(self) -> int:
-        return self.sample_steps + 1
+        return super().sample_evaluations + 1
 
     def networks(self) -> list[nn.Module]:
         return self.base.networks()

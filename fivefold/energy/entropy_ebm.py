@@ -95,7 +95,7 @@ class EntropyEBM(PointSystem):
 
     @property
     def sample_evaluations(self) -> int:
-        return self.sample_steps + 1
+        return super().sample_evaluations + 1
 
     def monitor(self, batch: Batch) -> dict[str, float]:
         """Energies of data and of what is generated, in nats, the generator's entropy and its near-duplicates."""

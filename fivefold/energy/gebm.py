@@ -64,7 +64,7 @@ class GEBM(ChainSystem):
             loss = self.penalty / 2 * r1_penalty(on_data, x) - kale
             yield Update(self.energy, loss, {"kale": kale.detach()})
         made = self.energy(self.generator(self.fresh(len(data)), batch.condition), batch.condition)
-        yield Update(self.generator, made.new_zeros(()) + lower_bound(made.new_zeros(1), made))
+        yield Update(self.generator, lower_bound(made.new_zeros(1), made))
 
     def optimizers(self) -> dict[nn.Module, torch.optim.Optimizer]:
         """Adam for both players."""

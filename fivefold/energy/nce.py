@@ -26,3 +26,8 @@ class NCE(PointSystem):
     sampler = "hamiltonian"
     sample_steps = 0
     beta1 = 0.9
+
+    @property
+    def sample_evaluations(self) -> int:
+        """Also of the noise that a sample was chosen among."""
+        return super().sample_evaluations + getattr(self.learner, "proposals", 0) + 1
